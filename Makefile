@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: BSD-2-Clause
+#
+# The words a person types. Each one says what it needs and gets it; see `make help`.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build demo test test-vm vm-shell lint fmt vmlinux clean
+
+CARGO ?= cargo
+# One kernel series for test-vm and vm-shell, such as 6.1; all of them for test-vm if it is empty.
+KERNEL ?=
+# Only tests whose name contains this, for test-vm.
+TEST ?=
+
+help: ## this list
+	@echo 'make WORD, where WORD is one of:'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r word text; do \
+		printf '  %-10s %s\n' "$$word" "$$text"; done
+
+build: ## the release binary: target/release/ebpfkit
+	packaging/install-deps build
+	$(CARGO) build --release
+
+demo: ## install what is missing, build, and see the tools at work in network namespaces (root)
+	packaging/install-deps build demo
+	$(CARGO) build --release
+	examples/demo/run
+
+test: ## install what is missing, and run all tests that this machine's kernel can run
+	packaging/install-deps build test
+	tests/run
+
+test-vm: ## all tests on Debian's kernels in QEMU; KERNEL=6.1 for one kernel, TEST=name for some tests
+	packaging/install-deps build test vm
+	tests/vm/run $(if $(TEST),--filter '$(TEST)') $(KERNEL)
+
+vm-shell: ## a shell on one of these kernels, with the tests in it: make vm-shell KERNEL=6.1
+	packaging/install-deps build test vm
+	@test -n '$(KERNEL)' || { echo 'vm-shell: which kernel? Such as: make vm-shell KERNEL=6.1' >&2; exit 1; }
+	tests/vm/run --shell $(KERNEL)
+
+lint: ## formatting, warnings, BPF programs with clang 14 and 19 for x86-64 and arm64, scripts
+	packaging/install-deps build lint
+	tests/lint
+
+fmt: ## format Rust and C
+	$(CARGO) fmt
+	find src/bpf -name '*.[ch]' -exec clang-format-19 -i {} +
+
+vmlinux: ## make vmlinux/*/vmlinux.h again, from Debian's kernels
+	packaging/install-deps vmlinux
+	vmlinux/generate
+
+clean: ## remove what was built
+	$(CARGO) clean
