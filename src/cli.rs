@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The command line, and the only registry of tools.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::kernel;
+use crate::output::{Color, Format, Settings};
+use crate::tools::doctor::Diagnosis;
+use crate::tools::{doctor, tc_guard};
+
+/// Guard the cloud metadata service and watch TLS, with eBPF.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ebpfkit",
+    version,
+    about,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Exit status: 0 done; 1 failed; 2 wrong usage; 3 this kernel or these privileges \
+                  cannot run it."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    tool: Tool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Common options")]
+struct Common {
+    /// Say more on standard error; -vv adds what libbpf says, -vvv all of it
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// When to colour text; NO_COLOR is honoured
+    #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
+    color: Color,
+    /// Form of the results: text, or json for JSON Lines
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        global = true,
+        value_name = "FORMAT"
+    )]
+    output: Format,
+}
+
+/// A line for each tool.
+#[derive(Debug, Subcommand)]
+enum Tool {
+    /// Let only chosen users reach the metadata service
+    TcGuard(tc_guard::Args),
+    /// Say what this machine and these privileges allow
+    Doctor(doctor::Args),
+}
+
+/// The tools that `doctor` can be asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ToolName {
+    /// tc-guard
+    TcGuard,
+}
+
+impl ToolName {
+    /// In the order in which they are shown.
+    pub const ALL: &'static [Self] = &[Self::TcGuard];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TcGuard => tc_guard::NAME,
+        }
+    }
+
+    /// Tries the tool.
+    pub fn diagnose(self) -> Diagnosis {
+        match self {
+            Self::TcGuard => tc_guard::diagnose(),
+        }
+    }
+}
+
+impl Cli {
+    /// Runs what was asked for.
+    ///
+    /// # Errors
+    /// What ended the tool before its time; [`crate::failure`] says what becomes of it.
+    pub fn run(self) -> Result<()> {
+        let Common {
+            verbose,
+            quiet,
+            color,
+            output,
+        } = self.common;
+        kernel::bpf::set_verbosity(verbose);
+        let settings = Settings {
+            format: output,
+            color,
+            verbose,
+            quiet,
+        };
+        match self.tool {
+            Tool::TcGuard(args) => tc_guard::run(&args, settings),
+            Tool::Doctor(args) => doctor::run(&args, settings),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_agree_with_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_tool_has_a_doctor() {
+        let named: Vec<_> = ToolName::ALL.iter().map(|tool| tool.name()).collect();
+        let command = Cli::command();
+        let tools: Vec<_> = command
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .filter(|name| *name != doctor::NAME)
+            .collect();
+        assert_eq!(named, tools);
+    }
+}

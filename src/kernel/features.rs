@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! What this kernel can do, found by trying. Facts only; the tools decide what follows.
+
+use libbpf_rs::libbpf_sys;
+
+use super::bpf;
+
+/// What was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// The kernel's own types are there (`CONFIG_DEBUG_INFO_BTF`).
+    pub btf: bool,
+    /// TC programs attach by link (TCX, kernel 6.6).
+    pub tcx: bool,
+    /// One link attaches to many functions (uprobe.multi, kernel 6.6).
+    pub uprobe_multi: bool,
+}
+
+impl Features {
+    /// Tries each. What the privileges do not allow to be tried counts as absent.
+    pub fn probe() -> Self {
+        Self {
+            btf: bpf::has_btf(),
+            tcx: tcx(),
+            uprobe_multi: bpf::links_uprobe_multi(),
+        }
+    }
+}
+
+/// The loopback interface has index 1 in every network namespace.
+const LOOPBACK: i32 = 1;
+
+/// Asks which programs are at the TCX egress of the loopback interface; an older kernel does not
+/// know the question (EINVAL).
+pub fn tcx() -> bool {
+    let mut count = 0;
+    let mut flags = 0;
+    #[allow(unsafe_code)]
+    // SAFETY: a query with room for no program id writes the count and the flags only.
+    let ret = unsafe {
+        libbpf_sys::bpf_prog_query(
+            LOOPBACK,
+            libbpf_sys::BPF_TCX_EGRESS,
+            0,
+            &raw mut flags,
+            std::ptr::null_mut(),
+            &raw mut count,
+        )
+    };
+    ret == 0
+}

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! From the kernel's records to events with exact counts. Pure: no kernel, no clock.
+//!
+//! The kernel counts every packet of a key and sends an event for the first and then for one a
+//! second at most; an event carries the total so far. What was counted after the last event is
+//! found by a sweep over the kernel's table. So the counts of all events add up to the packets,
+//! whatever the ring buffer had no room for.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::skel::tc_guard::types::{
+    guard_event, guard_key, guard_reason, guard_report, guard_verdict,
+};
+
+/// Packets with the same key are reported together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// What became of them.
+    pub verdict: Verdict,
+    /// Whose they were.
+    pub caller: Caller,
+    /// Index of the endpoint in the plan.
+    pub endpoint: usize,
+}
+
+/// What became of a packet to a guarded endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It went out.
+    Allowed,
+    /// It did not.
+    Denied,
+    /// It went out, as the guard only audits.
+    WouldDeny,
+}
+
+impl Verdict {
+    /// The name in events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::WouldDeny => "would-deny",
+        }
+    }
+}
+
+/// What a packet's socket says of its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Caller {
+    /// The uid of the socket's creator.
+    User(u32),
+    /// There is no socket.
+    NoSocket,
+    /// The socket has no owner: TIME_WAIT, or a connection request.
+    PartialSocket,
+}
+
+/// One packet of a key, and how many there had been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// When, on the kernel's boot clock.
+    pub time_ns: u64,
+    /// Packets of this key so far, this one included.
+    pub total: u64,
+    /// Key of the packet.
+    pub key: Key,
+    /// The id of the sender's cgroup, if there is a socket.
+    pub cgroup: u64,
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Where from; port 0 if not known.
+    pub src: SocketAddr,
+    /// Where to; port 0 if not known.
+    pub dst: SocketAddr,
+    /// IANA protocol number.
+    pub protocol: u8,
+}
+
+/// What [`Tally`] found worth telling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reported {
+    /// Key of the packets.
+    pub key: Key,
+    /// How many of them have not been told of before.
+    pub count: u64,
+    /// The last of them that the kernel described, unless the ring buffer lost it.
+    pub sample: Option<Sample>,
+}
+
+impl Key {
+    fn decode(raw: &guard_key) -> Result<Self> {
+        let verdict = match guard_verdict(u32::from(raw.verdict)) {
+            guard_verdict::GUARD_ALLOWED => Verdict::Allowed,
+            guard_verdict::GUARD_DENIED => Verdict::Denied,
+            guard_verdict::GUARD_WOULD_DENY => Verdict::WouldDeny,
+            _ => bail!("verdict {} of the kernel's is not known", raw.verdict),
+        };
+        let caller = match guard_reason(u32::from(raw.reason)) {
+            guard_reason::GUARD_USER => Caller::User(raw.uid),
+            guard_reason::GUARD_NO_SOCKET => Caller::NoSocket,
+            guard_reason::GUARD_PARTIAL_SOCKET => Caller::PartialSocket,
+            _ => bail!("reason {} of the kernel's is not known", raw.reason),
+        };
+        Ok(Self {
+            verdict,
+            caller,
+            endpoint: usize::try_from(raw.endpoint)?,
+        })
+    }
+
+    /// The key in an entry of the kernel's table.
+    ///
+    /// # Errors
+    /// If the bytes are none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let mut raw = guard_key::default();
+        copy(&mut raw, bytes)?;
+        Self::decode(&raw)
+    }
+}
+
+impl Sample {
+    /// The sample in a record of the ring buffer.
+    ///
+    /// # Errors
+    /// If the bytes are none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let mut raw = guard_event::default();
+        copy(&mut raw, bytes)?;
+        Ok(Self {
+            time_ns: raw.time_ns,
+            total: raw.total,
+            key: Key::decode(&raw.key)?,
+            cgroup: raw.cgroup,
+            ifindex: raw.ifindex,
+            src: socket_addr(raw.src, raw.sport),
+            dst: socket_addr(raw.dst, raw.dport),
+            protocol: raw.protocol,
+        })
+    }
+}
+
+/// The total in an entry of the kernel's table.
+///
+/// # Errors
+/// If the bytes are none.
+pub fn total_from_bytes(bytes: &[u8]) -> Result<u64> {
+    let mut raw = guard_report::default();
+    copy(&mut raw, bytes)?;
+    Ok(raw.total)
+}
+
+fn copy<T: plain::Plain>(to: &mut T, bytes: &[u8]) -> Result<()> {
+    if bytes.len() < size_of::<T>() {
+        bail!(
+            "a record of {} bytes where {} were due",
+            bytes.len(),
+            size_of::<T>()
+        );
+    }
+    plain::copy_from_bytes(to, bytes)
+        .map_err(|err| anyhow::anyhow!("{err:?}"))
+        .context("record")
+}
+
+// SAFETY: a C struct of integers and arrays of them, with explicit padding; any bytes are valid.
+#[allow(unsafe_code)]
+unsafe impl plain::Plain for guard_event {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl plain::Plain for guard_key {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl plain::Plain for guard_report {}
+
+/// An address as the programs write it: IPv4 in its IPv4-mapped form.
+fn socket_addr(address: [u8; 16], port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::from(address)).to_canonical(), port)
+}
+
+/// How many packets of each key have been told of.
+#[derive(Debug, Default)]
+pub struct Tally {
+    told: HashMap<Key, Told>,
+    delivered: u64,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    total: u64,
+    sample: Option<Sample>,
+}
+
+impl Tally {
+    /// Takes a record of the ring buffer.
+    pub fn sample(&mut self, sample: Sample) -> Option<Reported> {
+        self.told.entry(sample.key).or_default().sample = Some(sample);
+        self.total(sample.key, sample.total)
+    }
+
+    /// Takes an entry of the kernel's table: `total` packets of `key` so far.
+    pub fn total(&mut self, key: Key, total: u64) -> Option<Reported> {
+        let told = self.told.entry(key).or_default();
+        // A record may be read after a sweep that had counted further.
+        let count = total.checked_sub(told.total).filter(|count| *count > 0)?;
+        told.total = total;
+        self.delivered += count;
+        Some(Reported {
+            key,
+            count,
+            sample: told.sample,
+        })
+    }
+
+    /// All packets that have been told of.
+    pub fn delivered(&self) -> u64 {
+        self.delivered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes<T: plain::Plain>(value: &T) -> Vec<u8> {
+        #[allow(unsafe_code)]
+        // SAFETY: the types under test are plain, without implicit padding.
+        unsafe { plain::as_bytes(value) }.to_vec()
+    }
+
+    fn raw(total: u64) -> guard_event {
+        let mut dst = [0; 16];
+        dst[10..].copy_from_slice(&[0xff, 0xff, 169, 254, 169, 254]);
+        guard_event {
+            time_ns: 7,
+            total,
+            cgroup: 9,
+            key: guard_key {
+                uid: 1000,
+                endpoint: 3,
+                verdict: 1,
+                reason: 0,
+                pad: [0; 6],
+            },
+            src: [0; 16],
+            dst,
+            ifindex: 2,
+            sport: 40000,
+            dport: 80,
+            protocol: 6,
+            transport: 0,
+            pad: [0; 6],
+        }
+    }
+
+    #[test]
+    fn records_have_the_size_that_the_kernel_writes() {
+        assert_eq!(size_of::<guard_event>(), 88);
+        assert_eq!(size_of::<guard_key>(), 16);
+        assert_eq!(size_of::<guard_report>(), 16);
+    }
+
+    #[test]
+    fn a_record_is_decoded() {
+        let sample = Sample::from_bytes(&bytes(&raw(5))).unwrap();
+        assert_eq!(sample.key.caller, Caller::User(1000));
+        assert_eq!(sample.key.verdict, Verdict::Denied);
+        assert_eq!(
+            (sample.key.endpoint, sample.total, sample.cgroup),
+            (3, 5, 9)
+        );
+        assert_eq!(sample.dst, "169.254.169.254:80".parse().unwrap());
+        assert_eq!(sample.src, "[::]:40000".parse().unwrap());
+    }
+
+    #[test]
+    fn what_is_no_record_is_an_error() {
+        assert!(Sample::from_bytes(&bytes(&raw(5))[..87]).is_err());
+        assert!(Sample::from_bytes(&[]).is_err());
+        let mut unknown = raw(5);
+        unknown.key.verdict = 77;
+        assert!(Sample::from_bytes(&bytes(&unknown)).is_err());
+        unknown.key.verdict = 1;
+        unknown.key.reason = 77;
+        assert!(Sample::from_bytes(&bytes(&unknown)).is_err());
+        assert!(Key::from_bytes(&[0; 15]).is_err());
+        assert!(total_from_bytes(&[0; 8]).is_err());
+    }
+
+    #[test]
+    fn counts_add_up_to_the_total_whoever_tells_first() {
+        let mut tally = Tally::default();
+        let first = Sample::from_bytes(&bytes(&raw(1))).unwrap();
+        assert_eq!(tally.sample(first).map(|told| told.count), Some(1));
+        // A sweep overtakes a record that is still in the ring buffer.
+        let swept = tally.total(first.key, 10).unwrap();
+        assert_eq!((swept.count, swept.sample), (9, Some(first)));
+        assert_eq!(tally.sample(Sample { total: 8, ..first }), None);
+        assert_eq!(
+            tally
+                .sample(Sample { total: 12, ..first })
+                .map(|told| told.count),
+            Some(2)
+        );
+        assert_eq!(tally.total(first.key, 12), None);
+        assert_eq!(tally.delivered(), 12);
+    }
+
+    #[test]
+    fn packets_whose_record_was_lost_are_counted_without_a_sample() {
+        let mut tally = Tally::default();
+        let key = Sample::from_bytes(&bytes(&raw(1))).unwrap().key;
+        let told = tally.total(key, 4).unwrap();
+        assert_eq!((told.count, told.sample), (4, None));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Sample::from_bytes(&bytes);
+            let _ = Key::from_bytes(&bytes);
+        }
+    }
+}
