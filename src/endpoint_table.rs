@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
 //! Endpoints in the form that `src/bpf/lib/endpoints.bpf.h` reads: two bits that say no for nearly
-//! every address, and a longest-prefix table of rules. Pure: plain values in, plain bytes out.
+//! every address, then a table from addresses to groups and one from a group's ports to what is
+//! there. Pure: plain values in, plain bytes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{ANY_PORT, Endpoint, Protocol};
 use crate::failure::Failure;
 
 /// MAX_ENDPOINT_PREFIXES of `endpoints.bpf.h`.
 pub const MAX_PREFIXES: usize = 4096;
-/// MAX_ENDPOINT_RULES of `endpoints.bpf.h`.
-pub const MAX_RULES: usize = 16;
+/// MAX_ENDPOINT_PORTS of `endpoints.bpf.h`.
+pub const MAX_PORTS: usize = 65536;
 
 /// Words of one bitmap over 16 bits of an address.
 pub const BITMAP_WORDS: usize = 65536 / 64;
@@ -21,10 +22,22 @@ pub type Bitmaps = [[u64; BITMAP_WORDS]; 4];
 
 /// Bytes of `struct endpoint_key`: a prefix length, an address.
 pub const KEY_BYTES: usize = 4 + 16;
-/// Bytes of `struct endpoint_rule`.
-const RULE_BYTES: usize = 24;
-/// Bytes of `struct endpoint_rules`.
-pub const VALUE_BYTES: usize = 8 + MAX_RULES * RULE_BYTES;
+/// Bytes of `struct endpoint_port_key`: a prefix length, a group, a protocol, a question, a port.
+pub const PORT_KEY_BYTES: usize = 4 + 8;
+/// Bytes of `struct endpoint_target`: a mask, an index, padding.
+pub const TARGET_BYTES: usize = 16;
+
+/// `enum endpoint_question` of `endpoints.bpf.h`.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+enum Question {
+    Port = 0,
+    Protocol = 1,
+    Anything = 2,
+}
+
+/// The protocols that the program tells apart: TCP, UDP, and all others as 0.
+const PROTOCOLS: [u8; 3] = [Protocol::Tcp as u8, Protocol::Udp as u8, 0];
 
 /// An endpoint, and 64 bits that mean something to the tool alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,13 +78,15 @@ pub fn merge(targets: impl IntoIterator<Item = Target>) -> Vec<Target> {
     merged
 }
 
-/// What the program reads. A rule's endpoint is an index into the targets that this was made from.
+/// What the program reads. Its indices are into the targets that this was made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     /// `endpoint_bits` of the program's read-only data.
     pub bitmaps: Box<Bitmaps>,
     /// Keys and values of the map `endpoints`.
-    pub entries: Vec<([u8; KEY_BYTES], [u8; VALUE_BYTES])>,
+    pub addresses: Vec<([u8; KEY_BYTES], [u8; 4])>,
+    /// Keys and values of the map `endpoint_ports`.
+    pub ports: Vec<([u8; PORT_KEY_BYTES], [u8; TARGET_BYTES])>,
 }
 
 /// A prefix of IPv4-mapped space, by family: `::/0` is not all of IPv4.
@@ -114,18 +129,18 @@ impl Table {
     /// The table of `targets`.
     ///
     /// # Errors
-    /// [`Failure::Usage`] for more prefixes, or more rules for one of them, than the program holds.
+    /// [`Failure::Usage`] for more prefixes or ports than the program holds.
     pub fn new(targets: &[Target]) -> Result<Self, Failure> {
         let mut bitmaps: Box<Bitmaps> = Box::new([[0; BITMAP_WORDS]; 4]);
-        let mut prefixes = BTreeMap::new();
+        let mut prefixes = BTreeSet::new();
         for target in targets {
             let prefix = Prefix::of(&target.endpoint);
-            prefixes.insert(prefix, &target.endpoint);
+            prefixes.insert(prefix);
             // Longest-prefix match knows no families: without an entry of its own, IPv4 would be
             // found in an IPv6 prefix this short. A prefix of IPv4 always has such an entry or is
             // longer.
             if !prefix.v4 && prefix.length < ALL_V4.length && prefix.holds(ALL_V4.bits) {
-                prefixes.entry(ALL_V4).or_insert(&target.endpoint);
+                prefixes.insert(ALL_V4);
             }
             mark(&mut bitmaps, prefix);
         }
@@ -135,31 +150,173 @@ impl Table {
                 prefixes.len()
             )));
         }
-        let mut entries = Vec::with_capacity(prefixes.len());
-        for (prefix, endpoint) in prefixes {
-            let rules = rules(targets, prefix);
-            if rules.len() > MAX_RULES {
-                return Err(Failure::usage(format!(
-                    "endpoint {endpoint}: {} different ports or protocols, with those of the \
-                     prefixes around it; at most {MAX_RULES} can be",
-                    rules.len()
-                )));
-            }
-            entries.push((key(prefix), value(&rules)));
+        let mut table = Self {
+            bitmaps,
+            addresses: Vec::new(),
+            ports: Vec::new(),
+        };
+        // Prefixes with the same targets at the same ports share a group.
+        let mut groups: BTreeMap<Vec<Segments>, u32> = BTreeMap::new();
+        for prefix in prefixes {
+            let covering = covering(targets, prefix);
+            let segments: Vec<_> = PROTOCOLS
+                .iter()
+                .map(|protocol| segments(&covering, *protocol))
+                .collect();
+            let next = u32::try_from(groups.len()).unwrap_or(u32::MAX);
+            let group = *groups.entry(segments).or_insert_with_key(|segments| {
+                table.write_group(next, segments, &covering);
+                next
+            });
+            table.addresses.push((key(prefix), group.to_ne_bytes()));
         }
-        Ok(Self { bitmaps, entries })
+        if table.ports.len() > MAX_PORTS {
+            return Err(Failure::usage(format!(
+                "the endpoints' port ranges make {} entries; at most {MAX_PORTS} can be",
+                table.ports.len()
+            )));
+        }
+        Ok(table)
+    }
+
+    fn write_group(&mut self, group: u32, segments: &[Segments], covering: &[(usize, &Target)]) {
+        for (protocol, segments) in PROTOCOLS.iter().zip(segments) {
+            for segment in segments {
+                for (port, length) in port_prefixes(segment.first, segment.last) {
+                    let key = port_key(group, *protocol, Question::Port, port, length);
+                    self.ports.push((key, segment.what.value()));
+                }
+            }
+            // What cannot be read is taken for whatever it may be.
+            let any = covering
+                .iter()
+                .filter(|(_, target)| holds(target, *protocol));
+            if let Some(what) = What::all(any.copied()) {
+                let key = port_key(group, *protocol, Question::Protocol, 0, 16);
+                self.ports.push((key, what.value()));
+            }
+        }
+        if let Some(what) = What::all(covering.iter().copied()) {
+            self.ports
+                .push((port_key(group, 0, Question::Anything, 0, 16), what.value()));
+        }
     }
 }
 
-/// The rules that hold within `prefix`: its own and those of what covers it, most specific first.
-fn rules(targets: &[Target], prefix: Prefix) -> Vec<(usize, &Target)> {
-    let mut rules: Vec<_> = targets
+/// What is at a port: the most specific endpoint, and the masks of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct What {
+    endpoint: usize,
+    mask: u64,
+}
+
+impl What {
+    /// Of targets in order, the first of them the most specific; none for none.
+    fn all<'t>(targets: impl Iterator<Item = (usize, &'t Target)>) -> Option<Self> {
+        targets.fold(None, |what, (index, target)| {
+            let what = what.unwrap_or(Self {
+                endpoint: index,
+                mask: 0,
+            });
+            Some(Self {
+                mask: what.mask | target.mask,
+                ..what
+            })
+        })
+    }
+
+    fn value(self) -> [u8; TARGET_BYTES] {
+        let mut value = [0; TARGET_BYTES];
+        value[..8].copy_from_slice(&self.mask.to_ne_bytes());
+        let endpoint = u32::try_from(self.endpoint).unwrap_or(u32::MAX);
+        value[8..12].copy_from_slice(&endpoint.to_ne_bytes());
+        value
+    }
+}
+
+/// Ports of one protocol with the same at each of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Segment {
+    first: u16,
+    last: u16,
+    what: What,
+}
+
+/// In order, without overlap.
+type Segments = Vec<Segment>;
+
+/// The targets that hold within `prefix`: its own and those of what covers it, most specific first.
+fn covering(targets: &[Target], prefix: Prefix) -> Vec<(usize, &Target)> {
+    let mut covering: Vec<_> = targets
         .iter()
         .enumerate()
         .filter(|(_, target)| Prefix::of(&target.endpoint).covers(prefix))
         .collect();
-    rules.sort_by_key(|(index, target)| (std::cmp::Reverse(target.endpoint.mapped().1), *index));
-    rules
+    covering.sort_by_key(|(index, target)| (std::cmp::Reverse(target.endpoint.mapped().1), *index));
+    covering
+}
+
+/// Whether `target` means this protocol, one of [`PROTOCOLS`]. A range of ports means the protocols
+/// that have ports.
+fn holds(target: &Target, protocol: u8) -> bool {
+    match target.endpoint.protocol {
+        Some(wanted) => wanted as u8 == protocol,
+        None => protocol != 0 || target.endpoint.ports == ANY_PORT,
+    }
+}
+
+/// What is at each port of `protocol`.
+fn segments(covering: &[(usize, &Target)], protocol: u8) -> Segments {
+    let meant: Vec<_> = covering
+        .iter()
+        .copied()
+        .filter(|(_, target)| holds(target, protocol))
+        .collect();
+    // Something changes only where a range begins or one has ended.
+    let mut edges: BTreeSet<u32> = BTreeSet::new();
+    for (_, target) in &meant {
+        edges.insert(u32::from(*target.endpoint.ports.start()));
+        edges.insert(u32::from(*target.endpoint.ports.end()) + 1);
+    }
+    let edges: Vec<_> = edges.into_iter().collect();
+    edges
+        .windows(2)
+        .filter_map(|edge| {
+            let first = u16::try_from(edge[0]).ok()?;
+            let last = u16::try_from(edge[1] - 1).ok()?;
+            let here = meant
+                .iter()
+                .copied()
+                .filter(|(_, target)| target.endpoint.ports.contains(&first));
+            Some(Segment {
+                first,
+                last,
+                what: What::all(here)?,
+            })
+        })
+        .collect()
+}
+
+/// The fewest prefixes (port and length in bits) that make up `first` to `last`.
+fn port_prefixes(first: u16, last: u16) -> Vec<(u16, u8)> {
+    let (mut at, end) = (u32::from(first), u32::from(last) + 1);
+    let mut prefixes = Vec::new();
+    while at < end {
+        // The largest power of two that begins here and does not go beyond.
+        let aligned = if at == 0 {
+            16
+        } else {
+            at.trailing_zeros().min(16)
+        };
+        let fitting = (end - at).ilog2();
+        let bits = aligned.min(fitting);
+        prefixes.push((
+            u16::try_from(at).unwrap_or(u16::MAX),
+            16 - u8::try_from(bits).unwrap_or(0),
+        ));
+        at += 1 << bits;
+    }
+    prefixes
 }
 
 fn key(prefix: Prefix) -> [u8; KEY_BYTES] {
@@ -169,20 +326,21 @@ fn key(prefix: Prefix) -> [u8; KEY_BYTES] {
     key
 }
 
-fn value(rules: &[(usize, &Target)]) -> [u8; VALUE_BYTES] {
-    let mut value = [0; VALUE_BYTES];
-    let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_ne_bytes();
-    value[..4].copy_from_slice(&number(rules.len()));
-    let (slots, _) = value[8..].as_chunks_mut::<RULE_BYTES>();
-    for (slot, (index, target)) in slots.iter_mut().zip(rules) {
-        let endpoint = &target.endpoint;
-        slot[..2].copy_from_slice(&endpoint.ports.start().to_ne_bytes());
-        slot[2..4].copy_from_slice(&endpoint.ports.end().to_ne_bytes());
-        slot[4] = endpoint.protocol.map_or(0, |protocol| protocol as u8);
-        slot[8..12].copy_from_slice(&number(*index));
-        slot[16..].copy_from_slice(&target.mask.to_ne_bytes());
-    }
-    value
+/// `length` bits of the port count.
+fn port_key(
+    group: u32,
+    protocol: u8,
+    question: Question,
+    port: u16,
+    length: u8,
+) -> [u8; PORT_KEY_BYTES] {
+    let mut key = [0; PORT_KEY_BYTES];
+    key[..4].copy_from_slice(&(48 + u32::from(length)).to_ne_bytes());
+    key[4..8].copy_from_slice(&group.to_be_bytes());
+    key[8] = protocol;
+    key[9] = question as u8;
+    key[10..].copy_from_slice(&port.to_be_bytes());
+    key
 }
 
 /// Sets the bits of all addresses in `prefix`.
@@ -235,8 +393,18 @@ mod tests {
         bitmap[usize::from(half >> 6)] >> (half & 63) & 1 == 1
     }
 
-    /// What the program does, in Rust: the index of the endpoint found.
     fn lookup(table: &Table, address: IpAddr, port: u16, protocol: Protocol) -> Option<u32> {
+        search(table, address, port, protocol as u8, Question::Port).map(|(endpoint, _)| endpoint)
+    }
+
+    /// What the program does, in Rust: the index of the endpoint found, and the mask.
+    fn search(
+        table: &Table,
+        address: IpAddr,
+        port: u16,
+        protocol: u8,
+        question: Question,
+    ) -> Option<(u32, u64)> {
         let (possible, bits) = match address {
             IpAddr::V4(v4) => {
                 let bits = u128::from(v4.to_bits());
@@ -257,23 +425,28 @@ mod tests {
         if !possible {
             return None;
         }
-        let (_, value) = table
-            .entries
+        let group = longest(&table.addresses, &bits.to_be_bytes())?;
+        let mut asked = [0; 8];
+        asked[..4].copy_from_slice(&u32::from_ne_bytes(*group).to_be_bytes());
+        asked[4] = protocol;
+        asked[5] = question as u8;
+        asked[6..].copy_from_slice(&port.to_be_bytes());
+        let value = longest(&table.ports, &asked)?;
+        Some((
+            u32::from_ne_bytes(value[8..12].try_into().unwrap()),
+            u64::from_ne_bytes(value[..8].try_into().unwrap()),
+        ))
+    }
+
+    /// What an LPM trie of the kernel answers.
+    fn longest<'t, const K: usize, V>(entries: &'t [([u8; K], V)], asked: &[u8]) -> Option<&'t V> {
+        let length = |key: &[u8; K]| u32::from_ne_bytes(key[..4].try_into().unwrap());
+        let bit = |bytes: &[u8], at: u32| bytes[at as usize / 8] >> (7 - at % 8) & 1;
+        entries
             .iter()
-            .filter(|(key, _)| {
-                let length = u32::from_ne_bytes(key[..4].try_into().unwrap());
-                let network = u128::from_be_bytes(key[4..].try_into().unwrap());
-                let shift = 128 - length;
-                bits.checked_shr(shift) == network.checked_shr(shift)
-            })
-            .max_by_key(|(key, _)| u32::from_ne_bytes(key[..4].try_into().unwrap()))?;
-        let count = u32::from_ne_bytes(value[..4].try_into().unwrap()) as usize;
-        let half = |at: &[u8]| u16::from_ne_bytes(at.try_into().unwrap());
-        value[8..].chunks(RULE_BYTES).take(count).find_map(|rule| {
-            ((rule[4] == 0 || rule[4] == protocol as u8)
-                && (half(&rule[..2])..=half(&rule[2..4])).contains(&port))
-            .then(|| u32::from_ne_bytes(rule[8..12].try_into().unwrap()))
-        })
+            .filter(|(key, _)| (0..length(key)).all(|at| bit(&key[4..], at) == bit(asked, at)))
+            .max_by_key(|(key, _)| length(key))
+            .map(|(_, value)| value)
     }
 
     #[test]
@@ -320,13 +493,65 @@ mod tests {
     }
 
     #[test]
-    fn too_many_rules_name_the_endpoint() {
-        let targets: Vec<_> = (1..=17)
-            .map(|port| target(&format!("10.0.0.0/8:{port}")))
+    fn rules_of_overlapping_endpoints_add_up() {
+        let with = |text: &str, mask| Target {
+            mask,
+            ..target(text)
+        };
+        let targets = [
+            with("10.0.0.0/8", 1),
+            with("10.1.2.3:80-90/tcp", 2),
+            with("10.1.2.3:85/tcp", 4),
+        ];
+        let table = Table::new(&targets).unwrap();
+        let find = |port| search(&table, "10.1.2.3".parse().unwrap(), port, 6, Question::Port);
+        assert_eq!(find(79), Some((0, 1)));
+        assert_eq!(find(80), Some((1, 3)));
+        assert_eq!(find(85), Some((1, 7)));
+        assert_eq!(find(91), Some((0, 1)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_whatever_it_may_be() {
+        let targets = [
+            target("10.1.2.3:80/tcp"),
+            target("10.1.2.4"),
+            target("10.1.2.5:7"),
+        ];
+        let table = Table::new(&targets).unwrap();
+        let find = |address: &str, protocol, question| {
+            search(&table, address.parse().unwrap(), 0, protocol, question).map(|found| found.0)
+        };
+        assert_eq!(find("10.1.2.3", 6, Question::Protocol), Some(0));
+        assert_eq!(find("10.1.2.3", 17, Question::Protocol), None);
+        assert_eq!(find("10.1.2.3", 0, Question::Anything), Some(0));
+        assert_eq!(find("10.1.2.4", 0, Question::Protocol), Some(1));
+        assert_eq!(find("10.1.2.4", 0, Question::Port), Some(1));
+        assert_eq!(find("10.1.2.5", 17, Question::Protocol), Some(2));
+        assert_eq!(find("10.1.2.5", 0, Question::Port), None);
+    }
+
+    #[test]
+    fn a_range_of_ports_is_made_of_few_prefixes() {
+        assert_eq!(port_prefixes(0, 65535), [(0, 0)]);
+        assert_eq!(port_prefixes(80, 80), [(80, 16)]);
+        assert_eq!(port_prefixes(1, 6), [(1, 16), (2, 15), (4, 15), (6, 16)]);
+        assert_eq!(port_prefixes(1, 65534).len(), 30);
+        assert_eq!(port_prefixes(65535, 65535), [(65535, 16)]);
+    }
+
+    #[test]
+    fn many_endpoints_fit_and_too_many_are_refused() {
+        let mut targets: Vec<_> = (0..1500)
+            .map(|n| target(&format!("10.0.{}.{}:80/tcp", n / 250, n % 250)))
             .collect();
-        assert!(Table::new(&targets[..16]).is_ok());
-        let err = Table::new(&targets).unwrap_err().to_string();
-        assert!(err.contains("10.0.0.0/8") && err.contains("17"), "{err}");
+        assert_eq!(Table::new(&targets).unwrap().ports.len(), 4500);
+        for target in &mut targets {
+            target.endpoint.protocol = None;
+            target.endpoint.ports = 1..=65534;
+        }
+        let err = Table::new(&targets).map(drop).unwrap_err().to_string();
+        assert!(err.contains("at most 65536"), "{err}");
     }
 
     #[test]

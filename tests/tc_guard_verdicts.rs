@@ -82,6 +82,9 @@ mod root {
                 && match &transport {
                     Transport::Hidden(protocol) => match (endpoint.protocol, protocol) {
                         (Some(wanted), Some(protocol)) => wanted as u8 == *protocol,
+                        (None, Some(protocol)) => {
+                            endpoint.ports == (0..=u16::MAX) || matches!(protocol, 6 | 17)
+                        }
                         _ => true,
                     },
                     Transport::Known {
@@ -432,8 +435,14 @@ mod root {
         let open = Guard::load(&plan(true), &table, Guard::method(), &mut one).unwrap();
         let closed = Guard::load(&plan(false), &table, Guard::method(), &mut two).unwrap();
         let fates = [const { Cell::new(0u32) }; 3];
+        // An emulated machine takes a hundred times as long for a packet.
+        let cases = if std::env::var_os("EBPFKIT_VM").is_some() {
+            2_000
+        } else {
+            20_000
+        };
         let config = Config {
-            cases: 20_000,
+            cases,
             failure_persistence: None,
             ..Config::default()
         };
@@ -456,7 +465,7 @@ mod root {
             })
             .unwrap();
         assert!(
-            fates.iter().all(|count| count.get() > 500),
+            fates.iter().all(|count| count.get() > cases / 40),
             "the generator is one-sided: {fates:?}"
         );
     }

@@ -188,7 +188,7 @@ unanswered:
 /* A packet whose destination may be guarded. */
 static __always_inline int judge(struct __sk_buff *skb, __u32 network, bool ethernet)
 {
-	struct endpoint_found target;
+	const struct endpoint_target *target;
 	struct guard_key key = {};
 	struct caller caller;
 	struct packet pkt;
@@ -197,7 +197,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, bool ethe
 	if (packet_parse(skb, network, &pkt))
 		return TC_ACT_UNSPEC;
 	target = endpoint_of_packet(&pkt);
-	if (!target.found)
+	if (!target)
 		return TC_ACT_UNSPEC;
 
 	caller = caller_of(skb);
@@ -206,12 +206,12 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, bool ethe
 		return TC_ACT_UNSPEC;
 	}
 	key.uid = caller.uid;
-	key.endpoint = target.endpoint;
+	key.endpoint = target->endpoint;
 	key.reason = caller.reason;
 	key.verdict = audit ? GUARD_WOULD_DENY : GUARD_DENIED;
 	if (caller.reason == GUARD_USER) {
 		subject = bpf_map_lookup_elem(&users, &caller.uid);
-		if (subject && *subject & target.mask)
+		if (subject && *subject & target->mask)
 			key.verdict = GUARD_ALLOWED;
 	}
 	count(key.verdict);

@@ -7,14 +7,17 @@ use libbpf_rs::{MapCore, MapFlags};
 
 use crate::endpoint_table::Table;
 
-/// Fills the map `endpoints` of `endpoints.bpf.h`.
+/// Fills the maps `endpoints` and `endpoint_ports` of `endpoints.bpf.h`.
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn write(table: &Table, map: &impl MapCore) -> Result<()> {
-    for (key, value) in &table.entries {
-        map.update(key, value, MapFlags::ANY)
-            .context("cannot write the table of endpoints")?;
+pub fn write(table: &Table, addresses: &impl MapCore, ports: &impl MapCore) -> Result<()> {
+    let at = "cannot write the table of endpoints";
+    for (key, value) in &table.ports {
+        ports.update(key, value, MapFlags::ANY).context(at)?;
+    }
+    for (key, value) in &table.addresses {
+        addresses.update(key, value, MapFlags::ANY).context(at)?;
     }
     Ok(())
 }

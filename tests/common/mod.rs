@@ -62,6 +62,16 @@ pub fn sh(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The system's python3: one in root's home is no good to another user.
+pub fn python3() -> &'static str {
+    let system = "/usr/bin/python3";
+    if Path::new(system).exists() {
+        system
+    } else {
+        "python3"
+    }
+}
+
 pub fn ip(args: &[&str]) -> String {
     sh(Command::new("ip").args(args))
 }
@@ -110,8 +120,11 @@ impl Netns {
         command
     }
 
-    /// The same as an ordinary user without any capability.
+    /// The same as this user; an ordinary one has no capability.
     pub fn command_as(&self, uid: u32, program: impl AsRef<OsStr>) -> Command {
+        if uid == 0 {
+            return self.command(program);
+        }
         let mut command = self.command("setpriv");
         let id = uid.to_string();
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
@@ -475,6 +488,28 @@ impl Tool {
 
     /// Waits for its own end.
     pub fn ended(mut self) -> Ended {
+        let code = self.end();
+        Ended {
+            code,
+            events: self.events(),
+            stderr: self.stderr(),
+        }
+    }
+
+    /// The same for one that prints text: its standard output, standard error and exit code.
+    pub fn ended_text(mut self) -> (String, String, Option<i32>) {
+        let code = self.end();
+        let out: String = self
+            .lines
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|line| format!("{line}\n"))
+            .collect();
+        (out, self.stderr(), code)
+    }
+
+    fn end(&mut self) -> Option<i32> {
         let mut child = self.child.take().expect("running");
         let start = Instant::now();
         let status = loop {
@@ -494,11 +529,7 @@ impl Tool {
         for reader in self.readers.drain(..) {
             reader.join().expect("reader");
         }
-        Ended {
-            code: status.code(),
-            events: self.events(),
-            stderr: self.stderr(),
-        }
+        status.code()
     }
 }
 

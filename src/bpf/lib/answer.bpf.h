@@ -28,6 +28,44 @@
 /* Of the packet behind its network header, an ICMP message quotes this much (RFC 792). */
 #define QUOTED 8
 
+/* Headers without bit fields: setting a bit field reads the byte around it, and without CAP_PERFMON
+ * the verifier refuses to read what was not written.
+ */
+struct ipv4_header {
+	__u8 version_ihl;
+	__u8 tos;
+	__be16 total;
+	__be16 id;
+	__be16 fragment;
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 check;
+	__be32 src;
+	__be32 dst;
+};
+
+struct ipv6_header {
+	__be32 version_class_flow;
+	__be16 length;
+	__u8 next;
+	__u8 hop_limit;
+	__be32 src[4];
+	__be32 dst[4];
+};
+
+struct tcp_header {
+	__be16 sport;
+	__be16 dport;
+	__be32 seq;
+	__be32 ack;
+	/* Length in 4-byte units, times 16. */
+	__u8 offset;
+	__u8 flags;
+	__be16 window;
+	__sum16 check;
+	__be16 urgent;
+};
+
 struct icmp_header {
 	__u8 type;
 	__u8 code;
@@ -93,36 +131,35 @@ static __always_inline long answer_network(struct __sk_buff *skb, const struct p
 					   __u32 length, __u8 protocol)
 {
 	if (pkt->version == 4) {
-		struct iphdr ip = {
-			.version = 4,
-			.ihl = sizeof(ip) / 4,
-			.tot_len = bpf_htons(sizeof(ip) + length),
-			.frag_off = bpf_htons(0x4000), /* don't fragment */
+		struct ipv4_header ip = {
+			.version_ihl = 0x45,
+			.total = bpf_htons(sizeof(ip) + length),
+			.fragment = bpf_htons(0x4000), /* don't fragment */
 			.ttl = ANSWER_TTL,
 			.protocol = protocol,
-			.saddr = pkt->dst.word[3],
-			.daddr = pkt->src.word[3],
+			.src = pkt->dst.word[3],
+			.dst = pkt->src.word[3],
 		};
 
 		ip.check = csum_fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
 		return bpf_skb_store_bytes(skb, pkt->network, &ip, sizeof(ip), 0);
 	} else {
-		struct ipv6hdr ip = {
-			.version = 6,
-			.payload_len = bpf_htons(length),
-			.nexthdr = protocol,
+		struct ipv6_header ip = {
+			.version_class_flow = bpf_htonl(0x60000000),
+			.length = bpf_htons(length),
+			.next = protocol,
 			.hop_limit = ANSWER_TTL,
 		};
 
-		__builtin_memcpy(&ip.saddr, &pkt->dst, sizeof(ip.saddr));
-		__builtin_memcpy(&ip.daddr, &pkt->src, sizeof(ip.daddr));
+		__builtin_memcpy(ip.src, &pkt->dst, sizeof(ip.src));
+		__builtin_memcpy(ip.dst, &pkt->src, sizeof(ip.dst));
 		return bpf_skb_store_bytes(skb, pkt->network, &ip, sizeof(ip), 0);
 	}
 }
 
 static __always_inline __u32 network_header_len(const struct packet *pkt)
 {
-	return pkt->version == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	return pkt->version == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header);
 }
 
 /* Whether the transport header stands right behind a network header without options: else the
@@ -138,22 +175,21 @@ static __always_inline bool answer_is_possible(const struct packet *pkt)
 static __always_inline long answer_reset(struct __sk_buff *skb, const struct packet *pkt,
 					 bool ethernet)
 {
-	struct tcphdr tcp = {
-		.source = bpf_htons(pkt->dport),
-		.dest = bpf_htons(pkt->sport),
-		.doff = sizeof(tcp) / 4,
-		.rst = 1,
+	/* The acknowledgement counts in both cases: a socket that waits for its SYN's answer takes a
+	 * reset by it, any other by its sequence number.
+	 */
+	struct tcp_header tcp = {
+		.sport = bpf_htons(pkt->dport),
+		.dport = bpf_htons(pkt->sport),
+		.offset = sizeof(tcp) / 4 << 4,
+		.flags = TCP_FLAG_RST | TCP_FLAG_ACK,
 	};
 	__s64 sum;
 
 	if (pkt->tcp_flags & TCP_FLAG_ACK)
 		tcp.seq = bpf_htonl(pkt->ack);
-	/* The acknowledgement counts in both cases: a socket that waits for its SYN's answer takes
-	 * a reset by it, any other by its sequence number.
-	 */
-	tcp.ack = 1;
-	tcp.ack_seq = bpf_htonl(pkt->seq + pkt->payload_len + !!(pkt->tcp_flags & TCP_FLAG_SYN) +
-				!!(pkt->tcp_flags & TCP_FLAG_FIN));
+	tcp.ack = bpf_htonl(pkt->seq + pkt->payload_len + !!(pkt->tcp_flags & TCP_FLAG_SYN) +
+			    !!(pkt->tcp_flags & TCP_FLAG_FIN));
 	sum = csum_pseudo(pkt, sizeof(tcp), PROTO_TCP);
 	tcp.check = csum_fold(bpf_csum_diff(NULL, 0, (__be32 *)&tcp, sizeof(tcp), sum));
 
@@ -172,7 +208,7 @@ static __always_inline long answer_prohibited(struct __sk_buff *skb, const struc
 {
 	struct {
 		struct icmp_header icmp;
-		__u8 quoted[sizeof(struct ipv6hdr) + QUOTED];
+		__u8 quoted[sizeof(struct ipv6_header) + QUOTED];
 	} message = {};
 	__u32 quoted = network_header_len(pkt) + QUOTED;
 	__s64 sum;
@@ -184,10 +220,11 @@ static __always_inline long answer_prohibited(struct __sk_buff *skb, const struc
 		message.icmp.type = ICMP_UNREACHABLE;
 		message.icmp.code = ICMP_PROHIBITED;
 		if (bpf_skb_load_bytes(skb, pkt->network, message.quoted,
-				       sizeof(struct iphdr) + QUOTED))
+				       sizeof(struct ipv4_header) + QUOTED))
 			return -1;
-		sum = bpf_csum_diff(NULL, 0, (__be32 *)&message,
-				    sizeof(struct icmp_header) + sizeof(struct iphdr) + QUOTED, 0);
+		sum = bpf_csum_diff(
+			NULL, 0, (__be32 *)&message,
+			sizeof(struct icmp_header) + sizeof(struct ipv4_header) + QUOTED, 0);
 	} else {
 		message.icmp.type = ICMPV6_UNREACHABLE;
 		message.icmp.code = ICMPV6_PROHIBITED;

@@ -28,11 +28,11 @@
  * else are verified once: every branch before would else multiply the states after. `unknown` is
  * any number that the verifier knows nothing of; the value stays what it is.
  */
-#define forget_bounds(var, unknown)                                              \
-	({                                                                       \
-		__u64 _value = (var), _unknown = (unknown);                      \
+#define forget_bounds(var, unknown)                                                \
+	({                                                                         \
+		__u64 _value = (var), _unknown = (unknown);                        \
 		asm volatile("%0 ^= %1\n%0 ^= %1" : "+r"(_value) : "r"(_unknown)); \
-		(var) = _value;                                                  \
+		(var) = _value;                                                    \
 	})
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Does a packet or a connect() concern an endpoint? src/endpoint_table.rs fills what is read here.
  *
- * First two bits of read-only data, without a helper: they say no for nearly everything. Then a
- * longest-prefix lookup, whose value has all rules for that prefix, those of the prefixes that
- * cover it included.
+ * First two bits of read-only data, without a helper: they say no for nearly everything. Then two
+ * longest-prefix lookups: the address gives a group, the group and the port give the target. User
+ * space has compiled nested prefixes and overlapping ports into this, so that a lookup costs the
+ * same however many endpoints there are, and has no loop: without CAP_PERFMON the verifier follows
+ * every branch one more time, as a CPU might guess it, and a loop over rules would be more than it
+ * is willing to read.
  */
 #ifndef EBPFKIT_ENDPOINTS_BPF_H
 #define EBPFKIT_ENDPOINTS_BPF_H
@@ -11,30 +14,7 @@
 #include "packet.bpf.h"
 
 #define MAX_ENDPOINT_PREFIXES 4096
-#define MAX_ENDPOINT_RULES 16
-
-/* Ports and protocol at an address. */
-struct endpoint_rule {
-	/* Both included, host byte order. */
-	__u16 first_port;
-	__u16 last_port;
-	/* IANA protocol number; 0 for any. */
-	__u8 protocol;
-	__u8 pad[3];
-	/* Index in user space's list of endpoints. */
-	__u32 endpoint;
-	__u32 pad2;
-	/* The tool's own. */
-	__u64 mask;
-};
-
-struct endpoint_rules {
-	/* How many of the rules are set: 0 to MAX_ENDPOINT_RULES. */
-	__u32 count;
-	__u32 pad;
-	/* The first that fits counts: most specific prefix first. */
-	struct endpoint_rule rule[MAX_ENDPOINT_RULES];
-};
+#define MAX_ENDPOINT_PORTS 65536
 
 struct endpoint_key {
 	/* Bits of the address that count; an IPv4 prefix has 96 more. */
@@ -42,14 +22,54 @@ struct endpoint_key {
 	union address address;
 };
 
-/* prefix -> its rules */
+/* Which group an address belongs to.
+ * Key: struct endpoint_key, 20 bytes. Value: the group's number, 4 bytes.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, MAX_ENDPOINT_PREFIXES);
 	__type(key, struct endpoint_key);
-	__type(value, struct endpoint_rules);
+	__type(value, __u32);
 } endpoints SEC(".maps");
+
+enum endpoint_question {
+	/* The port is known; the protocol is TCP or UDP, or 0 for those without ports. */
+	ENDPOINT_OF_PORT,
+	/* The port cannot be read: is there anything of this protocol? */
+	ENDPOINT_OF_PROTOCOL,
+	/* Nor can the protocol, which is 0. */
+	ENDPOINT_OF_ANYTHING,
+};
+
+struct endpoint_port_key {
+	/* Bits of what follows that count. */
+	__u32 prefixlen;
+	__be32 group;
+	__u8 protocol;
+	/* enum endpoint_question */
+	__u8 question;
+	__be16 port;
+};
+
+struct endpoint_target {
+	/* The tool's own: those of all endpoints that are meant, or-ed. */
+	__u64 mask;
+	/* Index in user space's list of the most specific endpoint that is meant. */
+	__u32 endpoint;
+	__u32 pad;
+};
+
+/* What is at a port of a group.
+ * Key: struct endpoint_port_key, 12 bytes. Value: struct endpoint_target, 16 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_ENDPOINT_PORTS);
+	__type(key, struct endpoint_port_key);
+	__type(value, struct endpoint_target);
+} endpoint_ports SEC(".maps");
 
 enum endpoint_bitmap {
 	ENDPOINT_V4_FIRST,
@@ -82,70 +102,51 @@ static __always_inline bool endpoint_possible_v6(__u16 first, __u16 last)
 	return endpoint_bit(ENDPOINT_V6_LAST, last) && endpoint_bit(ENDPOINT_V6_FIRST, first);
 }
 
-static __always_inline struct endpoint_rules *endpoint_rules(const union address *address)
+static __always_inline struct endpoint_target *
+endpoint_search(const union address *address, __u16 port, __u8 protocol, __u8 question)
 {
 	struct endpoint_key key = {
 		.prefixlen = 128,
 		.address = *address,
 	};
+	struct endpoint_port_key port_key = {
+		.prefixlen = 64,
+		.protocol = protocol,
+		.question = question,
+		.port = bpf_htons(port),
+	};
+	__u32 *group = bpf_map_lookup_elem(&endpoints, &key);
 
-	return bpf_map_lookup_elem(&endpoints, &key);
+	if (!group)
+		return NULL;
+	port_key.group = bpf_htonl(*group);
+	return bpf_map_lookup_elem(&endpoint_ports, &port_key);
 }
 
-/* What a lookup found. By value: a pointer into the map would be another state for the verifier with
- * every rule that it may point to.
- */
-struct endpoint_found {
-	__u64 mask;
-	__u32 endpoint;
-	/* Whether there is one. */
-	__u32 found;
-};
-
-/* The rule for this address, port (host byte order) and protocol. If the ports are not `readable`,
- * any rule for the address and the protocol; protocol 0 then stands for one that is not known.
- */
-static __always_inline struct endpoint_found
-endpoint_search(const union address *address, __u16 port, __u8 protocol, bool readable)
+static __always_inline bool has_ports(__u8 protocol)
 {
-	struct endpoint_rules *rules = endpoint_rules(address);
-	struct endpoint_found result = {};
-	__u32 i;
-
-	if (!rules)
-		return result;
-	for (i = 0; i < MAX_ENDPOINT_RULES; i++) {
-		struct endpoint_rule *rule = &rules->rule[i];
-
-		if (i >= rules->count)
-			break;
-		if (rule->protocol && rule->protocol != protocol && (readable || protocol))
-			continue;
-		if (readable && (port < rule->first_port || port > rule->last_port))
-			continue;
-		result.mask = rule->mask;
-		result.endpoint = rule->endpoint;
-		result.found = 1;
-		break;
-	}
-	return result;
+	return protocol == PROTO_TCP || protocol == PROTO_UDP;
 }
 
-static __always_inline struct endpoint_found endpoint_lookup(const union address *address,
-							     __u16 port, __u8 protocol)
+/* The target at this address, port (host byte order) and protocol, or NULL. */
+static __always_inline struct endpoint_target *endpoint_lookup(const union address *address,
+							       __u16 port, __u8 protocol)
 {
-	return endpoint_search(address, port, protocol, true);
+	if (!has_ports(protocol))
+		return endpoint_search(address, 0, 0, ENDPOINT_OF_PORT);
+	return endpoint_search(address, port, protocol, ENDPOINT_OF_PORT);
 }
 
-/* The rule for the destination of a packet. What cannot be read concerns whom it may. */
-static __always_inline struct endpoint_found endpoint_of_packet(const struct packet *pkt)
+/* The target that a packet goes to, or NULL. What cannot be read concerns whom it may. */
+static __always_inline struct endpoint_target *endpoint_of_packet(const struct packet *pkt)
 {
-	bool readable = pkt->transport_state == TRANSPORT_KNOWN;
-	__u8 protocol = pkt->protocol;
+	__u8 protocol = has_ports(pkt->protocol) ? pkt->protocol : 0;
+	__u8 question = ENDPOINT_OF_PORT;
 
-	if (!readable && !packet_protocol_is_known(pkt))
-		protocol = 0;
-	return endpoint_search(&pkt->dst, pkt->dport, protocol, readable);
+	if (pkt->transport_state != TRANSPORT_KNOWN)
+		question = packet_protocol_is_known(pkt) ? ENDPOINT_OF_PROTOCOL :
+							   ENDPOINT_OF_ANYTHING;
+	return endpoint_search(&pkt->dst, pkt->dport, protocol, question);
 }
 
 #endif

@@ -117,14 +117,11 @@ static __always_inline bool packet_protocol_is_known(const struct packet *pkt)
 	return pkt->version == 4 || !is_extension_header(pkt->protocol);
 }
 
-/* Bytes between `offset` and the end of the packet. The length in the network header wins where it
+/* Bytes between `offset` and the end of the packet, which is at most at `end`. The length in the network header wins where it
  * is shorter (a short Ethernet frame is padded) and not zero (BIG TCP).
  */
-static __always_inline __u32 packet_left(struct __sk_buff *skb, __u32 network, __u32 total,
-					 __u32 offset)
+static __always_inline __u32 packet_left(__u32 end, __u32 network, __u32 total, __u32 offset)
 {
-	__u32 end = skb->len;
-
 	if (total && network + total < end)
 		end = network + total;
 	return end > offset ? end - offset : 0;
@@ -200,7 +197,7 @@ static __always_inline int packet_network_v4(struct __sk_buff *skb, struct packe
 	return 0;
 }
 
-static __always_inline int packet_network_v6(struct __sk_buff *skb, struct packet *pkt,
+static __always_inline int packet_network_v6(struct __sk_buff *skb, __u32 len, struct packet *pkt,
 					     struct network_layer *layer)
 {
 	struct ipv6hdr ip;
@@ -218,6 +215,10 @@ static __always_inline int packet_network_v6(struct __sk_buff *skb, struct packe
 	next = ip.nexthdr;
 	at = pkt->network + sizeof(ip);
 
+	/* Unrolled: kernels before 6.2 or so take the loop that clang makes of it for one without an end
+	 * ("back-edge").
+	 */
+#pragma clang loop unroll(full)
 	for (i = 0; i < MAX_EXTENSION_HEADERS; i++) {
 		/* Next header and length; of a fragment header also offset and flag. */
 		__u8 ext[4];
@@ -247,8 +248,8 @@ static __always_inline int packet_network_v6(struct __sk_buff *skb, struct packe
 			at += ((__u32)ext[1] + 1) * 8;
 		}
 		next = ext[0];
-		forget_bounds(at, skb->len);
-		forget_bounds(next, skb->len);
+		forget_bounds(at, len);
+		forget_bounds(next, len);
 	}
 	if (!layer->later && is_extension_header(next))
 		layer->opaque = 1;
@@ -264,8 +265,13 @@ static __always_inline int packet_network_v6(struct __sk_buff *skb, struct packe
 static __always_inline int packet_parse(struct __sk_buff *skb, __u32 network, struct packet *pkt)
 {
 	struct network_layer layer = {};
+	__u32 len = skb->len;
 	__u8 first;
 
+	/* Read once: the compiler would else compute with the context's address, which the verifier
+	 * allows to CAP_PERFMON only.
+	 */
+	barrier_var(len);
 	__builtin_memset(pkt, 0, sizeof(*pkt));
 	pkt->network = network;
 	if (bpf_skb_load_bytes(skb, network, &first, sizeof(first)))
@@ -275,32 +281,32 @@ static __always_inline int packet_parse(struct __sk_buff *skb, __u32 network, st
 		if (packet_network_v4(skb, pkt, &layer))
 			return -1;
 	} else if (pkt->version == 6) {
-		if (packet_network_v6(skb, pkt, &layer))
+		if (packet_network_v6(skb, len, pkt, &layer))
 			return -1;
 	} else {
 		return -1;
 	}
-	forget_bounds(layer.transport, skb->len);
-	forget_bounds(layer.total, skb->len);
-	forget_bounds(layer.protocol, skb->len);
-	forget_bounds(layer.fragment, skb->len);
-	forget_bounds(layer.later, skb->len);
-	forget_bounds(layer.opaque, skb->len);
-	forget_bounds(pkt->version, skb->len);
+	forget_bounds(layer.transport, len);
+	forget_bounds(layer.total, len);
+	forget_bounds(layer.protocol, len);
+	forget_bounds(layer.fragment, len);
+	forget_bounds(layer.later, len);
+	forget_bounds(layer.opaque, len);
+	forget_bounds(pkt->version, len);
 
 	pkt->protocol = layer.protocol;
 	pkt->fragment = layer.fragment;
 	pkt->transport = layer.transport;
 	pkt->payload = layer.transport;
-	pkt->payload_len = packet_left(skb, network, layer.total, layer.transport);
+	pkt->payload_len = packet_left(len, network, layer.total, layer.transport);
 	pkt->transport_state = TRANSPORT_OPAQUE;
 	if (layer.later)
 		pkt->transport_state = TRANSPORT_FRAGMENT;
 	else if (!layer.opaque)
 		packet_transport(skb, pkt);
-	forget_bounds(pkt->payload_len, skb->len);
-	forget_bounds(pkt->transport_state, skb->len);
-	forget_bounds(pkt->protocol, skb->len);
+	forget_bounds(pkt->payload_len, len);
+	forget_bounds(pkt->transport_state, len);
+	forget_bounds(pkt->protocol, len);
 	return 0;
 }
 

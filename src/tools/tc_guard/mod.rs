@@ -301,7 +301,7 @@ impl<'obj> Guard<'obj> {
                 .update(&uid.to_ne_bytes(), &rules.to_ne_bytes(), MapFlags::ANY)
                 .with_context(|| format!("cannot allow uid {uid}"))?;
         }
-        kernel_endpoints::write(table, &skel.maps.endpoints)?;
+        kernel_endpoints::write(table, &skel.maps.endpoints, &skel.maps.endpoint_ports)?;
         Ok(Self { skel, method })
     }
 
