@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::kernel;
 use crate::output::{Color, Format, Settings};
 use crate::tools::doctor::Diagnosis;
-use crate::tools::{doctor, tc_guard};
+use crate::tools::{doctor, sslsniff, tc_guard};
 
 /// Guard the cloud metadata service and watch TLS, with eBPF.
 #[derive(Debug, Parser)]
@@ -57,6 +57,8 @@ struct Common {
 enum Tool {
     /// Let only chosen users reach the metadata service
     TcGuard(tc_guard::Args),
+    /// Show what programs send and receive through TLS, in plaintext
+    Sslsniff(sslsniff::Args),
     /// Say what this machine and these privileges allow
     Doctor(doctor::Args),
 }
@@ -66,16 +68,19 @@ enum Tool {
 pub enum ToolName {
     /// tc-guard
     TcGuard,
+    /// sslsniff
+    Sslsniff,
 }
 
 impl ToolName {
     /// In the order in which they are shown.
-    pub const ALL: &'static [Self] = &[Self::TcGuard];
+    pub const ALL: &'static [Self] = &[Self::TcGuard, Self::Sslsniff];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::TcGuard => tc_guard::NAME,
+            Self::Sslsniff => sslsniff::NAME,
         }
     }
 
@@ -83,6 +88,7 @@ impl ToolName {
     pub fn diagnose(self) -> Diagnosis {
         match self {
             Self::TcGuard => tc_guard::diagnose(),
+            Self::Sslsniff => sslsniff::diagnose(),
         }
     }
 }
@@ -108,6 +114,7 @@ impl Cli {
         };
         match self.tool {
             Tool::TcGuard(args) => tc_guard::run(&args, settings),
+            Tool::Sslsniff(args) => sslsniff::run(&args, settings),
             Tool::Doctor(args) => doctor::run(&args, settings),
         }
     }

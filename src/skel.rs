@@ -25,3 +25,7 @@
 pub mod tc_guard {
     include!(concat!(env!("OUT_DIR"), "/tc_guard.skel.rs"));
 }
+
+pub mod sslsniff {
+    include!(concat!(env!("OUT_DIR"), "/sslsniff.skel.rs"));
+}

@@ -13,3 +13,4 @@ pub mod privileges;
 pub mod ring;
 pub mod stop;
 pub mod tc;
+pub mod uprobes;

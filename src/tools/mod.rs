@@ -4,4 +4,5 @@
 //! them.
 
 pub mod doctor;
+pub mod sslsniff;
 pub mod tc_guard;

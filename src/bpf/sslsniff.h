@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What sslsniff's programs and its user space share. */
+#ifndef EBPFKIT_SSLSNIFF_H
+#define EBPFKIT_SSLSNIFF_H
+
+/* The functions that are probed. */
+enum ssl_function {
+	SSL_FN_READ,
+	SSL_FN_WRITE,
+	SSL_FN_READ_EX,
+	SSL_FN_WRITE_EX,
+	SSL_FN_DO_HANDSHAKE,
+	SSL_FN_FREE,
+};
+
+/* What a record tells. */
+enum ssl_kind {
+	/* A part of what a call read or wrote. */
+	SSL_DATA,
+	/* A handshake was done, or given up. */
+	SSL_HANDSHAKE,
+	/* The connection was freed. */
+	SSL_CLOSE,
+};
+
+enum ssl_direction {
+	SSL_READ,
+	SSL_WRITE,
+};
+
+/* The last record of its call. */
+#define SSL_FLAG_LAST 1
+/* A part of this call was lost before this record. */
+#define SSL_FLAG_GAP 2
+/* The handshake was done. */
+#define SSL_FLAG_DONE 4
+
+/* Why something that was to be shown is not. */
+enum ssl_lost {
+	SSL_LOST_NOTHING,
+	SSL_LOST_RING_FULL,
+	/* The program's memory could not be read. */
+	SSL_LOST_UNREADABLE,
+	/* No room to remember the call or the connection. */
+	SSL_LOST_STATE_FULL,
+	SSL_LOST_CAUSES,
+};
+
+/* Calls, bytes: what was to be shown, and what of it was lost by cause. */
+enum ssl_counter {
+	SSL_SEEN_CALLS,
+	SSL_SEEN_BYTES,
+	/* Bytes that were not copied because the user wanted so. */
+	SSL_CUT_BYTES,
+	/* Children of watched processes that found the table of processes full. */
+	SSL_MISSED_CHILDREN,
+	/* + enum ssl_lost */
+	SSL_LOST_CALLS,
+	SSL_LOST_BYTES = SSL_LOST_CALLS + SSL_LOST_CAUSES,
+	SSL_COUNTERS = SSL_LOST_BYTES + SSL_LOST_CAUSES,
+};
+
+/* The start of every record; of a record with data, `captured` bytes follow. */
+struct ssl_record {
+	/* bpf_ktime_get_boot_ns() */
+	__u64 time_ns;
+	/* Address of the SSL object and the time when it was first seen: together with the process
+	 * they name the connection.
+	 */
+	__u64 ssl;
+	__u64 since_ns;
+	/* DATA: of the record's first byte in the connection's direction.
+	 * CLOSE: bytes read.
+	 */
+	__u64 offset;
+	/* DATA: bytes of the stream that the record stands for.
+	 * CLOSE: bytes written.
+	 */
+	__u64 length;
+	/* DATA: what the whole call read or wrote. */
+	__u64 call_length;
+	/* DATA: from the call's entry to its return.
+	 * HANDSHAKE: from the first entry of SSL_do_handshake.
+	 */
+	__u64 duration_ns;
+	__u64 cgroup;
+	/* Bytes that follow the record. */
+	__u32 captured;
+	/* In the initial namespaces. */
+	__u32 pid;
+	__u32 tid;
+	__u32 uid;
+	__u32 gid;
+	/* The cookie that the probe was attached with; zero if there is none. */
+	__u32 library;
+	/* enum ssl_kind, enum ssl_function, enum ssl_direction, SSL_FLAG_* */
+	__u8 kind;
+	__u8 function;
+	__u8 direction;
+	__u8 flags;
+	__u8 pad[4];
+	__u8 comm[16];
+};
+
+#endif

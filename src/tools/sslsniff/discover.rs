@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Which files define the functions that are probed: those that processes execute from, and the
+//! machine's own TLS libraries, for the processes that are still to come.
+//!
+//! A file is taken for what is in it, not for its name: a program that carries OpenSSL inside, or a
+//! library that was bundled under another name, is found like `libssl.so.3`.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use object::ReadCache;
+
+use super::maps::{self, Mapping};
+use super::symbols::{self, Offsets};
+use crate::failure::Failure;
+
+/// A file with functions to probe.
+#[derive(Debug)]
+pub struct Library {
+    /// Its path, as the process that was found to use it sees it.
+    pub path: PathBuf,
+    /// The file itself, open.
+    pub file: File,
+    /// Where the functions are.
+    pub offsets: Offsets,
+}
+
+/// Where to look.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// These files and nothing else; each must be a library.
+    pub only: Vec<PathBuf>,
+    /// What these processes execute from; what all do, if empty.
+    pub pids: Vec<u32>,
+    /// A program that is about to be started.
+    pub program: Option<PathBuf>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// In the order in which they were found, each file once.
+    pub libraries: Vec<Library>,
+    /// Distinct files that were looked into.
+    pub examined: usize,
+    /// Processes whose mappings could not be read, for lack of a capability.
+    pub hidden: usize,
+    seen: HashSet<(u64, u64)>,
+}
+
+/// Looks for libraries.
+///
+/// # Errors
+/// [`Failure::Usage`] if one of the files that were named is no library, and that of `/proc`.
+pub fn discover(places: &Places) -> Result<Found> {
+    let mut found = Found::default();
+    if !places.only.is_empty() {
+        for path in &places.only {
+            found.named(path)?;
+        }
+        return Ok(found);
+    }
+    found.processes(&places.pids)?;
+    for folder in library_folders() {
+        found.folder(&folder);
+    }
+    if let Some(program) = &places.program {
+        found.program(program);
+    }
+    Ok(found)
+}
+
+impl Found {
+    fn named(&mut self, path: &Path) -> Result<()> {
+        let no_library = |why: &str| Failure::usage(format!("--lib {}: {why}", path.display()));
+        let file = open(path).map_err(|err| no_library(&err.to_string()))?;
+        let Some(key) = regular(&file) else {
+            return Err(no_library("this is no regular file").into());
+        };
+        if !self.seen.insert(key) {
+            return Ok(());
+        }
+        let offsets =
+            symbols::find(&ReadCache::new(&file)).map_err(|err| no_library(&err.to_string()))?;
+        if offsets.is_empty() {
+            return Err(no_library("it defines neither SSL_read nor SSL_write").into());
+        }
+        self.examined += 1;
+        self.libraries.push(Library {
+            path: path.to_owned(),
+            file,
+            offsets,
+        });
+        Ok(())
+    }
+
+    fn processes(&mut self, pids: &[u32]) -> Result<()> {
+        let pids = if pids.is_empty() {
+            all_pids()?
+        } else {
+            pids.to_vec()
+        };
+        let mut mapped = HashSet::new();
+        for pid in pids {
+            let maps = match fs::read(format!("/proc/{pid}/maps")) {
+                Ok(maps) => maps,
+                Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
+                    self.hidden += 1;
+                    continue;
+                }
+                // It has ended.
+                Err(_) => continue,
+            };
+            for mapping in maps::executable(&maps) {
+                if mapped.insert((mapping.device, mapping.inode))
+                    && let Some(file) = open_mapping(pid, &mapping)
+                {
+                    self.examine(mapping.path, file);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A library of the machine, which nobody may be using yet.
+    fn folder(&mut self, folder: &Path) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.as_encoded_bytes().starts_with(b"libssl.so")
+                && let Ok(path) = fs::canonicalize(entry.path())
+                && let Ok(file) = open(&path)
+            {
+                self.examine(&path, file);
+            }
+        }
+    }
+
+    fn program(&mut self, program: &Path) {
+        if let Ok(file) = open(program) {
+            self.examine(program, file);
+        }
+    }
+
+    fn examine(&mut self, path: &Path, file: File) {
+        let Some(key) = regular(&file) else { return };
+        if !self.seen.insert(key) {
+            return;
+        }
+        self.examined += 1;
+        // What is no ELF file, or a damaged one, is not to be probed.
+        let Ok(offsets) = symbols::find(&ReadCache::new(&file)) else {
+            return;
+        };
+        if !offsets.is_empty() {
+            self.libraries.push(Library {
+                path: path.to_owned(),
+                file,
+                offsets,
+            });
+        }
+    }
+}
+
+/// Opens without waiting for the other end of what may be a pipe, and without becoming the owner of
+/// what may be a terminal.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+}
+
+/// Device and inode of a regular file.
+fn regular(file: &File) -> Option<(u64, u64)> {
+    let metadata = file.metadata().ok()?;
+    metadata.is_file().then(|| (metadata.dev(), metadata.ino()))
+}
+
+/// Opens what is mapped: by the mapping itself (`CAP_CHECKPOINT_RESTORE`, kernel 5.9, or
+/// `CAP_SYS_ADMIN`), which is exact also if the file was deleted or replaced; else by its path in the
+/// process's root, where the inode must be the same. The device may be another: overlayfs and btrfs
+/// show one in `maps` and another to stat(2).
+fn open_mapping(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
+    let (start, end) = mapping.range;
+    if let Ok(file) = open(Path::new(&format!(
+        "/proc/{pid}/map_files/{start:x}-{end:x}"
+    ))) {
+        return Some(file);
+    }
+    let path = mapping.path.strip_prefix("/").ok()?;
+    let file = open(&Path::new(&format!("/proc/{pid}/root")).join(path)).ok()?;
+    let (_, inode) = regular(&file)?;
+    (inode == mapping.inode).then_some(file)
+}
+
+fn all_pids() -> Result<Vec<u32>> {
+    let entries = fs::read_dir("/proc").context("cannot read /proc")?;
+    let mut pids: Vec<u32> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// Where the dynamic linker looks: its built-in folders on the distributions, and those of
+/// `/etc/ld.so.conf` (ld.so(8), ldconfig(8)).
+pub fn library_folders() -> Vec<PathBuf> {
+    let triplet = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let mut folders = Vec::new();
+    for root in ["/lib", "/usr/lib", "/usr/local/lib"] {
+        folders.push(PathBuf::from(root));
+        folders.push(Path::new(root).join(&triplet));
+        folders.push(PathBuf::from(format!("{root}64")));
+    }
+    linker_conf(Path::new("/etc/ld.so.conf"), &mut folders, 0);
+    let mut seen = HashSet::new();
+    folders.retain(|folder| fs::canonicalize(folder).is_ok_and(|real| seen.insert(real)));
+    folders
+}
+
+/// How deep files that include files are followed.
+const DEEPEST_INCLUDE: usize = 4;
+
+fn linker_conf(path: &Path, folders: &mut Vec<PathBuf>, depth: usize) {
+    let Ok(text) = fs::read_to_string(path) else {
+        return;
+    };
+    for line in text.lines() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if let Some(pattern) = line.strip_prefix("include ") {
+            if depth < DEEPEST_INCLUDE {
+                for included in glob(Path::new(pattern.trim())) {
+                    linker_conf(&included, folders, depth + 1);
+                }
+            }
+        } else if line.starts_with('/') {
+            folders.push(PathBuf::from(line));
+        }
+    }
+}
+
+/// The files that `pattern` means, which may have one `*` in its last part.
+fn glob(pattern: &Path) -> Vec<PathBuf> {
+    let name = pattern
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let Some((start, end)) = name.split_once('*') else {
+        return vec![pattern.to_owned()];
+    };
+    let folder = pattern.parent().unwrap_or(Path::new("/"));
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.as_encoded_bytes();
+            name.len() >= start.len() + end.len()
+                && name.starts_with(start.as_bytes())
+                && name.ends_with(end.as_bytes())
+        })
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    files
+}
+
+/// The file that runs if `program` is started: itself if it names a folder, else the first
+/// executable file of that name in `path`, the value of PATH.
+pub fn program_file(program: &Path, path: &std::ffi::OsStr) -> Option<PathBuf> {
+    let is_program = |file: &Path| {
+        fs::metadata(file).is_ok_and(|data| data.is_file() && data.mode() & 0o111 != 0)
+    };
+    if program.components().count() > 1 || program.is_absolute() {
+        return is_program(program).then(|| program.to_owned());
+    }
+    std::env::split_paths(path)
+        .map(|folder| folder.join(program))
+        .find(|file| is_program(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_file_that_is_no_library_is_refused_with_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().join("text");
+        fs::write(&text, "no library").unwrap();
+        for path in [
+            text.as_path(),
+            dir.path(),
+            Path::new("/no/such/file"),
+            Path::new("/proc/self/exe"),
+        ] {
+            let places = Places {
+                only: vec![path.to_owned()],
+                ..Places::default()
+            };
+            let err = discover(&places).unwrap_err();
+            assert_eq!(crate::failure::exit_code(&err), crate::failure::USAGE);
+            assert!(err.to_string().contains(path.to_str().unwrap()), "{err}");
+        }
+    }
+
+    #[test]
+    fn linker_configuration_is_followed_and_never_forever() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("ld.so.conf");
+        let more = dir.path().join("more.conf");
+        fs::write(
+            &conf,
+            format!(
+                "# text\ninclude {}/*.conf\n/a/lib # x\n",
+                dir.path().display()
+            ),
+        )
+        .unwrap();
+        fs::write(&more, "/b/lib\nrelative\n").unwrap();
+        let mut folders = Vec::new();
+        linker_conf(&more, &mut folders, 0);
+        assert_eq!(folders, [Path::new("/b/lib")]);
+        linker_conf(&conf, &mut folders, 0);
+        assert!(folders.contains(&PathBuf::from("/a/lib")));
+    }
+
+    #[test]
+    fn a_program_is_looked_for_as_a_shell_does() {
+        let path = std::ffi::OsStr::new("/no/such:/usr/bin:/bin");
+        let cat = program_file(Path::new("cat"), path).unwrap();
+        assert!(cat.ends_with("cat") && cat.is_absolute());
+        assert_eq!(program_file(Path::new("no-such-program"), path), None);
+        assert_eq!(program_file(Path::new("/etc/passwd"), path), None);
+        assert_eq!(program_file(&cat, path), Some(cat.clone()));
+    }
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Secrets in headers, made unreadable as they pass: every byte of a secret value becomes `*`, so
+//! that lengths and offsets stay true.
+//!
+//! A [`Masker`] follows one direction of a connection, so a value, a header's name or an HTTP/2
+//! frame may be split over any number of calls. HTTP/1 is taken line by line, wherever a line
+//! starts, as nobody knows where a body ends without reading all of HTTP. In HTTP/2, headers are
+//! compressed (RFC 7541): the payloads of the frames that carry them are masked as a whole.
+
+mod http2;
+
+use http2::Frames;
+
+/// Headers whose values are secret, in lower case.
+const SECRET: &[&[u8]] = &[
+    b"api-key",
+    b"authorization",
+    b"cookie",
+    b"job-token",
+    b"ocp-apim-subscription-key",
+    b"private-token",
+    b"proxy-authorization",
+    b"set-cookie",
+    b"set-cookie2",
+    b"x-access-token",
+    b"x-amz-security-token",
+    b"x-api-key",
+    b"x-auth-token",
+    b"x-aws-ec2-metadata-token",
+    b"x-consul-token",
+    b"x-csrf-token",
+    b"x-functions-key",
+    b"x-goog-api-key",
+    b"x-goog-iam-authorization-token",
+    b"x-vault-token",
+    b"x-xsrf-token",
+];
+
+/// Longer than any of [`SECRET`].
+const LONGEST_NAME: usize = 32;
+
+/// What replaces a secret byte.
+const MASK: u8 = b'*';
+
+/// What passes in one direction of a connection.
+#[derive(Debug, Default)]
+pub struct Masker {
+    lines: Lines,
+    frames: Frames,
+    /// The stream offset that comes next.
+    next: u64,
+}
+
+impl Masker {
+    /// Masks secrets in `bytes`, which are at `offset` of the stream; says whether there were any.
+    pub fn mask(&mut self, offset: u64, bytes: &mut [u8]) -> bool {
+        if offset != self.next {
+            self.lines.skip();
+            self.frames.skip(offset.wrapping_sub(self.next));
+        }
+        self.next = offset.wrapping_add(bytes.len() as u64);
+        let start = self.frames.detect(offset, bytes);
+        let (lines, frames) = bytes.split_at_mut(start);
+        let in_lines = self.lines.mask(lines);
+        let in_frames = self.frames.mask(frames);
+        in_lines || in_frames
+    }
+}
+
+/// Where in a line the next byte is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum At {
+    /// In what may be a header's name.
+    #[default]
+    Name,
+    /// In a line that is not, or not secret.
+    Rest,
+    /// Before a secret value.
+    Space,
+    /// In a secret value.
+    Value,
+    /// At the start of a line after a secret value, which may continue it (RFC 9112, obs-fold).
+    Fold,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    at: At,
+    name: [u8; LONGEST_NAME],
+    length: usize,
+}
+
+impl Lines {
+    /// Bytes are missing: what was secret stays so to the end of its line.
+    fn skip(&mut self) {
+        if !matches!(self.at, At::Space | At::Value) {
+            self.start();
+        }
+    }
+
+    fn start(&mut self) {
+        self.at = At::Name;
+        self.length = 0;
+    }
+
+    fn mask(&mut self, bytes: &mut [u8]) -> bool {
+        let mut masked = false;
+        let mut rest = bytes.iter_mut();
+        while let Some(byte) = rest.next() {
+            if self.at == At::Rest {
+                // The long way of all payload that is not secret.
+                if *byte == b'\n' || rest.any(|byte| *byte == b'\n') {
+                    self.start();
+                }
+                continue;
+            }
+            masked |= self.step(byte);
+        }
+        masked
+    }
+
+    fn step(&mut self, byte: &mut u8) -> bool {
+        if self.at == At::Fold {
+            if matches!(*byte, b' ' | b'\t') {
+                self.at = At::Space;
+                return false;
+            }
+            self.start();
+        }
+        match (self.at, *byte) {
+            (At::Space | At::Value, b'\n') => self.at = At::Fold,
+            (At::Space, b' ' | b'\t' | b'\r') | (At::Value, b'\r') => {}
+            (At::Space | At::Value, _) => {
+                self.at = At::Value;
+                *byte = MASK;
+                return true;
+            }
+            (_, b'\n') => self.start(),
+            (At::Name, b':') => {
+                let name = &self.name[..self.length];
+                let secret = SECRET.contains(&name);
+                self.at = if secret { At::Space } else { At::Rest };
+            }
+            (At::Name, letter)
+                if (letter.is_ascii_alphanumeric() || letter == b'-')
+                    && self.length < LONGEST_NAME =>
+            {
+                self.name[self.length] = letter.to_ascii_lowercase();
+                self.length += 1;
+            }
+            _ => self.at = At::Rest,
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Feeds `text` in pieces of these sizes, the last as often as needed.
+    fn pieces(text: &[u8], sizes: &[usize]) -> Vec<u8> {
+        let mut masker = Masker::default();
+        let mut out = Vec::new();
+        let mut sizes = sizes.iter();
+        let mut size = 1;
+        let mut rest = text;
+        while !rest.is_empty() {
+            size = sizes.next().copied().unwrap_or(size).clamp(1, rest.len());
+            let mut piece = rest[..size].to_vec();
+            masker.mask(out.len() as u64, &mut piece);
+            out.extend(piece);
+            rest = &rest[size..];
+        }
+        out
+    }
+
+    const REQUEST: &[u8] =
+        b"GET / HTTP/1.1\r\nHost: a\r\nAUTHORIZATION:  Bearer x\r\n y\r\nCookie:\r\n\
+        X-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\nset-cookie: id=1; a:b\nDate: now\r\n\r\nbody";
+    const MASKED: &[u8] =
+        b"GET / HTTP/1.1\r\nHost: a\r\nAUTHORIZATION:  ********\r\n *\r\nCookie:\r\n\
+        X-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\nset-cookie: *********\nDate: now\r\n\r\nbody";
+
+    fn text(bytes: &[u8]) -> String {
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    #[test]
+    fn only_values_of_secret_headers_are_masked() {
+        assert_eq!(text(&pieces(REQUEST, &[REQUEST.len()])), text(MASKED));
+    }
+
+    #[test]
+    fn a_value_stays_masked_after_a_gap_and_other_lines_do_not() {
+        let mut masker = Masker::default();
+        let mut piece = b"Cookie: abc".to_vec();
+        assert!(masker.mask(0, &mut piece));
+        let mut piece = b"def\r\nHost: a".to_vec();
+        assert!(masker.mask(100, &mut piece));
+        assert_eq!(text(&piece), "***\r\nHost: a");
+        let mut piece = b"Cookie: x".to_vec();
+        assert!(masker.mask(1000, &mut piece));
+        assert_eq!(text(&piece), "Cookie: *");
+    }
+
+    proptest! {
+        #[test]
+        fn how_the_stream_is_cut_makes_no_difference(
+            sizes in proptest::collection::vec(1usize..40, 1..20),
+        ) {
+            let whole = pieces(REQUEST, &[REQUEST.len()]);
+            prop_assert_eq!(pieces(REQUEST, &sizes), whole);
+        }
+
+        #[test]
+        fn what_has_no_header_is_left_alone(
+            bytes in proptest::collection::vec(any::<u8>(), 0..2000),
+            sizes in proptest::collection::vec(1usize..400, 1..20),
+        ) {
+            // Nine random bytes that look like a SETTINGS frame are HTTP/2.
+            prop_assume!(bytes.get(3) != Some(&4));
+            prop_assert_eq!(pieces(&bytes, &sizes), bytes);
+        }
+    }
+}

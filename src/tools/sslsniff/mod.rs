@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `ebpfkit sslsniff`: shows what programs read from and write to TLS, in plaintext, by probes at
+//! the functions of the TLS library that they use.
+
+pub mod command;
+pub mod discover;
+pub mod event;
+pub mod maps;
+pub mod mask;
+pub mod payload;
+pub mod plan;
+pub mod record;
+pub mod session;
+pub mod symbols;
+mod watch;
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use object::ReadCache;
+
+use self::command::Running;
+use self::discover::{Found, Library, Places};
+use self::event::Ready;
+use self::plan::Plan;
+use self::session::Session;
+use self::symbols::Function;
+use self::watch::{Totals, Watch};
+use crate::kernel::features::Features;
+use crate::kernel::privileges::{Capabilities, Capability};
+use crate::kernel::ring::Ring;
+use crate::kernel::stop::Stop;
+use crate::kernel::uprobes::{self, Method, Scope};
+use crate::kernel::{cgroup, clock};
+use crate::output::{self, Format, Settings};
+use crate::process::Directory;
+use crate::tools::doctor::Diagnosis;
+
+/// The name on the command line and in events.
+pub const NAME: &str = "sslsniff";
+
+/// How often losses are looked for.
+const LOSS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long records may gather before they are read together: each wake-up costs a watched machine
+/// more than the wait costs a reader. The ring has room for far more.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// Show what programs send and receive through TLS, in plaintext.
+///
+/// Watches every program that uses OpenSSL or a library with its functions, as BoringSSL has,
+/// as a shared library or inside its executable, also those that start later. Filters of one kind
+/// widen, filters of different kinds narrow: `-u alice -u bob -c curl` is curl run by alice or bob.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Values of headers that hold secrets (Authorization, Cookie, Set-Cookie, \
+    X-Aws-Ec2-Metadata-Token and others) are replaced by * of the same length, and so are all \
+    headers of HTTP/2, which are compressed; lengths and offsets stay true. All else is shown byte \
+    by byte.\n\n\
+    With a COMMAND, sslsniff ends when it ends, and its status is in the summary. With -o json, \
+    COMMAND's standard output goes to standard error, so that standard output has nothing but JSON \
+    Lines. If sslsniff is ended first, COMMAND is sent SIGTERM."
+)]
+pub struct Args {
+    /// Watch only this process and the children that it starts
+    #[arg(short, long, value_name = "PID", value_parser = plan::parse_pid)]
+    pid: Vec<u32>,
+    /// Watch only processes of this user, by name or number
+    #[arg(short, long, value_name = "USER")]
+    user: Vec<String>,
+    /// Watch only threads of this name, as /proc/PID/comm has it
+    #[arg(short, long, value_name = "COMM")]
+    comm: Vec<String>,
+    /// Watch only this library, or this program with a library inside
+    #[arg(long, value_name = "PATH")]
+    lib: Vec<PathBuf>,
+    /// Show so many bytes of each call at most
+    #[arg(long, value_name = "N", value_parser = plan::parse_size)]
+    max_bytes: Option<u64>,
+    /// Show payload as a hex dump, also where it is text
+    #[arg(long)]
+    hex: bool,
+    /// Show no payload, only how long it is
+    #[arg(long, conflicts_with = "max_bytes")]
+    no_payload: bool,
+    /// Show the values of headers that hold secrets
+    #[arg(long)]
+    show_secrets: bool,
+    /// Room for payload that is not yet shown: a power of two, with K or M
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = plan::parse_ring)]
+    buffer: u64,
+    /// Run this command and watch only it and its children
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// Runs until a signal comes or the command ends.
+///
+/// # Errors
+/// Of usage, of what the kernel refuses, and of standard output.
+pub fn run(args: &Args, settings: Settings) -> Result<()> {
+    let plan = Plan::of(args)?;
+    let stop = Stop::on_signals()?;
+    let mut sink = output::stdout(NAME, settings);
+    let found = libraries(&plan)?;
+    for library in &found.libraries {
+        let functions: Vec<_> = library.offsets.iter().map(|(one, _)| one.name()).collect();
+        sink.detail(&format!(
+            "{}: {}",
+            library.path.display(),
+            functions.join(", ")
+        ));
+    }
+    sink.detail(&format!("{} files were looked into", found.examined));
+    if found.hidden > 0 {
+        let hidden = format!(
+            "{} processes could not be looked into for their libraries; the machine's own are \
+             watched all the same",
+            found.hidden
+        );
+        // Even root meets a process or two that it may not look into.
+        if Capabilities::effective().has(Capability::SysPtrace) {
+            sink.detail(&hidden);
+        } else {
+            sink.note(&format!("{hidden} ({} is missing)", Capability::SysPtrace));
+        }
+    }
+
+    let method = Method::of(&Features::probe());
+    let mut object = MaybeUninit::uninit();
+    let mut watch = Watch::load(&mut object, &plan, method)?;
+    watch.attach(&found.libraries)?;
+    let names = paths(&found.libraries);
+    sink.ready(&Ready {
+        libraries: names.clone(),
+        method: method.name(),
+    })?;
+
+    let directory = Directory::new(cgroup::mount());
+    let style = session::Style {
+        hex: args.hex,
+        show_secrets: args.show_secrets,
+    };
+    let session = RefCell::new(Session::new(sink, style, names, directory));
+    let command = match &plan.command {
+        None => None,
+        Some((program, args)) => {
+            let taken = settings.format == Format::Json;
+            Some(watch.with_children(|| Running::start(program, args, taken, &stop))?)
+        }
+    };
+    let totals = follow(&mut watch, &session, &stop)?;
+
+    let mut summary = totals.summary(session.borrow().shown());
+    if let Some(mut command) = command {
+        (summary.command_status, summary.command_signal) = command.outcome();
+    }
+    let mut session = session.into_inner();
+    if session.shown().malformed > 0 {
+        bail!("{} records made no sense", session.shown().malformed);
+    }
+    session.sink().summary(&summary)?;
+    Ok(())
+}
+
+fn libraries(plan: &Plan) -> Result<Found> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = discover::discover(&Places {
+        only: plan.only.clone(),
+        pids: if plan.command.is_some() {
+            Vec::new()
+        } else {
+            plan.pids.clone()
+        },
+        program: plan
+            .command
+            .as_ref()
+            .and_then(|(program, _)| discover::program_file(program, &path)),
+    })?;
+    if found.libraries.is_empty() {
+        let folders: Vec<_> = discover::library_folders()
+            .iter()
+            .map(|folder| folder.display().to_string())
+            .collect();
+        bail!(
+            "nothing to watch: no file defines SSL_read or SSL_write, of {} that processes execute \
+             from and of libssl.so* in {}; name one with --lib",
+            found.examined,
+            folders.join(", ")
+        );
+    }
+    Ok(found)
+}
+
+fn paths(libraries: &[Library]) -> Vec<String> {
+    libraries
+        .iter()
+        .map(|library| library.path.to_string_lossy().into_owned())
+        .collect()
+}
+
+/// Shows what comes until the end, then takes the probes off and shows the rest.
+fn follow(
+    watch: &mut Watch<'_>,
+    session: &RefCell<Session<impl std::io::Write>>,
+    stop: &Stop,
+) -> Result<Totals> {
+    let mut totals = Totals::default();
+    let records = watch.records()?;
+    let ring = Ring::new(&records, |record| {
+        Ok(session.borrow_mut().record(record, clock::wall)?)
+    })?;
+    let mut looked = Instant::now();
+    loop {
+        let drained = ring.drain()?;
+        if drained > 0 {
+            session.borrow_mut().sink().flush()?;
+        }
+        if looked.elapsed() >= LOSS_INTERVAL {
+            looked = Instant::now();
+            totals.report(watch.totals()?, session.borrow_mut().sink())?;
+        }
+        let sources: &[BorrowedFd<'_>] = if drained > 0 { &[] } else { &[ring.fd()] };
+        let longest = if drained > 0 { GATHER } else { LOSS_INTERVAL };
+        if stop.wait(sources, Some(longest))?.stopped {
+            break;
+        }
+    }
+    watch.detach();
+    while ring.drain()? > 0 {}
+    totals.report(watch.totals()?, session.borrow_mut().sink())?;
+    Ok(totals)
+}
+
+/// Tries to load and to attach, to a place in ebpfkit itself that is only passed at its start.
+pub fn diagnose() -> Diagnosis {
+    let features = Features::probe();
+    let mut lost = Vec::new();
+    if !features.uprobe_multi {
+        lost.push(format!(
+            "no uprobe.multi (kernel 6.6): the ways to attach that is left needs {}, and lines \
+             name the library only if there is one",
+            Capability::SysAdmin
+        ));
+    }
+    if !Capabilities::effective().has(Capability::SysPtrace) {
+        lost.push(format!(
+            "libraries in other users' processes are not looked for: give it {}",
+            Capability::SysPtrace
+        ));
+    }
+    match try_out(Method::of(&features)) {
+        Ok(()) => Diagnosis::working(lost),
+        Err(err) => Diagnosis::blocked(&err),
+    }
+}
+
+fn try_out(method: Method) -> Result<()> {
+    let file = uprobes::own_executable()?;
+    let offset = symbols::entry(&ReadCache::new(&file))?.context("this executable has no entry")?;
+    let offsets = vec![(Function::Read, offset), (Function::Free, offset)];
+    let library = Library {
+        path: PathBuf::from("/proc/self/exe"),
+        file,
+        offsets,
+    };
+    let mut object = MaybeUninit::uninit();
+    let mut watch = Watch::load(&mut object, &Plan::default(), method)?;
+    watch.attach_for(&[library], Scope::Myself)
+}

@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! From records to lines: numbers the connections, says who is at work on them, and masks.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+
+use time::OffsetDateTime;
+
+use super::event::{Close, Data, Handshake};
+use super::mask::Masker;
+use super::payload::Payload;
+use super::record::{self, Direction, FLAG_GAP, FLAG_LAST, Header, Record, What};
+use crate::output::{Format, Sink};
+use crate::process::{self, Directory, Identity};
+
+/// Connections that are remembered; as many as in the kernel.
+const MOST_CONNECTIONS: usize = 65536;
+
+/// How records are shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Style {
+    /// Payload in text is always a hex dump.
+    pub hex: bool,
+    /// Secrets are shown.
+    pub show_secrets: bool,
+}
+
+/// What was shown so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Calls that were shown whole.
+    pub calls: u64,
+    /// Bytes of payload.
+    pub bytes: u64,
+    /// Connections.
+    pub connections: u64,
+    /// Records that made no sense; there are none unless the kernel's side is another version.
+    pub malformed: u64,
+}
+
+/// What names a connection to the kernel's side.
+type Key = (u32, u64, u64);
+
+#[derive(Debug, Default)]
+struct Connection {
+    number: u64,
+    who: Identity,
+    /// What `who` was made from.
+    cgroup: u64,
+    comm: [u8; 16],
+    library: Option<usize>,
+    /// By direction: the next byte's offset, once there was one, and the secrets.
+    next: [Option<u64>; 2],
+    maskers: [Masker; 2],
+    /// The count of records when it was last used.
+    used: u64,
+}
+
+/// A run.
+pub struct Session<W: Write> {
+    sink: Sink<W>,
+    style: Style,
+    /// The paths of the libraries; number `n` in the kernel is the `n - 1`th.
+    libraries: Vec<String>,
+    directory: Directory,
+    connections: HashMap<Key, Connection>,
+    records: u64,
+    shown: Shown,
+    masked: Vec<u8>,
+    encoded: String,
+}
+
+impl<W: Write> std::fmt::Debug for Session<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("shown", &self.shown)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<W: Write> Session<W> {
+    /// A run that writes to `sink`.
+    pub fn new(sink: Sink<W>, style: Style, libraries: Vec<String>, directory: Directory) -> Self {
+        Self {
+            sink,
+            style,
+            libraries,
+            directory,
+            connections: HashMap::new(),
+            records: 0,
+            shown: Shown::default(),
+            masked: Vec::new(),
+            encoded: String::new(),
+        }
+    }
+
+    /// Where other lines go.
+    pub fn sink(&mut self) -> &mut Sink<W> {
+        &mut self.sink
+    }
+
+    /// What was shown so far.
+    pub fn shown(&self) -> Shown {
+        self.shown
+    }
+
+    /// Shows a record that came at `time`, given the kernel's stamp in it.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn record(
+        &mut self,
+        bytes: &[u8],
+        time: impl FnOnce(u64) -> OffsetDateTime,
+    ) -> io::Result<()> {
+        let Some(record) = record::decode(bytes) else {
+            self.shown.malformed += 1;
+            return Ok(());
+        };
+        let header = &record.header;
+        let key = (header.pid, header.ssl, header.since_ns);
+        self.records += 1;
+        let fresh = !self.connections.contains_key(&key);
+        if fresh {
+            self.open(key);
+        }
+        if let Some(connection) = self.connections.get_mut(&key) {
+            connection.used = self.records;
+            connection.identify(header, &mut self.directory, self.libraries.len());
+            if fresh {
+                self.directory.fill(&mut connection.who, header.pid);
+            }
+        }
+        self.show(key, &record, time(header.time_ns))?;
+        if record.what == What::Close {
+            self.connections.remove(&key);
+        }
+        if header.flags & FLAG_LAST != 0 && header.flags & FLAG_GAP == 0 {
+            self.shown.calls += 1;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, key: Key) {
+        if self.connections.len() >= MOST_CONNECTIONS {
+            // Processes that ended without freeing theirs: the half that was not used for longest
+            // is forgotten.
+            let mut used: Vec<_> = self.connections.values().map(|one| one.used).collect();
+            let (_, middle, _) = used.select_nth_unstable(MOST_CONNECTIONS / 2);
+            let middle = *middle;
+            self.connections.retain(|_, one| one.used > middle);
+        }
+        self.shown.connections += 1;
+        let connection = Connection {
+            number: self.shown.connections,
+            ..Connection::default()
+        };
+        self.connections.insert(key, connection);
+    }
+
+    fn show(&mut self, key: Key, record: &Record<'_>, time: OffsetDateTime) -> io::Result<()> {
+        let Some(connection) = self.connections.get_mut(&key) else {
+            return Ok(());
+        };
+        let header = &record.header;
+        let library = connection
+            .library
+            .and_then(|at| self.libraries.get(at))
+            .map(String::as_str);
+        match record.what {
+            What::Handshake { done } => {
+                let event = Handshake {
+                    function: "SSL_do_handshake",
+                    library,
+                    connection: connection.number,
+                    result: if done { "ok" } else { "failed" },
+                    duration_ns: header.duration_ns,
+                    who: &connection.who,
+                };
+                self.sink.event(time, &event)
+            }
+            What::Close => {
+                let event = Close {
+                    connection: connection.number,
+                    read: header.offset,
+                    written: header.length,
+                    duration_ns: header.duration_ns,
+                    who: &connection.who,
+                };
+                self.sink.event(time, &event)
+            }
+            What::Data {
+                function,
+                direction,
+                payload,
+            } => {
+                let side = match direction {
+                    Direction::Read => 0,
+                    Direction::Write => 1,
+                };
+                // A connection's first byte is at 0, whenever it was first seen.
+                let expected = connection.next[side].unwrap_or(0);
+                let missing = header
+                    .offset
+                    .checked_sub(expected)
+                    .filter(|missing| *missing > 0);
+                connection.next[side] = Some(header.offset.wrapping_add(header.length));
+                let mut bytes = payload;
+                let mut masked = false;
+                if !self.style.show_secrets {
+                    self.masked.clear();
+                    self.masked.extend_from_slice(payload);
+                    masked = connection.maskers[side].mask(header.offset, &mut self.masked);
+                    if masked {
+                        bytes = &self.masked;
+                    }
+                }
+                let data = match self.sink.settings().format {
+                    Format::Json => Payload::of(bytes, &mut self.encoded),
+                    Format::Text => Payload::None {},
+                };
+                let event = Data {
+                    direction: direction.name(),
+                    function: function.name(),
+                    library,
+                    connection: connection.number,
+                    offset: header.offset,
+                    length: header.length,
+                    captured: header.captured,
+                    missing,
+                    masked,
+                    data,
+                    who: &connection.who,
+                    bytes,
+                    hex: self.style.hex,
+                };
+                self.shown.bytes += u64::from(header.captured);
+                self.sink.event(time, &event)
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Brings `who` up to date: a thread, a name or a user may change between two calls.
+    fn identify(&mut self, header: &Header, directory: &mut Directory, libraries: usize) {
+        let who = &mut self.who;
+        who.tid = Some(header.tid);
+        who.gid = Some(header.gid);
+        if who.uid != Some(header.uid) || who.user.is_none() {
+            who.uid = Some(header.uid);
+            who.user = directory.user(header.uid);
+        }
+        if self.comm != header.comm {
+            self.comm = header.comm;
+            who.comm = process::comm(&header.comm);
+        }
+        if self.cgroup != header.cgroup {
+            self.cgroup = header.cgroup;
+            if let Some(path) = directory.cgroup(header.cgroup) {
+                who.set_cgroup(&path);
+            }
+        }
+        self.library = match usize::try_from(header.library) {
+            Ok(0) | Err(_) => (libraries == 1).then_some(0),
+            Ok(number) => Some(number - 1),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+    use time::macros::datetime;
+
+    use super::super::record::tests::{encode, written};
+    use super::*;
+    use crate::output::Settings;
+
+    fn session(format: Format, style: Style) -> Session<Vec<u8>> {
+        let settings = Settings {
+            format,
+            ..Settings::default()
+        };
+        let sink = Sink::new("sslsniff", settings, false, Vec::new());
+        Session::new(
+            sink,
+            style,
+            vec!["/lib/libssl.so.3".to_owned()],
+            Directory::default(),
+        )
+    }
+
+    fn feed(session: &mut Session<Vec<u8>>, header: &Header, payload: &[u8]) {
+        let time = datetime!(2026-01-02 03:04:05 UTC);
+        session.record(&encode(header, payload), |_| time).unwrap();
+    }
+
+    fn text(session: Session<Vec<u8>>) -> String {
+        String::from_utf8(session.sink.into_inner()).unwrap()
+    }
+
+    fn events(session: Session<Vec<u8>>) -> Vec<Value> {
+        text(session)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_call_is_a_line_with_all_that_is_known() {
+        let mut session = session(Format::Json, Style::default());
+        feed(&mut session, &written(0, 5), b"hello");
+        let events = events(session);
+        let event = &events[0];
+        for (name, value) in [
+            ("kind", Value::from("data")),
+            ("direction", "write".into()),
+            ("function", "SSL_write".into()),
+            ("library", "/lib/libssl.so.3".into()),
+            ("connection", 1.into()),
+            ("offset", 0.into()),
+            ("length", 5.into()),
+            ("captured", 5.into()),
+            ("data", "hello".into()),
+            ("pid", 7.into()),
+            ("tid", 8.into()),
+            ("uid", 0.into()),
+            ("comm", "curl".into()),
+        ] {
+            assert_eq!(event[name], value, "{name}");
+        }
+        assert!(event.get("missing").is_none() && event.get("masked").is_none());
+    }
+
+    #[test]
+    fn text_is_a_line_and_the_payload_below_it() {
+        let mut session = session(Format::Text, Style::default());
+        feed(&mut session, &written(0, 100), b"GET /\r\nCookie: abc\r\n");
+        let mut late = written(200, 2);
+        late.direction = 1;
+        feed(&mut session, &late, b"\0\x01");
+        assert_eq!(
+            text(session),
+            "03:04:05.000 curl[7] #1 -> SSL_write 100 bytes, 20 shown\n    GET /\n    Cookie: ***\n\
+             03:04:05.000 curl[7] #1 -> SSL_write 2 bytes at 200, 100 lost before\n    \
+             000000c8  00 01                                             |..|\n"
+        );
+    }
+
+    #[test]
+    fn a_connection_keeps_its_number_until_it_is_freed() {
+        let mut session = session(Format::Json, Style::default());
+        feed(&mut session, &written(0, 1), b"a");
+        let mut other = written(0, 1);
+        other.ssl += 1;
+        feed(&mut session, &other, b"b");
+        let mut close = written(10, 20);
+        close.kind = 2;
+        feed(&mut session, &close, b"");
+        feed(&mut session, &written(0, 1), b"c");
+        assert_eq!(session.shown().calls, 4);
+        let events = events(session);
+        let numbers: Vec<_> = events
+            .iter()
+            .map(|event| event["connection"].as_u64())
+            .collect();
+        assert_eq!(numbers, [Some(1), Some(2), Some(1), Some(3)]);
+        assert_eq!(events[2]["kind"], "close");
+        assert_eq!(
+            (&events[2]["read"], &events[2]["written"]),
+            (&10.into(), &20.into())
+        );
+    }
+
+    #[test]
+    fn a_call_with_a_gap_or_without_its_end_is_not_delivered_whole() {
+        let mut session = session(Format::Json, Style::default());
+        let mut first = written(0, 1);
+        first.flags = 0;
+        feed(&mut session, &first, b"a");
+        let mut last = written(5, 1);
+        last.flags = FLAG_LAST | FLAG_GAP;
+        feed(&mut session, &last, b"b");
+        assert_eq!(session.shown().calls, 0);
+        assert_eq!(session.shown().bytes, 2);
+        assert_eq!(events(session)[1]["missing"], 4);
+    }
+
+    #[test]
+    fn secrets_are_shown_only_when_wanted() {
+        let secret = b"Authorization: Basic eA==\r\n";
+        for show_secrets in [false, true] {
+            let style = Style {
+                show_secrets,
+                ..Style::default()
+            };
+            let mut session = session(Format::Json, style);
+            feed(&mut session, &written(0, 20), &secret[..20]);
+            feed(&mut session, &written(20, 7), &secret[20..]);
+            let events = events(session);
+            assert_eq!(
+                events[1]["data"],
+                if show_secrets {
+                    " eA==\r\n"
+                } else {
+                    "*****\r\n"
+                }
+            );
+            assert_eq!(events[1].get("masked").is_some(), !show_secrets);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_record_is_shown_or_counted(
+            bytes in proptest::collection::vec(any::<u8>(), 120..300),
+            kind in 0u8..4,
+            captured in 0u8..100,
+        ) {
+            for format in [Format::Json, Format::Text] {
+                let mut session = session(format, Style::default());
+                let mut bytes = bytes.clone();
+                let at = std::mem::offset_of!(Header, kind);
+                bytes[at..at + 3].copy_from_slice(&[kind, 1, 1]);
+                let at = std::mem::offset_of!(Header, captured);
+                bytes[at..at + 4].copy_from_slice(&[captured, 0, 0, 0]);
+                session.record(&bytes, |_| datetime!(2026-01-02 03:04:05 UTC)).unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Where the functions of a TLS library are in its file. The file is anybody's: whatever is in it,
+//! the answer is offsets or an error.
+
+use anyhow::{Result, bail};
+use object::elf::{self, FileHeader64};
+use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _};
+use object::{LittleEndian, ReadRef};
+
+/// The functions that are probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Function {
+    /// `SSL_read`
+    Read,
+    /// `SSL_write`
+    Write,
+    /// `SSL_read_ex`, OpenSSL 1.1.1
+    ReadEx,
+    /// `SSL_write_ex`, OpenSSL 1.1.1
+    WriteEx,
+    /// `SSL_do_handshake`
+    DoHandshake,
+    /// `SSL_free`
+    Free,
+}
+
+impl Function {
+    /// All of them; the order is that of `enum ssl_function`.
+    pub const ALL: [Self; 6] = [
+        Self::Read,
+        Self::Write,
+        Self::ReadEx,
+        Self::WriteEx,
+        Self::DoHandshake,
+        Self::Free,
+    ];
+
+    /// The symbol's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "SSL_read",
+            Self::Write => "SSL_write",
+            Self::ReadEx => "SSL_read_ex",
+            Self::WriteEx => "SSL_write_ex",
+            Self::DoHandshake => "SSL_do_handshake",
+            Self::Free => "SSL_free",
+        }
+    }
+
+    fn of(symbol: &[u8]) -> Option<Self> {
+        // Most symbols leave here.
+        let rest = symbol.strip_prefix(b"SSL_")?;
+        Self::ALL
+            .into_iter()
+            .find(|function| function.name().as_bytes().strip_prefix(b"SSL_") == Some(rest))
+    }
+}
+
+/// Functions, each with the bytes from the file's start to its first instruction.
+pub type Offsets = Vec<(Function, u64)>;
+
+/// The largest symbol or string table that is read; that of node is some 20 MiB.
+const LARGEST_TABLE: u64 = 128 << 20;
+
+/// Symbol names are compared within this many bytes.
+const LONGEST_NAME: usize = 32;
+
+/// Finds the functions in `file`: in the dynamic symbols or, where those have none, in the symbol
+/// table that linkers leave for debuggers. Empty if it defines neither `SSL_read` nor `SSL_write`.
+///
+/// # Errors
+/// Why it is no 64-bit little-endian ELF file, or what is wrong in it.
+pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Offsets> {
+    let header = FileHeader64::<LittleEndian>::parse(file)?;
+    let endian = header.endian()?;
+    plain_counts(header)?;
+    let sections = header.section_headers(endian, file)?;
+    let segments = header.program_headers(endian, file)?;
+    for kind in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
+        let Some(table) = sections
+            .iter()
+            .find(|section| section.sh_type(endian) == kind)
+        else {
+            continue;
+        };
+        let strings = usize::try_from(table.sh_link(endian)).ok();
+        let Some(strings) = strings.and_then(|index| sections.get(index)) else {
+            continue;
+        };
+        if table.sh_size(endian) > LARGEST_TABLE || strings.sh_size(endian) > LARGEST_TABLE {
+            continue;
+        }
+        let symbols: &[elf::Sym64<LittleEndian>] = table.data_as_array(endian, file)?;
+        let strings = strings.data(endian, file)?;
+        let found = in_table(symbols, strings, segments);
+        if found
+            .iter()
+            .any(|(function, _)| matches!(function, Function::Read | Function::Write))
+        {
+            return Ok(found);
+        }
+    }
+    Ok(Offsets::new())
+}
+
+/// Refuses the forms that count headers elsewhere, in 32 bits and more: no library has that many,
+/// and the count would be how much is read.
+fn plain_counts(header: &FileHeader64<LittleEndian>) -> Result<()> {
+    let elsewhere =
+        header.e_shnum.get(LittleEndian) == 0 || header.e_phnum.get(LittleEndian) == elf::PN_XNUM;
+    if elsewhere {
+        bail!("its headers are not counted in the ELF header");
+    }
+    Ok(())
+}
+
+fn in_table(
+    symbols: &[elf::Sym64<LittleEndian>],
+    strings: &[u8],
+    segments: &[elf::ProgramHeader64<LittleEndian>],
+) -> Offsets {
+    let endian = LittleEndian;
+    let mut found = Offsets::new();
+    for symbol in symbols {
+        if symbol.st_type() != elf::STT_FUNC || symbol.st_shndx(endian) == elf::SHN_UNDEF {
+            continue;
+        }
+        let start = usize::try_from(symbol.st_name(endian)).unwrap_or(usize::MAX);
+        let Some(name) = strings.get(start..) else {
+            continue;
+        };
+        let name = &name[..name.len().min(LONGEST_NAME)];
+        let Some(end) = name.iter().position(|byte| *byte == 0) else {
+            continue;
+        };
+        if let Some(function) = Function::of(&name[..end])
+            && let Some(offset) = file_offset(symbol.st_value(endian), segments)
+            && !found.iter().any(|(known, _)| *known == function)
+        {
+            found.push((function, offset));
+        }
+    }
+    found
+}
+
+/// Where the instruction that is mapped at `address` is in the file.
+fn file_offset(address: u64, segments: &[elf::ProgramHeader64<LittleEndian>]) -> Option<u64> {
+    let endian = LittleEndian;
+    segments.iter().find_map(|segment| {
+        let flags = segment.p_flags(endian);
+        if segment.p_type(endian) != elf::PT_LOAD || !flags.contains(elf::PF_X) {
+            return None;
+        }
+        let within = address.checked_sub(segment.p_vaddr(endian))?;
+        if within >= segment.p_filesz(endian) {
+            return None;
+        }
+        segment.p_offset(endian).checked_add(within)
+    })
+}
+
+/// Where a program starts.
+///
+/// # Errors
+/// As [`find`].
+pub fn entry<'data>(file: impl ReadRef<'data>) -> Result<Option<u64>> {
+    let header = FileHeader64::<LittleEndian>::parse(file)?;
+    let endian = header.endian()?;
+    plain_counts(header)?;
+    let segments = header.program_headers(endian, file)?;
+    Ok(file_offset(header.e_entry(LittleEndian), segments))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The executable of this test, a real ELF file with a large `.symtab`.
+    fn real() -> Vec<u8> {
+        std::fs::read("/proc/self/exe").unwrap()
+    }
+
+    /// An ELF file with one executable segment (file offset 0x1000 at address 0x11000), a table
+    /// of `kind` and its strings.
+    fn crafted(kind: u32, symbols: &[(&str, u64, bool)]) -> Vec<u8> {
+        let mut strings = vec![0];
+        let mut table = vec![0; 24];
+        for (name, value, defined) in symbols {
+            table.extend(u32::try_from(strings.len()).unwrap().to_le_bytes());
+            table.extend([0x12, 0]); // STB_GLOBAL, STT_FUNC
+            table.extend(u16::from(*defined).to_le_bytes());
+            table.extend(value.to_le_bytes());
+            table.extend(0u64.to_le_bytes());
+            strings.extend(name.as_bytes());
+            strings.push(0);
+        }
+        let (table_at, strings_at) = (0x200, 0x200 + table.len());
+        let sections_at = strings_at + strings.len();
+        let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        file.extend([3, 0, 62, 0, 1, 0, 0, 0]);
+        for word in [0x11000, 64, sections_at as u64] {
+            file.extend(u64::to_le_bytes(word));
+        }
+        file.extend(0u32.to_le_bytes());
+        for half in [64u16, 56, 1, 64, 3, 0] {
+            file.extend(half.to_le_bytes());
+        }
+        file.extend([1, 0, 0, 0, 5, 0, 0, 0]); // PT_LOAD, R + X
+        for word in [0x1000u64, 0x11000, 0x11000, 0x1000, 0x1000, 0x1000] {
+            file.extend(word.to_le_bytes());
+        }
+        file.resize(table_at, 0);
+        file.extend(&table);
+        file.extend(&strings);
+        file.extend([0; 64]);
+        for (kind, at, size, link, entry) in [
+            (kind, table_at, table.len(), 2u32, 24u64),
+            (3, strings_at, strings.len(), 0, 0),
+        ] {
+            file.extend(0u32.to_le_bytes());
+            file.extend(kind.to_le_bytes());
+            for word in [0, 0, at as u64, size as u64] {
+                file.extend(u64::to_le_bytes(word));
+            }
+            file.extend(link.to_le_bytes());
+            file.extend(0u32.to_le_bytes());
+            file.extend(8u64.to_le_bytes());
+            file.extend(entry.to_le_bytes());
+        }
+        file
+    }
+
+    const SYMBOLS: &[(&str, u64, bool)] = &[
+        ("SSL_read", 0x11010, true),
+        ("SSL_write", 0x11020, true),
+        ("SSL_write_early_data", 0x11030, true),
+        ("SSL_free", 0, false),
+        ("SSL_do_handshake", 0x22000, true),
+        ("read", 0x11040, true),
+    ];
+
+    #[test]
+    fn functions_are_found_in_either_table_at_their_file_offsets() {
+        for kind in [11, 2] {
+            let found = find(crafted(kind, SYMBOLS).as_slice()).unwrap();
+            assert_eq!(found, [(Function::Read, 0x1010), (Function::Write, 0x1020)]);
+        }
+    }
+
+    #[test]
+    fn a_user_of_a_library_is_no_library() {
+        let user = crafted(11, &[("SSL_read", 0, false), ("SSL_write", 0, false)]);
+        assert_eq!(find(user.as_slice()).unwrap(), []);
+        assert_eq!(find(real().as_slice()).unwrap(), []);
+    }
+
+    #[test]
+    fn the_entry_of_a_program_is_in_its_file() {
+        assert_eq!(
+            entry(crafted(11, SYMBOLS).as_slice()).unwrap(),
+            Some(0x1000)
+        );
+        let real = real();
+        let offset = entry(real.as_slice()).unwrap().unwrap();
+        assert!(offset < real.len() as u64);
+    }
+
+    #[test]
+    fn what_is_no_elf_file_is_an_error() {
+        for wrong in [b"".as_slice(), b"#!/bin/sh\n", b"\x7fELF"] {
+            assert!(find(wrong).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
+            let _ = find(bytes.as_slice());
+            let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+            elf.extend(bytes);
+            let _ = find(elf.as_slice());
+            let _ = entry(elf.as_slice());
+        }
+
+        #[test]
+        fn a_damaged_file_does_no_harm(
+            damage in proptest::collection::vec((0usize..1000, any::<u8>()), 1..40),
+            length in 0usize..1200,
+        ) {
+            let mut elf = crafted(11, SYMBOLS);
+            for (at, byte) in damage {
+                let at = at % elf.len();
+                elf[at] = byte;
+            }
+            elf.truncate(length);
+            let _ = find(elf.as_slice());
+            let _ = entry(elf.as_slice());
+        }
+    }
+}
