@@ -9,6 +9,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr::{self, NonNull};
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{AsRawLibbpf as _, Link, OpenProgramMut, Program, libbpf_sys};
@@ -175,6 +176,24 @@ fn own(link: *mut libbpf_sys::bpf_link) -> libbpf_rs::Result<Link> {
 pub struct Probes {
     returns: Vec<Link>,
     entries: Vec<Link>,
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        together(std::mem::take(&mut self.returns));
+        together(std::mem::take(&mut self.entries));
+    }
+}
+
+/// Drops `links` at the same time: the kernel waits some tens of milliseconds for each, until no
+/// processor is in the probe any more.
+fn together(links: Vec<Link>) {
+    thread::scope(|scope| {
+        for link in links {
+            // If no thread can be made, the link is dropped right here.
+            let _ = thread::Builder::new().spawn_scoped(scope, move || drop(link));
+        }
+    });
 }
 
 impl Probes {

@@ -441,6 +441,12 @@ impl Tool {
             .collect()
     }
 
+    /// How many lines there are with `text` in them, without reading the JSON.
+    pub fn count(&self, text: &str) -> usize {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().filter(|line| line.contains(text)).count()
+    }
+
     /// Waits for an event that `wanted` accepts and returns it.
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut found = None;
@@ -458,7 +464,8 @@ impl Tool {
         found.unwrap()
     }
 
-    fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
+    /// Waits until `done`.
+    pub fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let start = Instant::now();
         while !done(self) {
             let ended = self.readers.iter().all(JoinHandle::is_finished);

@@ -1,0 +1,644 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `ebpfkit sslsniff` at work on real programs, which talk over the loopback of a network namespace
+//! of their own.
+
+mod common;
+
+mod root {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fs::Permissions;
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Output, Stdio};
+
+    use base64::Engine as _;
+    use serde_json::Value;
+    use sha2::{Digest as _, Sha256};
+
+    use super::common::{ALICE, BOB, Background, Ended, Netns, Tool, ebpfkit_path, python3, sh};
+
+    const PORT: &str = "4433";
+    const OTHER_PORT: &str = "4434";
+
+    /// A namespace, and a folder with a certificate.
+    struct Place {
+        netns: Netns,
+        dir: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a folder");
+            let (key, cert) = (dir.path().join("key"), dir.path().join("cert"));
+            sh(Command::new("openssl")
+                .args([
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "ec",
+                    "-pkeyopt",
+                    "ec_paramgen_curve:P-256",
+                ])
+                .args(["-nodes", "-subj", "/CN=localhost", "-days", "2"])
+                .arg("-keyout")
+                .arg(&key)
+                .arg("-out")
+                .arg(&cert));
+            let both = [std::fs::read(&key).unwrap(), std::fs::read(&cert).unwrap()].concat();
+            std::fs::write(dir.path().join("pem"), both).unwrap();
+            Self {
+                netns: Netns::new(),
+                dir,
+            }
+        }
+
+        fn pem(&self) -> String {
+            self.dir.path().join("pem").display().to_string()
+        }
+
+        /// One end of a connection, see `sslsniff/peer.py`.
+        fn peer(&self, args: &[&str]) -> Peer {
+            let mut command = self.netns.command(python3());
+            command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sslsniff/peer.py"));
+            Peer::start(command.args(args))
+        }
+
+        /// One that has said that it listens.
+        fn server(&self, args: &[&str]) -> Peer {
+            let mut peer = self.peer(args);
+            assert_eq!(peer.line(), "listening");
+            peer
+        }
+
+        fn nginx(&self) -> Background {
+            let dir = self.dir.path().display();
+            let conf = self.dir.path().join("nginx.conf");
+            let text = format!(
+                "daemon off; master_process off; pid {dir}/pid; error_log stderr;\n\
+                 events {{ worker_connections 64; }}\n\
+                 http {{ access_log off; client_body_temp_path {dir}/body; proxy_temp_path {dir}/p;\n\
+                 fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
+                 server {{ listen 127.0.0.1:{PORT} ssl; ssl_certificate {dir}/cert;\n\
+                 ssl_certificate_key {dir}/key;\n\
+                 location / {{ default_type text/plain; return 200 'the plain answer\\n'; }} }} }}\n"
+            );
+            std::fs::write(&conf, text).unwrap();
+            let mut command = self.netns.command("nginx");
+            command
+                .args(["-e", "stderr", "-p"])
+                .arg(self.dir.path())
+                .arg("-c")
+                .arg(&conf);
+            let child = command.stdin(Stdio::null()).spawn().expect("nginx");
+            let nginx = Background(child);
+            let start = std::time::Instant::now();
+            while !self.netns.enter(listens).join().unwrap() {
+                assert!(
+                    start.elapsed() < super::common::PATIENCE,
+                    "nginx does not listen"
+                );
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            nginx
+        }
+
+        /// curl under a name that no other test uses, as all of them are seen: sslsniff watches the
+        /// machine.
+        fn curl_named(&self, name: &str) -> PathBuf {
+            let link = self.dir.path().join(name);
+            std::fs::set_permissions(self.dir.path(), Permissions::from_mode(0o755)).unwrap();
+            std::os::unix::fs::symlink("/usr/bin/curl", &link).expect("a link");
+            link
+        }
+
+        fn curl(&self, args: &[&str]) -> Output {
+            let mut command = self.netns.command("curl");
+            command.args(CURL).args(args).output().expect("curl")
+        }
+    }
+
+    fn listens() -> bool {
+        std::net::TcpStream::connect(format!("127.0.0.1:{PORT}")).is_ok()
+    }
+
+    /// Without the proxies of the environment, without waiting for long.
+    const CURL: &[&str] = &["-sSk", "--http1.1", "--max-time", "50", "--noproxy", "*"];
+    const URL: &str = "https://127.0.0.1:4433/";
+
+    struct Peer {
+        process: Background,
+        output: BufReader<std::process::ChildStdout>,
+    }
+
+    impl Peer {
+        fn start(command: &mut Command) -> Self {
+            let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+            let mut process = Background(child.expect("python3"));
+            let output = BufReader::new(process.0.stdout.take().unwrap());
+            Self { process, output }
+        }
+
+        fn pid(&self) -> u32 {
+            self.process.0.id()
+        }
+
+        fn line(&mut self) -> String {
+            let mut line = String::new();
+            self.output.read_line(&mut line).expect("a line");
+            line.trim_end().to_owned()
+        }
+
+        fn go(&mut self) {
+            self.process
+                .0
+                .stdin
+                .as_mut()
+                .expect("a pipe")
+                .write_all(b"go\n")
+                .expect("go");
+        }
+
+        /// What it prints until it ends.
+        fn rest(&mut self) -> Vec<Value> {
+            let mut text = String::new();
+            self.output.read_to_string(&mut text).expect("text");
+            assert!(self.process.0.wait().expect("wait").success());
+            text.lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect()
+        }
+    }
+
+    fn bytes_of(event: &Value) -> Vec<u8> {
+        match (event["data"].as_str(), event["data_base64"].as_str()) {
+            (Some(text), None) => text.as_bytes().to_vec(),
+            (None, Some(data)) => base64::engine::general_purpose::STANDARD
+                .decode(data)
+                .expect("base64"),
+            (None, None) => Vec::new(),
+            _ => panic!("{event}"),
+        }
+    }
+
+    /// What passed, by process, connection and direction; the offsets leave no gap.
+    fn streams(ended: &Ended) -> BTreeMap<(u64, u64, String), Vec<u8>> {
+        let mut streams: BTreeMap<_, Vec<u8>> = BTreeMap::new();
+        for event in ended.kind("data") {
+            let key = (
+                event["pid"].as_u64().unwrap(),
+                event["connection"].as_u64().unwrap(),
+                event["direction"].as_str().unwrap().to_owned(),
+            );
+            let stream = streams.entry(key).or_default();
+            assert_eq!(event["offset"], stream.len());
+            let bytes = bytes_of(event);
+            assert_eq!(event["captured"], bytes.len());
+            assert_eq!(event["length"], bytes.len());
+            stream.extend(bytes);
+        }
+        streams
+    }
+
+    /// All that a process read or wrote, as text.
+    fn text(ended: &Ended, pid: u32, direction: &str) -> String {
+        let bytes: Vec<u8> = ended
+            .kind("data")
+            .into_iter()
+            .filter(|event| event["pid"] == pid && event["direction"] == direction)
+            .flat_map(bytes_of)
+            .collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn nothing_is_lost(ended: &Ended) {
+        let summary = ended.summary();
+        assert_eq!(summary["lost"], 0, "{summary}");
+        assert_eq!(summary["seen"], summary["delivered"], "{summary}");
+        assert_eq!(summary["bytes_lost"], 0, "{summary}");
+        assert_eq!(
+            summary["bytes_seen"].as_u64().unwrap(),
+            summary["bytes_delivered"].as_u64().unwrap() + summary["bytes_cut"].as_u64().unwrap()
+        );
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+
+    const SIZES: [&str; 8] = [
+        "1", "4095", "4096", "8192", "16384", "16385", "100000", "10000000",
+    ];
+
+    /// Watches one end while payload of all sizes passes, each in a single call of its sender's, in
+    /// either direction.
+    fn all_sizes(watch_client: bool) {
+        let place = Place::new();
+        let pem = place.pem();
+        let mut server = place.server(&[&["serve", &pem, PORT], SIZES.as_slice()].concat());
+        let mut client = place.peer(&[&["send", PORT], SIZES.as_slice()].concat());
+        let pid = if watch_client {
+            client.pid()
+        } else {
+            server.pid()
+        };
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &pid.to_string()]);
+        let mut wanted = Vec::new();
+        for (number, size) in SIZES.iter().flat_map(|size| [size; 2]).enumerate() {
+            client.go();
+            let told = client.line();
+            assert_eq!(told, server.line(), "{size} bytes");
+            let told: Value = serde_json::from_str(&told).unwrap();
+            wanted.push((*size, told["sha256"].as_str().unwrap().to_owned()));
+            // However slow the machine, one transfer fits the ring.
+            tool.wait("closed", |tool| tool.count("\"kind\":\"close\"") > number);
+        }
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let streams: Vec<_> = streams(&ended).into_iter().collect();
+        assert_eq!(streams.len(), wanted.len());
+        for (number, ((size, hash), (key, bytes))) in wanted.iter().zip(streams).enumerate() {
+            assert_eq!(key.0, u64::from(pid));
+            let writes = number.is_multiple_of(2) == watch_client;
+            assert_eq!(key.2, if writes { "write" } else { "read" });
+            assert_eq!(bytes.len().to_string(), *size);
+            let shown: String = Sha256::digest(&bytes)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            assert_eq!(*hash, shown, "{size} bytes");
+        }
+        let functions: BTreeSet<_> = ended
+            .kind("data")
+            .iter()
+            .map(|event| event["function"].as_str().unwrap())
+            .collect();
+        assert_eq!(Vec::from_iter(functions), ["SSL_read_ex", "SSL_write_ex"]);
+        assert_eq!(ended.kind("handshake").len(), wanted.len());
+        assert!(
+            ended
+                .kind("handshake")
+                .iter()
+                .all(|event| event["result"] == "ok")
+        );
+    }
+
+    #[test]
+    fn payload_of_any_size_is_shown_byte_by_byte_at_a_client() {
+        all_sizes(true);
+    }
+
+    #[test]
+    fn payload_of_any_size_is_shown_byte_by_byte_at_a_server() {
+        all_sizes(false);
+    }
+
+    #[test]
+    fn curl_and_nginx_are_seen_in_plaintext_on_both_sides() {
+        let place = Place::new();
+        let nginx = place.nginx();
+        let tool = Tool::start(&place.netns, &["sslsniff"]);
+        assert!(
+            tool.events()[0]["libraries"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
+        );
+        let curl = place.curl_named("seencurl");
+        let output = place
+            .netns
+            .command(&curl)
+            .args(CURL)
+            .arg(URL)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        tool.wait_for("the close of nginx", |event| {
+            event["kind"] == "close" && event["pid"] == nginx.0.id()
+        });
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let request = text(&ended, nginx.0.id(), "read");
+        assert!(
+            request.starts_with("GET / HTTP/1.1\r\nHost: 127.0.0.1:4433\r\n"),
+            "{request:?}"
+        );
+        let answer = text(&ended, nginx.0.id(), "write");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer:?}");
+        assert!(answer.ends_with("\r\n\r\nthe plain answer\n"), "{answer:?}");
+        let of_curl = ended
+            .kind("data")
+            .into_iter()
+            .find(|event| event["comm"] == "seencurl")
+            .unwrap()
+            .clone();
+        let curl = u32::try_from(of_curl["pid"].as_u64().unwrap()).unwrap();
+        assert_eq!(text(&ended, curl, "write"), request);
+        assert_eq!(text(&ended, curl, "read"), answer);
+        assert_eq!(of_curl["function"], "SSL_write");
+        assert_eq!(of_curl["uid"], 0);
+        assert!(
+            of_curl["library"].as_str().unwrap().contains("libssl.so"),
+            "{of_curl}"
+        );
+    }
+
+    #[test]
+    fn a_command_is_watched_alone_and_its_end_is_the_end() {
+        let place = Place::new();
+        let _nginx = place.nginx();
+        let inner = format!("curl {} {URL}; exit 7", CURL.join(" "));
+        let mut command = place.netns.command(ebpfkit_path());
+        command.args(["-o", "json", "sslsniff", "--", "sh", "-c", &inner]);
+        let ended = Tool::run(command).ended();
+        nothing_is_lost(&ended);
+        assert_eq!(ended.summary()["command_status"], 7);
+        assert!(
+            ended.stderr.contains("the plain answer"),
+            "{}",
+            ended.stderr
+        );
+        let comms: Vec<_> = ended
+            .kind("data")
+            .iter()
+            .map(|event| event["comm"].clone())
+            .collect();
+        assert_eq!(comms.first(), Some(&Value::from("curl")));
+        assert!(comms.iter().all(|comm| comm == "curl"), "{comms:?}");
+        let read: Vec<u8> = ended
+            .kind("data")
+            .into_iter()
+            .filter(|event| event["direction"] == "read")
+            .flat_map(bytes_of)
+            .collect();
+        assert!(read.ends_with(b"the plain answer\n"));
+    }
+
+    #[test]
+    fn a_command_that_is_not_there_is_named_and_nothing_stays() {
+        let place = Place::new();
+        let mut command = place.netns.command(ebpfkit_path());
+        let output = command
+            .args(["sslsniff", "--", "/no/such/program"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("/no/such/program"), "{stderr}");
+    }
+
+    #[test]
+    fn filters_of_one_kind_widen_and_of_two_kinds_narrow() {
+        let place = Place::new();
+        let _nginx = place.nginx();
+        let curl = place.curl_named("filtercurl");
+        let alice = ALICE.to_string();
+        let (root, bob) = ("root", BOB.to_string());
+        for (args, wanted) in [
+            (vec!["-u", &alice, "-u", &bob], vec![ALICE, BOB]),
+            (vec!["-u", &alice, "-c", "filtercurl"], vec![ALICE]),
+            (vec!["-u", &alice, "-c", "othercurl"], vec![]),
+            (vec!["-c", "filtercurl"], vec![0, ALICE, BOB]),
+            (vec!["-u", root, "-c", "filtercurl"], vec![0]),
+        ] {
+            let tool = Tool::start(&place.netns, &[&["sslsniff"], args.as_slice()].concat());
+            for uid in [0, ALICE, BOB] {
+                let mut command = place.netns.command_as(uid, &curl);
+                assert!(
+                    command
+                        .args(CURL)
+                        .arg(URL)
+                        .output()
+                        .unwrap()
+                        .status
+                        .success()
+                );
+            }
+            let ended = tool.stop();
+            nothing_is_lost(&ended);
+            let mut uids: Vec<u32> = ended
+                .kind("data")
+                .iter()
+                .map(|event| u32::try_from(event["uid"].as_u64().unwrap()).unwrap())
+                .collect();
+            uids.dedup();
+            assert_eq!(uids, wanted, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn children_of_a_watched_process_are_watched() {
+        let place = Place::new();
+        let nginx = place.nginx();
+        let mut command = place.netns.command("sh");
+        let inner = format!(
+            "read go; curl {0} {URL} >&2; (curl {0} {URL} >&2); echo {{}}",
+            CURL.join(" ")
+        );
+        let mut shell = Peer::start(command.args(["-c", &inner]).stderr(Stdio::null()));
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &shell.pid().to_string()]);
+        assert!(place.curl(&[URL]).status.success());
+        shell.go();
+        assert_eq!(shell.rest().len(), 1);
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let mut pids: Vec<_> = ended
+            .kind("data")
+            .iter()
+            .map(|event| event["pid"].clone())
+            .collect();
+        pids.dedup();
+        assert_eq!(pids.len(), 2, "{pids:?}");
+        assert!(!pids.contains(&Value::from(nginx.0.id())));
+    }
+
+    const SPLIT: &[&str] = &[
+        "GET / HTTP/1.1\\r\\nAuthor",
+        "ization: Bea",
+        "rer c2Vj",
+        "cmV0\\r\\nAccept: c2VjcmV0\\r\\n\\r\\n",
+    ];
+
+    fn split_secret(options: &[&str]) -> Vec<String> {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let mut client = place.peer(&[&["text", PORT], SPLIT].concat());
+        let pid = client.pid().to_string();
+        let tool = Tool::start(&place.netns, &[&["sslsniff", "-p", &pid], options].concat());
+        client.go();
+        client.rest();
+        server.rest();
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let pid = client.pid();
+        vec![text(&ended, pid, "write"), text(&ended, pid, "read")]
+    }
+
+    #[test]
+    fn secrets_are_masked_also_where_they_are_split_over_calls() {
+        let masked = "GET / HTTP/1.1\r\nAuthorization: ***************\r\nAccept: c2VjcmV0\r\n\r\n";
+        assert_eq!(split_secret(&[]), [masked, masked]);
+    }
+
+    #[test]
+    fn secrets_are_shown_on_request_and_failed_reads_add_nothing() {
+        // The client's reads do not block, so that most of them fail before one succeeds.
+        let shown = masked_back();
+        assert_eq!(
+            split_secret(&["--show-secrets"]),
+            [shown.as_str(), shown.as_str()]
+        );
+    }
+
+    fn masked_back() -> String {
+        SPLIT.concat().replace("\\r\\n", "\r\n")
+    }
+
+    #[test]
+    fn less_is_shown_on_request_and_lengths_stay_true() {
+        for (option, shown) in [
+            (vec!["--max-bytes", "5000"], 5000),
+            (vec!["--no-payload"], 0),
+        ] {
+            let place = Place::new();
+            let mut server = place.server(&["serve", &place.pem(), PORT, "100000"]);
+            let mut client = place.peer(&["send", PORT, "100000"]);
+            let pid = client.pid().to_string();
+            let tool = Tool::start(
+                &place.netns,
+                &[&["sslsniff", "-p", &pid], &option[..]].concat(),
+            );
+            client.go();
+            client.go();
+            client.rest();
+            server.rest();
+            let ended = tool.stop();
+            nothing_is_lost(&ended);
+            assert_eq!(ended.summary()["bytes_seen"], 200_000);
+            let written: Vec<_> = ended
+                .kind("data")
+                .into_iter()
+                .filter(|event| event["direction"] == "write")
+                .collect();
+            let sum = |field| {
+                written
+                    .iter()
+                    .map(|event| event[field].as_u64().unwrap())
+                    .sum::<u64>()
+            };
+            assert_eq!((sum("length"), sum("captured")), (100_000, shown));
+        }
+    }
+
+    #[test]
+    fn a_handshake_that_fails_is_reported_once() {
+        let place = Place::new();
+        let _server = place.server(&["plain", PORT]);
+        let mut command = place.netns.command(ebpfkit_path());
+        command
+            .args(["-o", "json", "sslsniff", "--", "curl"])
+            .args(CURL)
+            .arg(URL);
+        let ended = Tool::run(command).ended();
+        // curl(1): a TLS connect error.
+        assert_eq!(ended.summary()["command_status"], 35, "{}", ended.stderr);
+        nothing_is_lost(&ended);
+        assert_eq!(ended.kind("handshake").len(), 1);
+        assert_eq!(ended.kind("handshake")[0]["result"], "failed");
+        assert_eq!(ended.kind("close").len(), 1);
+        assert_eq!(ended.kind("data").len(), 0);
+    }
+
+    #[test]
+    fn tls_inside_tls_is_shown_on_both_layers() {
+        let place = Place::new();
+        let _nginx = place.nginx();
+        let _proxy = place.server(&["proxy", &place.pem(), OTHER_PORT, PORT]);
+        let mut command = place.netns.command(ebpfkit_path());
+        command.args(["-o", "json", "sslsniff", "--", "curl", "-sSk", "--http1.1"]);
+        command.args(["--max-time", "50", "--proxy-insecure", "--noproxy", ""]);
+        command.args(["--proxy", "https://127.0.0.1:4434", URL]);
+        let ended = Tool::run(command).ended();
+        assert_eq!(ended.summary()["command_status"], 0, "{}", ended.stderr);
+        nothing_is_lost(&ended);
+        let streams = streams(&ended);
+        let starts = |start: &str| {
+            streams
+                .values()
+                .filter(|bytes| bytes.starts_with(start.as_bytes()))
+                .count()
+        };
+        assert_eq!(starts("CONNECT 127.0.0.1:4433 HTTP/1.1\r\n"), 1);
+        assert_eq!(starts("GET / HTTP/1.1\r\n"), 1);
+        assert_eq!(starts("HTTP/1.1 200 OK\r\n"), 2);
+    }
+
+    #[test]
+    fn a_small_ring_loses_and_says_exactly_how_much() {
+        let place = Place::new();
+        let sizes = ["10000000", "3000000"];
+        let mut server = place.server(&[&["serve", &place.pem(), PORT], &sizes[..]].concat());
+        let mut client = place.peer(&[&["send", PORT], &sizes[..]].concat());
+        let pids = [server.pid().to_string(), client.pid().to_string()];
+        let args = [
+            "sslsniff", "--buffer", "64K", "-p", &pids[0], "-p", &pids[1],
+        ];
+        let tool = Tool::start(&place.netns, &args);
+        for _ in 0..4 {
+            client.go();
+        }
+        client.rest();
+        server.rest();
+        let ended = tool.stop();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let summary = ended.summary();
+        let number = |name: &str| summary[name].as_u64().unwrap();
+        assert!(number("bytes_lost") > 0, "{summary}");
+        assert_eq!(number("bytes_seen"), 4 * 13_000_000);
+        assert_eq!(
+            number("bytes_delivered") + number("bytes_lost"),
+            number("bytes_seen")
+        );
+        assert_eq!(number("delivered") + number("lost"), number("seen"));
+        assert_eq!(
+            summary["lost_by_cause"]["ring_full"]["bytes"],
+            number("bytes_lost")
+        );
+        let shown: u64 = ended
+            .kind("data")
+            .iter()
+            .map(|event| event["captured"].as_u64().unwrap())
+            .sum();
+        assert_eq!(shown, number("bytes_delivered"));
+        let reported: u64 = ended
+            .kind("lost")
+            .iter()
+            .map(|event| event["bytes"].as_u64().unwrap())
+            .sum();
+        assert_eq!(reported, number("bytes_lost"));
+    }
+
+    #[test]
+    fn a_named_library_is_the_only_one() {
+        let place = Place::new();
+        let _nginx = place.nginx();
+        let mut command = place.netns.command(ebpfkit_path());
+        let output = command
+            .args(["sslsniff", "--lib", "/bin/sh"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", _nginx.0.id())).unwrap();
+        let library = maps
+            .lines()
+            .find(|line| line.contains("libssl.so"))
+            .unwrap();
+        let library = PathBuf::from(&library[library.find('/').unwrap()..]);
+        let tool = Tool::start(
+            &place.netns,
+            &["sslsniff", "--lib", library.to_str().unwrap()],
+        );
+        assert!(place.curl(&[URL]).status.success());
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        assert_eq!(ended.events[0]["libraries"], serde_json::json!([library]));
+        assert!(ended.kind("data").len() >= 2);
+    }
+}
