@@ -10,7 +10,7 @@ mod root {
     use std::fs::Permissions;
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     use std::os::unix::fs::PermissionsExt as _;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
     use std::process::{Command, Output, Stdio};
 
     use base64::Engine as _;
@@ -61,7 +61,7 @@ mod root {
         /// One end of a connection, see `sslsniff/peer.py`.
         fn peer(&self, args: &[&str]) -> Peer {
             let mut command = self.netns.command(python3());
-            command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sslsniff/peer.py"));
+            command.args(["-c", include_str!("sslsniff/peer.py")]);
             Peer::start(command.args(args))
         }
 
