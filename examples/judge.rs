@@ -25,7 +25,12 @@ fn main() -> Result<()> {
         let mut storage = MaybeUninit::uninit();
         let guard = Guard::load(&plan, &table, Guard::method(), &mut storage)?;
         println!("{user} is allowed; packets come from root:");
-        for destination in ["192.0.2.1", "2001:db8::1", "169.254.169.254", "fd00:ec2::254"] {
+        for destination in [
+            "192.0.2.1",
+            "2001:db8::1",
+            "169.254.169.254",
+            "fd00:ec2::254",
+        ] {
             let packet = segment(destination.parse()?);
             let (code, _) = guard.test_run(&packet, true, 1)?;
             let verdict = match code {
@@ -35,7 +40,11 @@ fn main() -> Result<()> {
                 _ => "?",
             };
             // A repeated run would go on with the answer that the first has made of the packet.
-            let nanos = if code == -1 { guard.test_run(&packet, true, RUNS)?.1 } else { 0 };
+            let nanos = if code == -1 {
+                guard.test_run(&packet, true, RUNS)?.1
+            } else {
+                0
+            };
             match nanos {
                 0 => println!("  {destination:<16} {verdict}"),
                 _ => println!("  {destination:<16} {verdict:<9} {nanos} ns"),
@@ -47,7 +56,9 @@ fn main() -> Result<()> {
 
 /// A TCP segment to port 80 of `destination`, behind an Ethernet header.
 fn segment(destination: IpAddr) -> Vec<u8> {
-    let mut tcp = vec![0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0, 0, 0, 0, 0];
+    let mut tcp = vec![
+        0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0, 0, 0, 0, 0,
+    ];
     tcp.extend(*b"GET / HTTP/1.1\r\n\r\n");
     let length = u16::try_from(tcp.len()).unwrap_or(u16::MAX);
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];

@@ -18,24 +18,41 @@ fn ebpfkit(args: &[&str]) -> (i32, String, String) {
 fn help_names_every_tool_and_the_exit_codes() {
     let (code, out, err) = ebpfkit(&["--help"]);
     assert_eq!((code, err.as_str()), (0, ""));
-    for word in ["tc-guard", "imds-watch", "sslsniff", "doctor", "Exit status"] {
+    for word in [
+        "tc-guard",
+        "imds-watch",
+        "sslsniff",
+        "doctor",
+        "Exit status",
+    ] {
         assert!(out.contains(word), "{word}: {out}");
     }
 }
 
 #[test]
 fn every_tool_explains_itself() {
-    for tool in [&["tc-guard", "run"][..], &["imds-watch"], &["sslsniff"], &["doctor"]] {
+    for tool in [
+        &["tc-guard", "run"][..],
+        &["imds-watch"],
+        &["sslsniff"],
+        &["doctor"],
+    ] {
         let (code, out, _) = ebpfkit(&[tool, &["--help"]].concat());
         assert_eq!(code, 0, "{tool:?}");
-        assert!(out.contains("Usage: ebpfkit") && out.contains("--output"), "{out}");
+        assert!(
+            out.contains("Usage: ebpfkit") && out.contains("--output"),
+            "{out}"
+        );
     }
 }
 
 #[test]
 fn the_version_is_the_package_s() {
     let (code, out, _) = ebpfkit(&["--version"]);
-    assert_eq!((code, out.trim()), (0, concat!("ebpfkit ", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(
+        (code, out.trim()),
+        (0, concat!("ebpfkit ", env!("CARGO_PKG_VERSION")))
+    );
 }
 
 #[test]
@@ -44,11 +61,33 @@ fn wrong_usage_exits_with_2_and_names_the_text_that_was_wrong() {
         (&["nosuch"][..], "nosuch"),
         (&["tc-guard", "run"], "--cloud"),
         (&["tc-guard", "run", "--cloud", "asw"], "\"asw\""),
-        (&["tc-guard", "run", "--cloud", "aws", "--allow-user", "no such user"], "no such user"),
-        (&["tc-guard", "run", "--endpoint", "1.2.3.4:99999"], "\"99999\""),
-        (&["tc-guard", "run", "--endpoint", "10.0.0.1/8"], "10.0.0.0/8"),
-        (&["tc-guard", "run", "--cloud", "aws", "-i", "no-such-if"], "no-such-if"),
-        (&["tc-guard", "run", "--cloud", "aws", "--deny", "maybe"], "maybe"),
+        (
+            &[
+                "tc-guard",
+                "run",
+                "--cloud",
+                "aws",
+                "--allow-user",
+                "no such user",
+            ],
+            "no such user",
+        ),
+        (
+            &["tc-guard", "run", "--endpoint", "1.2.3.4:99999"],
+            "\"99999\"",
+        ),
+        (
+            &["tc-guard", "run", "--endpoint", "10.0.0.1/8"],
+            "10.0.0.0/8",
+        ),
+        (
+            &["tc-guard", "run", "--cloud", "aws", "-i", "no-such-if"],
+            "no-such-if",
+        ),
+        (
+            &["tc-guard", "run", "--cloud", "aws", "--deny", "maybe"],
+            "maybe",
+        ),
         (&["imds-watch", "--cloud", "asw"], "\"asw\""),
         (&["imds-watch", "--endpoint", "1.2.3.4:0"], "\"0\""),
         (&["sslsniff", "-u", "no such user"], "no such user"),
@@ -66,9 +105,15 @@ fn wrong_usage_exits_with_2_and_names_the_text_that_was_wrong() {
 
 #[test]
 fn common_options_stand_before_or_after_the_tool() {
-    for args in [["-o", "json", "doctor", "nosuch"], ["doctor", "-o", "json", "nosuch"]] {
+    for args in [
+        ["-o", "json", "doctor", "nosuch"],
+        ["doctor", "-o", "json", "nosuch"],
+    ] {
         let (code, _, err) = ebpfkit(&args);
-        assert!(code == 2 && err.contains("nosuch") && !err.contains("json'"), "{err}");
+        assert!(
+            code == 2 && err.contains("nosuch") && !err.contains("json'"),
+            "{err}"
+        );
     }
 }
 
@@ -86,9 +131,14 @@ mod root {
     fn the_doctor_finds_every_tool_usable() {
         let (code, out, err) = ebpfkit(&["-o", "json", "doctor"]);
         assert_eq!(code, 0, "{out}{err}");
-        let lines: Vec<serde_json::Value> =
-            out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        let tools: Vec<_> = lines.iter().map(|line| line["for"].as_str().unwrap()).collect();
+        let lines: Vec<serde_json::Value> = out
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let tools: Vec<_> = lines
+            .iter()
+            .map(|line| line["for"].as_str().unwrap())
+            .collect();
         assert_eq!(tools, ["tc-guard", "imds-watch", "sslsniff"]);
         for line in &lines {
             assert_eq!(line["kind"], "diagnosis");
@@ -111,7 +161,10 @@ mod root {
         assert_eq!(output.status.code(), Some(3));
         let out = String::from_utf8(output.stdout).unwrap();
         for line in out.lines() {
-            assert!(line.contains("blocked") && line.contains("CAP_BPF"), "{line}");
+            assert!(
+                line.contains("blocked") && line.contains("CAP_BPF"),
+                "{line}"
+            );
         }
         assert_eq!(out.lines().count(), 3, "{out}");
     }

@@ -562,20 +562,10 @@ mod root {
     fn an_ordinary_user_with_two_capabilities_can_guard() {
         let network = Network::new();
         let _service = MetadataService::start(&network);
-        let caps = "+bpf,+net_admin";
-        let mut command = network.machine.command("setpriv");
-        command.args(["--reuid", &BOB.to_string(), "--regid", &BOB.to_string()]);
-        command.args([
-            "--clear-groups",
-            "--inh-caps",
-            caps,
-            "--ambient-caps",
-            caps,
-            "--",
-        ]);
-        command
-            .arg(ebpfkit_path())
-            .args(["-o", "json", "tc-guard", "run", "--cloud", "aws"]);
+        let mut command = network
+            .machine
+            .command_with(BOB, "+bpf,+net_admin", ebpfkit_path());
+        command.args(["-o", "json", "tc-guard", "run", "--cloud", "aws"]);
         let guard = Tool::run(command);
         assert!(!network.curl(ALICE, &[V4]).status.success());
         let ended = guard.stop();

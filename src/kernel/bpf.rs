@@ -5,7 +5,7 @@
 use std::os::fd::AsRawFd as _;
 
 use anyhow::Error;
-use libbpf_rs::{ErrorKind, MapCore, PrintLevel, libbpf_sys, set_print};
+use libbpf_rs::{ErrorKind, PrintLevel, libbpf_sys, set_print};
 
 use super::privileges::{self, Capabilities, Capability};
 use crate::failure::Failure;
@@ -79,12 +79,22 @@ fn explain_kind(
         )
         .into();
     }
+    if kind == REFUSED && memory_is_limited() {
+        return Failure::blocked(
+            format!("cannot {what}: {err:#}"),
+            "a kernel before 5.11 counts maps against RLIMIT_MEMLOCK, so raise it (ulimit -l \
+             unlimited, LimitMEMLOCK=infinity in a unit); else a security module or a seccomp \
+             filter refuses bpf()",
+        )
+        .into();
+    }
     err.context(format!("cannot {what}"))
 }
 
-/// How many entries of `map` are in use, counted by walking it.
-pub fn entries(map: &impl MapCore) -> usize {
-    map.keys().count()
+/// Whether there is a limit to locked memory, that libbpf could not raise.
+fn memory_is_limited() -> bool {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft != RLIM_INFINITY)
 }
 
 /// Whether this kernel describes its own types, which every program here is relocated by.

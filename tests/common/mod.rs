@@ -134,6 +134,33 @@ impl Netns {
         command
     }
 
+    /// The same as an ordinary user with these capabilities (`+bpf,+net_admin`), and with what a
+    /// kernel before 5.11 wants besides: no limit to locked memory.
+    pub fn command_with(
+        &self,
+        uid: u32,
+        capabilities: &str,
+        program: impl AsRef<OsStr>,
+    ) -> Command {
+        let mut command = self.command("sh");
+        command.args([
+            "-c",
+            "ulimit -l unlimited 2>/dev/null; exec setpriv \"$@\"",
+            "sh",
+        ]);
+        let id = uid.to_string();
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+        command.args([
+            "--inh-caps",
+            capabilities,
+            "--ambient-caps",
+            capabilities,
+            "--",
+        ]);
+        command.arg(program);
+        command
+    }
+
     /// Runs `work` on a thread inside this namespace.
     pub fn enter<T: Send + 'static>(
         &self,
