@@ -17,6 +17,9 @@
 #define ETH_P_8021Q 0x8100
 #define ETH_P_8021AD 0x88A8
 
+/* linux/if_vlan.h */
+#define VLAN_HLEN 4
+
 /* A value that the compiler may not reason about: keeps a bounds check next to the access that the
  * verifier has to see it for.
  */
