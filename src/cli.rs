@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::kernel;
 use crate::output::{Color, Format, Settings};
 use crate::tools::doctor::Diagnosis;
-use crate::tools::{doctor, sslsniff, tc_guard};
+use crate::tools::{doctor, imds_watch, sslsniff, tc_guard};
 
 /// Guard the cloud metadata service and watch TLS, with eBPF.
 #[derive(Debug, Parser)]
@@ -57,6 +57,8 @@ struct Common {
 enum Tool {
     /// Let only chosen users reach the metadata service
     TcGuard(tc_guard::Args),
+    /// Show suspicious requests to the metadata service, and who made them
+    ImdsWatch(imds_watch::Args),
     /// Show what programs send and receive through TLS, in plaintext
     Sslsniff(sslsniff::Args),
     /// Say what this machine and these privileges allow
@@ -68,18 +70,21 @@ enum Tool {
 pub enum ToolName {
     /// tc-guard
     TcGuard,
+    /// imds-watch
+    ImdsWatch,
     /// sslsniff
     Sslsniff,
 }
 
 impl ToolName {
     /// In the order in which they are shown.
-    pub const ALL: &'static [Self] = &[Self::TcGuard, Self::Sslsniff];
+    pub const ALL: &'static [Self] = &[Self::TcGuard, Self::ImdsWatch, Self::Sslsniff];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::TcGuard => tc_guard::NAME,
+            Self::ImdsWatch => imds_watch::NAME,
             Self::Sslsniff => sslsniff::NAME,
         }
     }
@@ -88,6 +93,7 @@ impl ToolName {
     pub fn diagnose(self) -> Diagnosis {
         match self {
             Self::TcGuard => tc_guard::diagnose(),
+            Self::ImdsWatch => imds_watch::diagnose(),
             Self::Sslsniff => sslsniff::diagnose(),
         }
     }
@@ -114,6 +120,7 @@ impl Cli {
         };
         match self.tool {
             Tool::TcGuard(args) => tc_guard::run(&args, settings),
+            Tool::ImdsWatch(args) => imds_watch::run(&args, settings),
             Tool::Sslsniff(args) => sslsniff::run(&args, settings),
             Tool::Doctor(args) => doctor::run(&args, settings),
         }

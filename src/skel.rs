@@ -26,6 +26,10 @@ pub mod tc_guard {
     include!(concat!(env!("OUT_DIR"), "/tc_guard.skel.rs"));
 }
 
+pub mod imds_watch {
+    include!(concat!(env!("OUT_DIR"), "/imds_watch.skel.rs"));
+}
+
 pub mod sslsniff {
     include!(concat!(env!("OUT_DIR"), "/sslsniff.skel.rs"));
 }

@@ -4,5 +4,6 @@
 //! them.
 
 pub mod doctor;
+pub mod imds_watch;
 pub mod sslsniff;
 pub mod tc_guard;

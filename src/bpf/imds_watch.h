@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What imds_watch.bpf.c and src/tools/imds_watch share. */
+#ifndef EBPFKIT_IMDS_WATCH_H
+#define EBPFKIT_IMDS_WATCH_H
+
+/* Bytes of payload that are scanned; a longer one goes up. */
+#define SCAN_LIMIT 2048
+/* Room in the scanner's table: a state is the place of its row, in 16 bits. */
+#define SCAN_ENTRIES 65536
+/* Bytes of a packet that go up: more than any, BIG TCP aside. */
+#define SNAP_LENGTH 131072
+
+/* The scanner's flags that make a request suspicious: FORWARDED, CREDENTIALS, BODY. Bit 15 is END.
+ */
+#define SCAN_BAD 0x7000
+
+/* An endpoint's mask: the scanner's flags of which a request needs one, if there are any, */
+#define IMDS_HEADERS 0x07ffULL
+/* and whether it hands out secrets whatever the path. */
+#define IMDS_ALWAYS (1ULL << 63)
+
+/* Packets. concerning = clean + delivered. */
+struct imds_counters {
+	/* All that the filter was shown. */
+	__u64 seen;
+	/* With payload for an endpoint, or possibly. */
+	__u64 concerning;
+	__u64 clean;
+	/* Handed to the socket, which may still have no room. */
+	__u64 delivered;
+};
+
+#endif

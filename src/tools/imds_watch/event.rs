@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The lines of imds-watch.
+
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+
+use super::plan::Finding;
+use crate::output::{Event, Line, Printable, Style};
+use crate::process::Identity;
+
+/// A request that came up. It has no header's value, no value of the query, and no body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    /// The endpoint: clouds, or the text that the user gave.
+    pub endpoint: String,
+    /// The method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// The path as it was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Names in the query.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub query: Vec<String>,
+    /// Names of headers.
+    pub headers: Vec<String>,
+    /// What is to be said about it; empty for a clean one.
+    pub findings: Vec<Finding>,
+    /// Where it was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Address and port of the sender; the address alone where there is no port to be read.
+    pub src: String,
+    /// Address and port of the endpoint.
+    pub dst: String,
+    /// Who opened the connection.
+    #[serde(flatten)]
+    pub identity: Identity,
+}
+
+impl Event for Seen {
+    fn kind(&self) -> &'static str {
+        "request"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        if self.findings.is_empty() {
+            line.styled(Style::Good, "clean")?;
+        }
+        for (index, finding) in self.findings.iter().enumerate() {
+            if index > 0 {
+                line.write_all(b",")?;
+            }
+            line.styled(Style::Bad, finding.name())?;
+        }
+        let method = self.method.as_deref().unwrap_or("?");
+        let path = self.path.as_deref().unwrap_or("?");
+        write!(line, " {} {}", Printable(method), Printable(path))?;
+        if !self.query.is_empty() {
+            line.styled(
+                Style::Dim,
+                format_args!("?{}", Printable(&self.query.join("&"))),
+            )?;
+        }
+        line.write_all(b" by ")?;
+        let who = &self.identity;
+        match (&who.comm, who.pid) {
+            (Some(comm), Some(pid)) => write!(line, "{}[{pid}]", Printable(comm))?,
+            (Some(comm), None) => write!(line, "{}", Printable(comm))?,
+            (None, Some(pid)) => write!(line, "pid {pid}")?,
+            (None, None) => line.write_all(b"an unknown process")?,
+        }
+        match (&who.user, who.uid) {
+            (Some(user), _) => write!(line, " user {}", Printable(user))?,
+            (None, Some(uid)) => write!(line, " uid {uid}")?,
+            (None, None) => {}
+        }
+        if let Some(container) = &who.container {
+            write!(
+                line,
+                " container {}",
+                Printable(container.get(..12).unwrap_or(container))
+            )?;
+        } else if let Some(unit) = &who.unit {
+            write!(line, " unit {}", Printable(unit))?;
+        }
+        let place = format!(" {} > {} ({})", self.src, self.dst, self.endpoint);
+        line.styled(Style::Dim, Printable(&place))
+    }
+}
+
+/// The tool is at work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ready {
+    /// What is watched.
+    pub endpoints: Vec<String>,
+    /// Whether processes are recorded as they connect.
+    pub attribution: bool,
+}
+
+impl Event for Ready {
+    fn kind(&self) -> &'static str {
+        "ready"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        write!(line, "ready")
+    }
+}
+
+/// What there was in all. Packets: concerning = clean + delivered + lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// All that the filter was shown.
+    pub seen: u64,
+    /// Those with something for an endpoint.
+    pub concerning: u64,
+    /// Those that were clean, and woke nobody.
+    pub clean: u64,
+    /// Those that came up.
+    pub delivered: u64,
+    /// Those that should have come up and found the queue full.
+    pub lost: u64,
+    /// Requests that were printed.
+    pub requests: u64,
+}
+
+impl Event for Summary {
+    fn kind(&self) -> &'static str {
+        "summary"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        write!(
+            line,
+            "{} packets seen, {} concerned an endpoint: {} clean, {} delivered, {} lost; \
+             {} requests shown",
+            self.seen, self.concerning, self.clean, self.delivered, self.lost, self.requests
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen() -> Seen {
+        Seen {
+            endpoint: "aws".to_owned(),
+            method: Some("GET".to_owned()),
+            path: Some("/latest/\u{1b}[31m".to_owned()),
+            query: vec!["recursive".to_owned()],
+            headers: vec!["Host".to_owned()],
+            findings: vec![Finding::Imdsv1, Finding::Credentials],
+            interface: Some("eth0".to_owned()),
+            src: "10.0.0.1:5".to_owned(),
+            dst: "169.254.169.254:80".to_owned(),
+            identity: Identity {
+                comm: Some("cu\nrl".to_owned()),
+                pid: Some(7),
+                uid: Some(1000),
+                ..Identity::default()
+            },
+        }
+    }
+
+    #[test]
+    fn a_line_is_one_line_without_a_foreign_escape() {
+        let mut out = Vec::new();
+        seen().text(&mut Line::new(&mut out, false)).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "imdsv1,credentials GET /latest/\\u{1b}[31m?recursive by cu\\nrl[7] uid 1000 \
+             10.0.0.1:5 > 169.254.169.254:80 (aws)"
+        );
+    }
+
+    #[test]
+    fn json_has_the_documented_fields() {
+        let json = serde_json::to_value(seen()).unwrap();
+        assert_eq!(
+            json["findings"],
+            serde_json::json!(["imdsv1", "credentials"])
+        );
+        assert_eq!(json["pid"], 7);
+        assert!(json.get("user").is_none());
+    }
+}

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Puts the pieces that came up together again, flow by flow, within bounds.
+//!
+//! Clean packets do not come up, so that a gap in the sequence is no fault: a piece behind a gap
+//! begins anew, unless something unfinished is waiting for what is between.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::paths::Secrets;
+use super::request::{Request, Step, salvage, step};
+
+/// Flows that are followed at once; the one that waits longest makes room.
+const MOST_FLOWS: usize = 1024;
+/// Bytes that are kept of a flow.
+const MOST_BYTES: usize = 64 << 10;
+/// Packets that are remembered, to know them when they come again.
+const REMEMBERED: usize = 4096;
+/// How long an unfinished request waits for the rest of it.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Who sends, and who is to receive.
+pub type Key = (SocketAddr, SocketAddr);
+
+/// A request, and what was known when its first piece came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found<M> {
+    /// The flow.
+    pub key: Key,
+    /// As it was given with the first piece.
+    pub meta: M,
+    /// What was read.
+    pub request: Request,
+}
+
+#[derive(Debug)]
+struct Flow<M> {
+    meta: M,
+    /// Sequence number behind the last byte of `bytes`.
+    next: u32,
+    bytes: Vec<u8>,
+    /// Bytes of a body that are still to come.
+    body: u64,
+    /// Pieces behind a gap.
+    later: Vec<(u32, Vec<u8>)>,
+    touched: Instant,
+}
+
+/// The flows that have something unfinished.
+#[derive(Debug)]
+pub struct Flows<M> {
+    flows: HashMap<Key, Flow<M>>,
+    seen: HashSet<u64>,
+    order: VecDeque<u64>,
+    hasher: RandomState,
+    secrets: Secrets,
+}
+
+impl<M: Clone> Flows<M> {
+    /// None yet.
+    pub fn new(secrets: Secrets) -> Self {
+        Self {
+            flows: HashMap::new(),
+            seen: HashSet::new(),
+            order: VecDeque::new(),
+            hasher: RandomState::new(),
+            secrets,
+        }
+    }
+
+    /// Whether anything waits for more, and so for [`Flows::expire`].
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// Takes a piece whose first byte has sequence number `seq`; gives the requests that it
+    /// completes. A packet that is the same as an earlier one (sent again, or seen on another
+    /// interface, there perhaps behind another source address) is left out.
+    pub fn push(
+        &mut self,
+        key: Key,
+        seq: u32,
+        payload: &[u8],
+        meta: M,
+        now: Instant,
+    ) -> Vec<Found<M>> {
+        if payload.is_empty() || self.is_known(key, seq, payload) {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        if !self.flows.contains_key(&key) && self.flows.len() >= MOST_FLOWS {
+            let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.touched);
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                found.extend(self.give_up(oldest));
+            }
+        }
+        let flow = self
+            .flows
+            .entry(key)
+            .or_insert_with(|| Flow::new(meta.clone(), seq, now));
+        flow.touched = now;
+        if flow.is_idle() {
+            flow.next = seq;
+            flow.meta = meta;
+        }
+        let fits = flow.insert(seq, payload);
+        let (requests, meta) = (flow.read(&self.secrets), flow.meta.clone());
+        if flow.is_idle() && flow.body == 0 {
+            self.flows.remove(&key);
+        }
+        found.extend(requests.into_iter().map(|request| Found {
+            key,
+            meta: meta.clone(),
+            request,
+        }));
+        if !fits {
+            found.extend(self.give_up(key));
+        }
+        found
+    }
+
+    /// Gives up on what has waited longer than [`PATIENCE`].
+    pub fn expire(&mut self, now: Instant) -> Vec<Found<M>> {
+        let stale = |flow: &Flow<M>| now.saturating_duration_since(flow.touched) >= PATIENCE;
+        let keys: Vec<_> = self
+            .flows
+            .iter()
+            .filter(|(_, flow)| stale(flow))
+            .map(|(key, _)| *key)
+            .collect();
+        keys.into_iter().flat_map(|key| self.give_up(key)).collect()
+    }
+
+    /// Gives up on everything.
+    pub fn finish(&mut self) -> Vec<Found<M>> {
+        let keys: Vec<_> = self.flows.keys().copied().collect();
+        keys.into_iter().flat_map(|key| self.give_up(key)).collect()
+    }
+
+    fn is_known(&mut self, key: Key, seq: u32, payload: &[u8]) -> bool {
+        let hash = self.hasher.hash_one((key.1, seq, payload));
+        if !self.seen.insert(hash) {
+            return true;
+        }
+        self.order.push_back(hash);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
+        false
+    }
+
+    fn give_up(&mut self, key: Key) -> Vec<Found<M>> {
+        let Some(flow) = self.flows.remove(&key) else {
+            return Vec::new();
+        };
+        let pieces =
+            std::iter::once(flow.bytes).chain(flow.later.into_iter().map(|(_, bytes)| bytes));
+        pieces
+            .filter(|bytes| !bytes.is_empty())
+            .map(|bytes| Found {
+                key,
+                meta: flow.meta.clone(),
+                request: salvage(&bytes, &self.secrets),
+            })
+            .collect()
+    }
+}
+
+impl<M> Flow<M> {
+    fn new(meta: M, seq: u32, now: Instant) -> Self {
+        Self {
+            meta,
+            next: seq,
+            bytes: Vec::new(),
+            body: 0,
+            later: Vec::new(),
+            touched: now,
+        }
+    }
+
+    /// Nothing waits for what comes next.
+    fn is_idle(&self) -> bool {
+        self.bytes.is_empty() && self.later.is_empty() && self.body == 0
+    }
+
+    /// Puts a piece where it belongs; false if there is no room for it.
+    fn insert(&mut self, seq: u32, payload: &[u8]) -> bool {
+        let held = self.bytes.len()
+            + self
+                .later
+                .iter()
+                .map(|(_, bytes)| bytes.len())
+                .sum::<usize>();
+        // Kept even so, to be told about: a packet is at most as long as this again.
+        let fits = held + payload.len() <= MOST_BYTES;
+        let ahead = seq.wrapping_sub(self.next).cast_signed();
+        if ahead == 0 {
+            self.append(payload);
+        } else if ahead > 0 {
+            self.later.push((seq, payload.to_vec()));
+        } else {
+            let behind = ahead.unsigned_abs() as usize;
+            let start = self.bytes.len().checked_sub(behind);
+            let known = start.is_some_and(|start| {
+                let old = &self.bytes[start..];
+                old.iter().zip(payload).all(|(old, new)| old == new)
+            });
+            if known {
+                self.append(payload.get(behind..).unwrap_or_default());
+            } else if start.is_none() && payload.len() + self.bytes.len() == behind {
+                // The piece before the first one.
+                self.bytes.splice(..0, payload.iter().copied());
+            } else {
+                // Other bytes in the place of those: told about on its own.
+                self.later.push((seq, payload.to_vec()));
+            }
+        }
+        while let Some(at) = self.later.iter().position(|(seq, _)| *seq == self.next) {
+            let (_, bytes) = self.later.swap_remove(at);
+            self.append(&bytes);
+        }
+        fits
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.bytes.extend(bytes);
+        self.next = self
+            .next
+            .wrapping_add(u32::try_from(bytes.len()).unwrap_or(0));
+    }
+
+    fn read(&mut self, secrets: &Secrets) -> Vec<Request> {
+        let mut found = Vec::new();
+        while !self.bytes.is_empty() {
+            let body = self
+                .bytes
+                .len()
+                .min(usize::try_from(self.body).unwrap_or(usize::MAX));
+            self.bytes.drain(..body);
+            self.body -= body as u64;
+            if self.bytes.is_empty() {
+                break;
+            }
+            match step(&self.bytes, secrets) {
+                Step::Head {
+                    request,
+                    length,
+                    body,
+                } => {
+                    // Where the next request begins is not known then.
+                    let rest = if request.unparsable {
+                        self.bytes.len()
+                    } else {
+                        length
+                    };
+                    self.bytes.drain(..rest);
+                    self.body = if request.unparsable { 0 } else { body };
+                    found.push(request);
+                }
+                Step::Partial => break,
+                Step::Broken => {
+                    found.push(salvage(&self.bytes, secrets));
+                    self.bytes.clear();
+                }
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn flows() -> Flows<()> {
+        Flows::new(Secrets::new().unwrap())
+    }
+
+    fn key(port: u16) -> Key {
+        (
+            SocketAddr::from(([10, 0, 0, 1], port)),
+            SocketAddr::from(([169, 254, 169, 254], 80)),
+        )
+    }
+
+    fn paths(found: Vec<Found<()>>) -> Vec<Option<String>> {
+        found.into_iter().map(|found| found.request.path).collect()
+    }
+
+    const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    #[test]
+    fn every_split_gives_the_same_request() {
+        let (mut flows, now) = (flows(), Instant::now());
+        for at in 1..REQUEST.len() {
+            let (first, second) = REQUEST.split_at(at);
+            // The sequence number wraps between the pieces.
+            let (seq, next) = (0_u32.wrapping_sub(u32::try_from(at).unwrap()), 0);
+            let port = u16::try_from(at).unwrap();
+            flows.seen.clear();
+            assert_eq!(flows.push(key(port), seq, first, (), now), []);
+            assert_eq!(
+                paths(flows.push(key(port), next, second, (), now)),
+                [Some("/a".to_owned())]
+            );
+            assert!(flows.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_packet_that_comes_again_is_one_request() {
+        let (mut flows, now) = (flows(), Instant::now());
+        assert_eq!(flows.push(key(1), 5, REQUEST, (), now).len(), 1);
+        assert_eq!(flows.push(key(1), 5, REQUEST, (), now).len(), 0);
+        // The same behind another source address.
+        assert_eq!(flows.push(key(2), 5, REQUEST, (), now).len(), 0);
+        assert_eq!(flows.push(key(2), 6, REQUEST, (), now).len(), 1);
+        assert!(flows.is_empty());
+    }
+
+    #[test]
+    fn pipelined_requests_and_bodies_are_told_apart() {
+        let (mut flows, now) = (flows(), Instant::now());
+        let mut bytes = b"POST /b HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET /".to_vec();
+        bytes.extend(REQUEST);
+        let expected = [Some("/b".to_owned()), Some("/a".to_owned())];
+        assert_eq!(paths(flows.push(key(1), 5, &bytes, (), now)), expected);
+        let (first, second) = bytes.split_at(bytes.len() - REQUEST.len() - 2);
+        assert_eq!(
+            paths(flows.push(key(1), 500, first, (), now)),
+            expected[..1]
+        );
+        let next = 500 + u32::try_from(first.len()).unwrap();
+        assert_eq!(
+            paths(flows.push(key(1), next, second, (), now)),
+            expected[1..]
+        );
+    }
+
+    #[test]
+    fn what_never_ends_is_told_about() {
+        let (mut flows, now) = (flows(), Instant::now());
+        flows.push(key(1), 5, b"GET /a HTTP/1.1\r\nHos", (), now);
+        flows.push(key(1), 500, b"behind a gap", (), now);
+        assert!(flows.expire(now).is_empty());
+        let found = flows.expire(now + PATIENCE);
+        assert!(found.iter().all(|found| found.request.unparsable));
+        assert_eq!(paths(found), [Some("/a".to_owned()), None]);
+        assert!(flows.is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (mut flows, now) = (flows(), Instant::now());
+        for seq in 0..MOST_FLOWS + 10 {
+            let seq = u32::try_from(seq).unwrap();
+            let found = flows.push(key(u16::try_from(seq).unwrap()), seq, b"GET /a", (), now);
+            assert_eq!(found.len(), usize::from(seq as usize >= MOST_FLOWS));
+        }
+        assert_eq!(flows.finish().len(), MOST_FLOWS);
+        let mut told = 0;
+        for seq in 0..100_u32 {
+            told += flows
+                .push(key(1), seq * 1000 + 7, &[b'a'; 999], (), now)
+                .len();
+            let held: usize = flows.flows.values().map(|flow| flow.bytes.len()).sum();
+            assert!(held <= MOST_BYTES + 1000);
+        }
+        assert!(told > 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_pieces_are_too_strange(pieces in prop::collection::vec(
+            (0..3_u16, any::<bool>(), 0..64_u32, prop::collection::vec(any::<u8>(), 0..40)), 0..40)) {
+            thread_local!(static KEPT: std::cell::RefCell<Flows<()>> = std::cell::RefCell::new(flows()));
+            KEPT.with_borrow_mut(|flows| {
+                for (port, wrap, seq, bytes) in pieces {
+                    let seq = if wrap { seq.wrapping_sub(32) } else { seq };
+                    flows.push(key(port), seq, &bytes, (), Instant::now());
+                }
+                flows.finish();
+                assert!(flows.is_empty());
+            });
+        }
+    }
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! From a packet's bytes, beginning at the network header, to the piece of a stream in it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+
+/// ETH_P_8021Q and ETH_P_8021AD of `linux/if_ether.h`.
+const VLAN: [u16; 2] = [0x8100, 0x88a8];
+const VLAN_TAG: usize = 4;
+
+/// What a packet brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Packet<'p> {
+    /// Payload of a TCP connection.
+    Piece {
+        /// Who sends.
+        src: SocketAddr,
+        /// Who is to receive.
+        dst: SocketAddr,
+        /// The sequence number of the payload's first byte.
+        seq: u32,
+        /// The bytes.
+        payload: &'p [u8],
+        /// Whether they can be taken for what the receiver reads: not so in a fragment, with
+        /// urgent data, or where the packet was cut.
+        reliable: bool,
+    },
+    /// An IP packet without ports that can be read: a later fragment, or a broken one.
+    Opaque {
+        /// Who sends.
+        src: IpAddr,
+        /// Who is to receive.
+        dst: IpAddr,
+    },
+}
+
+impl Packet<'_> {
+    /// The receiver's address.
+    pub fn dst(&self) -> IpAddr {
+        match self {
+            Self::Piece { dst, .. } => dst.ip(),
+            Self::Opaque { dst, .. } => *dst,
+        }
+    }
+}
+
+/// Reads a packet; where the link says that it carries VLAN tags, they may still be in it, and
+/// `wanted` tells by the destination which reading is meant. `None` for what is not IP.
+pub fn decode(bytes: &[u8], protocol: u16, wanted: impl Fn(IpAddr) -> bool) -> Option<Packet<'_>> {
+    let tags = if VLAN.contains(&protocol) { 2 } else { 0 };
+    (0..=tags)
+        .filter_map(|tag| ip(bytes.get(tag * VLAN_TAG..)?))
+        .find(|packet| wanted(packet.dst()))
+}
+
+fn ip(bytes: &[u8]) -> Option<Packet<'_>> {
+    let sliced = LaxSlicedPacket::from_ip(bytes).ok()?;
+    let (src, dst, ip): (IpAddr, IpAddr, _) = match sliced.net.as_ref()? {
+        LaxNetSlice::Ipv4(v4) => {
+            let header = v4.header();
+            (
+                header.source_addr().into(),
+                header.destination_addr().into(),
+                v4.payload(),
+            )
+        }
+        LaxNetSlice::Ipv6(v6) => {
+            let header = v6.header();
+            (
+                header.source_addr().into(),
+                header.destination_addr().into(),
+                v6.payload(),
+            )
+        }
+        LaxNetSlice::Arp(_) => return None,
+    };
+    let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
+        return Some(Packet::Opaque { src, dst });
+    };
+    Some(Packet::Piece {
+        src: SocketAddr::new(src, tcp.source_port()),
+        dst: SocketAddr::new(dst, tcp.destination_port()),
+        // A SYN counts as one byte before the payload (RFC 9293, 3.4).
+        seq: tcp.sequence_number().wrapping_add(u32::from(tcp.syn())),
+        payload: tcp.payload(),
+        reliable: !ip.fragmented && !ip.incomplete && !tcp.urg(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tcp(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4([10, 0, 0, 1], [169, 254, 169, 254], 64)
+            .tcp(1234, 80, 99, 1024)
+            .write(&mut bytes, payload)
+            .unwrap();
+        bytes
+    }
+
+    fn is_piece(packet: Option<Packet<'_>>, expected: &[u8]) {
+        let Some(Packet::Piece {
+            src,
+            dst,
+            seq,
+            payload,
+            reliable,
+        }) = packet
+        else {
+            panic!("{packet:?}");
+        };
+        assert_eq!(
+            (src.to_string().as_str(), dst.port()),
+            ("10.0.0.1:1234", 80)
+        );
+        assert_eq!((seq, payload, reliable), (99, expected, true));
+    }
+
+    #[test]
+    fn a_piece_ends_where_ip_says_not_where_the_frame_ends() {
+        let mut bytes = tcp(b"GET");
+        bytes.extend([0; 10]);
+        is_piece(decode(&bytes, 0x0800, |_| true), b"GET");
+    }
+
+    #[test]
+    fn a_tag_within_the_packet_is_skipped() {
+        for tags in [1, 2] {
+            let mut bytes = [0x40, 7, 0x08, 0x00].repeat(tags);
+            bytes.extend(tcp(b"GET"));
+            let wanted = |dst: IpAddr| dst.to_string() == "169.254.169.254";
+            is_piece(decode(&bytes, 0x8100, wanted), b"GET");
+            assert_eq!(decode(&bytes, 0x0800, wanted), None);
+        }
+    }
+
+    #[test]
+    fn a_later_fragment_is_opaque() {
+        let mut bytes = tcp(b"GET");
+        bytes[7] = 1;
+        assert!(matches!(
+            decode(&bytes, 0x0800, |_| true),
+            Some(Packet::Opaque { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange(mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+                                    protocol: u16, v6: bool, force: bool) {
+            if let Some(first) = bytes.first_mut().filter(|_| force) {
+                *first = if v6 { 0x60 } else { 0x45 };
+            }
+            let _ = decode(&bytes, protocol, |_| true);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The paths that hand out secrets, and those that hand out a session token: one list, from which
+//! both the scanner in the kernel and the check in user space are made.
+
+use anyhow::{Context as _, Result};
+use regex_automata::dfa::{Automaton as _, StartKind, dense};
+use regex_automata::util::syntax;
+use regex_automata::{Anchored, Input};
+
+/// Path segments that stand in the paths which hand out credentials, or what is commonly full of
+/// them (user data), and in no others. A path counts wherever in it the segment is, and without
+/// regard to case: the list says what is secret, not how a cloud or a proxy before it nests it.
+/// Regular expressions; sources are the pages named in [`crate::metadata::CLOUDS`].
+const SEGMENTS: &[&str] = &[
+    // AWS below iam/, Alibaba below ram/, Tencent below cam/.
+    "security-credentials",
+    "identity-credentials",
+    // AWS and whoever answers like it; OpenStack, Oracle, Scaleway; Hetzner, Azure.
+    "user-data",
+    "user_data",
+    "userdata",
+    "customdata",
+    // AWS below dynamic/; IBM.
+    "instance-identity",
+    "instance_identity",
+    "iam_token",
+    // Azure's and IBM's first segment, Oracle's second, Google's last.
+    "identity",
+    "service-accounts/[^/? ]+/token",
+    "kube-env",
+    // WireServer; OpenStack; Huawei.
+    "certificates",
+    "password",
+    "securitykey",
+];
+
+/// Query parameters that hand out as much: a whole subtree (Google), WireServer's goal state and
+/// certificates.
+const PARAMETERS: &[&str] = &["recursive", "comp=certificates", "comp=goalstate"];
+
+/// Regular expressions for a target, path and query, that hands out secrets; they are compared
+/// from the target's start, and a space follows the target.
+pub fn secrets() -> [String; 2] {
+    [
+        format!("[^ ?]*/(?i:{})[/? ]", SEGMENTS.join("|")),
+        format!("[^ ?]*\\?([^ ]*&)?(?i:{})[=& ]", PARAMETERS.join("|")),
+    ]
+}
+
+/// Paths that hand out a session token to `PUT`, with the header that the token is then sent in
+/// ([`crate::metadata::Cloud::header`]). Compared exactly: where it does not match, the
+/// token is not counted.
+pub const TOKENS: &[(&str, &str)] = &[
+    ("/latest/api/token", "x-aws-ec2-metadata-token"),
+    ("/latest/api/token", "x-aliyun-ecs-metadata-token"),
+    ("/v1/token", "metadata-token"),
+];
+
+/// Recognises targets that hand out secrets.
+#[derive(Debug)]
+pub struct Secrets {
+    dfa: dense::DFA<Vec<u32>>,
+}
+
+impl Secrets {
+    /// Compiles the list.
+    ///
+    /// # Errors
+    /// If an expression is wrong; a test says that none is.
+    pub fn new() -> Result<Self> {
+        let dfa = dense::Builder::new()
+            .configure(dense::Config::new().start_kind(StartKind::Anchored))
+            .syntax(syntax::Config::new().unicode(false).utf8(false))
+            .build_many(&secrets())
+            .context("cannot compile the list of secret paths")?;
+        Ok(Self { dfa })
+    }
+
+    /// Whether `target`, a path and perhaps a query, hands out secrets.
+    pub fn hands_out(&self, target: &str) -> bool {
+        let text = format!("{} ", target.replace(' ', "+"));
+        let input = Input::new(&text).anchored(Anchored::Yes);
+        // An error means a byte that this automaton cannot judge; there is none.
+        !matches!(self.dfa.try_search_fwd(&input), Ok(None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secret_paths_of_every_cloud_are_recognised() {
+        let secrets = Secrets::new().unwrap();
+        for path in [
+            "/latest/meta-data/iam/security-credentials/",
+            "/latest/meta-data/iam/security-credentials/role",
+            "/latest/meta-data/iam/security-credentials",
+            "/2021-07-15/meta-data/iam/security-credentials/role",
+            "/latest/meta-data/ram/security-credentials/role",
+            "/latest/meta-data/cam/security-credentials/role",
+            "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
+            "/latest/user-data",
+            "/LATEST/User-Data",
+            "/latest/user-data?x=1",
+            "/latest/dynamic/instance-identity/document",
+            "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net",
+            "/metadata/instance/compute/userData",
+            "/machine/?comp=goalstate",
+            "/machine?comp=goalstate",
+            "/machine/1/a?x=1&comp=certificates&incarnation=2",
+            "/computeMetadata/v1/instance/service-accounts/default/token",
+            "/computeMetadata/v1/instance/service-accounts/default/identity?audience=a",
+            "/computeMetadata/v1/instance/attributes/kube-env",
+            "/computeMetadata/v1/instance/?recursive=true",
+            "/computeMetadata/v1/?alt=json&recursive=true",
+            "/opc/v2/identity/cert.pem",
+            "/opc/v1/instance/metadata/user_data",
+            "/openstack/latest/user_data",
+            "/openstack/latest/securitykey",
+            "/v1/user-data",
+            "/metadata/v1/user-data",
+            "/hetzner/v1/userdata",
+            "/user_data",
+            "/instance_identity/v1/iam_token",
+        ] {
+            assert!(secrets.hands_out(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn ordinary_paths_are_none() {
+        let secrets = Secrets::new().unwrap();
+        for path in [
+            "/",
+            "/latest/meta-data/",
+            "/latest/meta-data/instance-id",
+            "/latest/meta-data/iam/info",
+            "/latest/api/token",
+            "/latest/user-data-not",
+            "/latest/not-user-data",
+            "/metadata/instance?api-version=2021-02-01",
+            "/computeMetadata/v1/instance/zone",
+            "/computeMetadata/v1/instance/attributes/",
+            "/opc/v2/instance/",
+            "/openstack/latest/meta_data.json",
+            "/?x=recursive",
+        ] {
+            assert!(!secrets.hands_out(path), "{path}");
+        }
+    }
+}

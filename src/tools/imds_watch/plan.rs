@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! From arguments to what is watched and what is expected of a request there.
+
+use crate::endpoint::{Endpoint, Protocol};
+use crate::endpoint_table::{Table, Target, merge};
+use crate::failure::Failure;
+use crate::metadata::{self, CLOUDS, Cloud};
+
+use super::request::Request;
+use super::scanner::header_flag;
+
+/// Bits of an endpoint's mask that are the scanner's header flags: IMDS_HEADERS of `imds_watch.h`.
+const HEADERS: u64 = 0x07ff;
+/// Every request is one for credentials: IMDS_ALWAYS of `imds_watch.h`.
+const ALWAYS: u64 = 1 << 63;
+/// The header that is missing is a session token. For user space only.
+const SESSION: u64 = 1 << 62;
+
+/// Clouds whose header is a session token that has to be fetched first.
+const SESSION_CLOUDS: &[&str] = &["akamai", "alibaba", "aws"];
+/// Clouds whose endpoint does nothing but hand out credentials.
+const ALWAYS_CLOUDS: &[&str] = &["aws-ecs", "aws-eks"];
+
+/// Something about a request that is worth knowing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Finding {
+    /// No session token, where there is a cloud that has them: the request breaks once tokens are
+    /// required, and a proxy or an open redirect can be made to send it.
+    Imdsv1,
+    /// No header of those that clouds without session tokens want.
+    MissingMetadataHeader,
+    /// A proxy has passed it on.
+    Forwarded,
+    /// The path hands out secrets.
+    Credentials,
+    /// No request, not all of one, or one that services may read differently.
+    Unparsable,
+}
+
+impl Finding {
+    /// The name in events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Imdsv1 => "imdsv1",
+            Self::MissingMetadataHeader => "missing-metadata-header",
+            Self::Forwarded => "forwarded",
+            Self::Credentials => "credentials",
+            Self::Unparsable => "unparsable",
+        }
+    }
+}
+
+/// What is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The endpoints, with the masks that the program reads.
+    pub targets: Vec<Target>,
+    /// The same for the program.
+    pub table: Table,
+}
+
+impl Plan {
+    /// Endpoints of these clouds (`all` for every one) and these; all clouds where none is named.
+    ///
+    /// An endpoint that is given by its address is expected to want the header of one of the
+    /// clouds: of those named, else of any.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] for a cloud that is not in the catalogue, an endpoint of another
+    /// protocol than TCP, or more of them than the program holds.
+    pub fn new(clouds: &[String], endpoints: &[Endpoint]) -> Result<Self, Failure> {
+        let mut chosen: Vec<&Cloud> = Vec::new();
+        for name in clouds {
+            match metadata::cloud(name) {
+                Some(cloud) => chosen.push(cloud),
+                None if name == "all" => chosen.extend(CLOUDS),
+                None => {
+                    let known: Vec<_> = metadata::names().collect();
+                    return Err(Failure::usage(format!(
+                        "no cloud {name:?}; there are all, {}",
+                        known.join(", ")
+                    )));
+                }
+            }
+        }
+        if chosen.is_empty() && endpoints.is_empty() {
+            chosen.extend(CLOUDS);
+        }
+        let mut targets: Vec<Target> = chosen
+            .iter()
+            .flat_map(|cloud| {
+                let mask = mask(cloud);
+                cloud
+                    .guarded()
+                    .map(move |endpoint| Target { endpoint, mask })
+            })
+            .collect();
+        let expected = if chosen.is_empty() {
+            CLOUDS.iter().collect()
+        } else {
+            chosen
+        };
+        let mask = expected.iter().fold(0, |all, cloud| all | mask(cloud)) & !ALWAYS;
+        for endpoint in endpoints {
+            if endpoint.protocol == Some(Protocol::Udp) {
+                return Err(Failure::usage(format!(
+                    "endpoint {endpoint}: metadata is asked for by HTTP over TCP, not UDP"
+                )));
+            }
+            let endpoint = Endpoint {
+                protocol: Some(Protocol::Tcp),
+                ..endpoint.clone()
+            };
+            targets.push(Target { endpoint, mask });
+        }
+        let targets = merge(targets);
+        let table = Table::new(&targets)?;
+        Ok(Self { targets, table })
+    }
+
+    /// The endpoint for this address, and port where it is known: the most specific one.
+    pub fn target(&self, address: std::net::IpAddr, port: Option<u16>) -> Option<&Target> {
+        let fits = |endpoint: &Endpoint| {
+            endpoint.contains(address) && port.is_none_or(|port| endpoint.ports.contains(&port))
+        };
+        // The first of equals, as in the program's table.
+        self.targets
+            .iter()
+            .rev()
+            .filter(|target| fits(&target.endpoint))
+            .max_by_key(|target| target.endpoint.prefix)
+    }
+}
+
+fn mask(cloud: &Cloud) -> u64 {
+    let mut mask = cloud
+        .header
+        .map_or(0, |header| u64::from(header_flag(header)));
+    if SESSION_CLOUDS.contains(&cloud.name) {
+        mask |= SESSION;
+    }
+    if ALWAYS_CLOUDS.contains(&cloud.name) {
+        mask |= ALWAYS;
+    }
+    mask
+}
+
+/// What is to be said about a request to an endpoint with this mask, in a fixed order.
+///
+/// Where clouds share an address, any of their headers will do: nobody can tell from outside which
+/// cloud this is. A request with none of them is `imdsv1` if one of the clouds has session tokens.
+/// Of a request that could not be read, nothing is said to be missing.
+pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let required = mask & HEADERS;
+    let whole = !request.unparsable || !request.headers.is_empty();
+    if whole && required != 0 && u64::from(request.tokens) & required == 0 {
+        findings.push(if mask & SESSION != 0 {
+            Finding::Imdsv1
+        } else {
+            Finding::MissingMetadataHeader
+        });
+    }
+    if request.forwarded {
+        findings.push(Finding::Forwarded);
+    }
+    if request.credentials || mask & ALWAYS != 0 {
+        findings.push(Finding::Credentials);
+    }
+    if request.unparsable {
+        findings.push(Finding::Unparsable);
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(clouds: &[&str], endpoints: &[&str]) -> Result<Plan, Failure> {
+        let clouds: Vec<_> = clouds.iter().map(|name| (*name).to_owned()).collect();
+        let endpoints: Vec<_> = endpoints.iter().map(|text| text.parse().unwrap()).collect();
+        Plan::new(&clouds, &endpoints)
+    }
+
+    fn of(cloud: &str, request: &Request) -> Vec<Finding> {
+        let plan = plan(&[cloud], &[]).unwrap();
+        findings(request, plan.targets[0].mask)
+    }
+
+    #[test]
+    fn what_a_missing_header_means_depends_on_the_cloud() {
+        let bare = Request::default();
+        assert_eq!(of("aws", &bare), [Finding::Imdsv1]);
+        assert_eq!(of("azure", &bare), [Finding::MissingMetadataHeader]);
+        assert_eq!(of("hetzner", &bare), []);
+        assert_eq!(of("aws-ecs", &bare), [Finding::Credentials]);
+        let metadata = Request {
+            tokens: header_flag("metadata"),
+            ..Request::default()
+        };
+        assert_eq!(of("azure", &metadata), []);
+        assert_eq!(of("aws", &metadata), [Finding::Imdsv1]);
+    }
+
+    #[test]
+    fn clouds_at_one_address_share_their_headers() {
+        let plan = plan(&["all"], &[]).unwrap();
+        let shared = plan
+            .target("169.254.169.254".parse().unwrap(), Some(80))
+            .unwrap();
+        assert!(
+            shared.endpoint.name.contains("aws,azure"),
+            "{}",
+            shared.endpoint.name
+        );
+        let azure = Request {
+            tokens: header_flag("metadata"),
+            ..Request::default()
+        };
+        assert_eq!(findings(&azure, shared.mask), []);
+        assert_eq!(
+            findings(&Request::default(), shared.mask),
+            [Finding::Imdsv1]
+        );
+    }
+
+    #[test]
+    fn without_a_choice_all_clouds_are_watched() {
+        assert_eq!(plan(&[], &[]).unwrap(), plan(&["all"], &[]).unwrap());
+        let own = plan(&[], &["10.0.0.1:80"]).unwrap();
+        assert_eq!(own.targets.len(), 1);
+        assert_eq!(
+            findings(&Request::default(), own.targets[0].mask),
+            [Finding::Imdsv1]
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let err = plan(&["awz"], &[]).unwrap_err().to_string();
+        assert!(err.contains("\"awz\"") && err.contains("aws"), "{err}");
+        let err = plan(&[], &["10.0.0.1:53/udp"]).unwrap_err().to_string();
+        assert!(err.contains("10.0.0.1:53/udp"), "{err}");
+    }
+}

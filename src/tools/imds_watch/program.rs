@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The programs of imds-watch at work: loaded, attached, read and taken off again.
+
+use std::fmt;
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use anyhow::{Context as _, Result, bail};
+use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
+use libbpf_rs::{Link, MapCore as _, MapFlags, OpenObject};
+
+use super::event::Summary;
+use super::plan::Plan;
+use super::scanner::Scanner;
+use crate::kernel::identity::{Record, flow_key};
+use crate::kernel::packet_socket::{NEEDED, PacketSocket, Received};
+use crate::kernel::privileges::{self, Capabilities, Capability};
+use crate::kernel::{bpf, cgroup, endpoints};
+use crate::skel::imds_watch::{ImdsWatchSkel, ImdsWatchSkelBuilder};
+
+/// Bytes that a socket may hold for a reader that is late: some ten thousand requests.
+const SOCKET_BUFFER: usize = 16 << 20;
+/// SNAP_LENGTH of `imds_watch.h`.
+const SNAP_LENGTH: usize = 131_072;
+
+/// Room for the longest packet that comes up.
+pub fn buffer() -> Vec<u8> {
+    vec![0; SNAP_LENGTH]
+}
+
+/// Everything that is held in the kernel; dropping it leaves nothing behind.
+pub struct Watch<'o> {
+    // Dropped in this order: hooks, sockets, programs.
+    hooks: Vec<Link>,
+    sockets: Vec<PacketSocket>,
+    skel: ImdsWatchSkel<'o>,
+    lost: Vec<String>,
+}
+
+impl fmt::Debug for Watch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch")
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'o> Watch<'o> {
+    /// Loads the programs, records who connects, and opens a socket for each of `interfaces` (an
+    /// index, or 0 for all of them). `all` lets clean requests up too.
+    ///
+    /// # Errors
+    /// If the socket filter cannot be loaded or attached. Without the hooks it goes on, and
+    /// [`Watch::lost`] says what that costs.
+    pub fn start(
+        object: &'o mut MaybeUninit<OpenObject>,
+        plan: &Plan,
+        interfaces: &[i32],
+        all: bool,
+    ) -> Result<Self> {
+        let missing = Capabilities::effective().missing(&[Capability::NetAdmin]);
+        let place = if missing.is_empty() {
+            cgroup::mount().ok_or_else(|| "cgroup2 is not mounted".to_owned())
+        } else {
+            Err(format!("{} is missing", privileges::list(&missing)))
+        };
+        let skel = load(object, plan, all, place.is_ok())?;
+        let mut watch = Self {
+            hooks: Vec::new(),
+            sockets: Vec::new(),
+            skel,
+            lost: Vec::new(),
+        };
+        let hooked = place.and_then(|root| watch.hook(&root).map_err(|err| format!("{err:#}")));
+        if let Err(why) = hooked {
+            watch.hooks.clear();
+            watch.lost.push(format!(
+                "{why}: processes that are gone by the time their request is shown, and those of \
+                 other network namespaces, are not named"
+            ));
+        }
+        for interface in interfaces {
+            let filter = watch.skel.progs.imds_watch.as_fd();
+            watch
+                .sockets
+                .push(PacketSocket::new(filter, *interface, SOCKET_BUFFER)?);
+        }
+        Ok(watch)
+    }
+
+    fn hook(&mut self, root: &std::path::Path) -> Result<()> {
+        let cgroup = File::open(root).with_context(|| format!("cannot open {}", root.display()))?;
+        let programs = &self.skel.progs;
+        // What connects from now on is recorded only if all three are there: the last one first.
+        for program in [
+            &programs.imds_sockops,
+            &programs.imds_connect4,
+            &programs.imds_connect6,
+        ] {
+            let link = program
+                .attach_cgroup(cgroup.as_raw_fd())
+                .with_context(|| format!("cannot attach to the cgroup {}", root.display()))?;
+            self.hooks.push(link);
+        }
+        Ok(())
+    }
+
+    /// What does not work here, for the user.
+    pub fn lost(&self) -> &[String] {
+        &self.lost
+    }
+
+    /// The sockets, one for each interface.
+    pub fn sockets(&self) -> &[PacketSocket] {
+        &self.sockets
+    }
+
+    /// Who opened this connection, where a hook has seen it.
+    pub fn opened(&self, src: SocketAddr, dst: SocketAddr) -> Option<Record> {
+        let found = self
+            .skel
+            .maps
+            .opened
+            .lookup(&flow_key(src, dst), MapFlags::ANY);
+        Record::parse(&found.ok()??)
+    }
+
+    /// Stops the programs, gives `packet` what is still queued, and counts.
+    ///
+    /// # Errors
+    /// Those of the sockets, of `packet`, and of the map of counters.
+    pub fn finish(
+        &mut self,
+        mut packet: impl FnMut(&Self, Received, &[u8]) -> Result<()>,
+    ) -> Result<Summary> {
+        for socket in &self.sockets {
+            socket.close_filter()?;
+        }
+        let mut buffer = buffer();
+        for socket in &self.sockets {
+            while let Some(received) = socket.receive(&mut buffer)? {
+                packet(self, received, &buffer)?;
+            }
+        }
+        self.hooks.clear();
+        let mut summary = self.counters()?;
+        for socket in &mut self.sockets {
+            summary.lost += socket.dropped()?;
+        }
+        Ok(summary)
+    }
+
+    fn counters(&self) -> Result<Summary> {
+        let zero = 0_u32.to_ne_bytes();
+        let found = self.skel.maps.counters.lookup_percpu(&zero, MapFlags::ANY);
+        let Some(cpus) = found.context("cannot read the counters")? else {
+            bail!("the counters are gone");
+        };
+        let mut summary = Summary::default();
+        for cpu in cpus {
+            let (longs, _) = cpu.as_chunks::<8>();
+            let mut longs = longs.iter().map(|long| u64::from_ne_bytes(*long));
+            let mut next = || longs.next().unwrap_or(0);
+            summary.seen += next();
+            summary.concerning += next();
+            summary.clean += next();
+            summary.delivered += next();
+        }
+        Ok(summary)
+    }
+}
+
+fn load<'o>(
+    object: &'o mut MaybeUninit<OpenObject>,
+    plan: &Plan,
+    all: bool,
+    hooks: bool,
+) -> Result<ImdsWatchSkel<'o>> {
+    let opened = ImdsWatchSkelBuilder::default().open(object);
+    let mut skel = opened.map_err(|err| bpf::explain(err, "open imds-watch", NEEDED))?;
+    let scanner = Scanner::new()?;
+    let Some(rodata) = skel.maps.rodata_data.as_deref_mut() else {
+        bail!("imds-watch was built without its settings");
+    };
+    rodata.pass_all = u8::from(all);
+    rodata.endpoint_bits = *plan.table.bitmaps;
+    rodata.scan_classes = scanner.classes;
+    rodata.scan_table[..scanner.table.len()].copy_from_slice(&scanner.table);
+    rodata.scan_start = scanner.start;
+    let programs = &mut skel.progs;
+    for program in [
+        &mut programs.imds_connect4,
+        &mut programs.imds_connect6,
+        &mut programs.imds_sockops,
+    ] {
+        program.set_autoload(hooks);
+    }
+    let loaded = skel.load();
+    let skel = loaded.map_err(|err| bpf::explain(err, "load imds-watch", NEEDED))?;
+    endpoints::write(&plan.table, &skel.maps.endpoints, &skel.maps.endpoint_ports)?;
+    Ok(skel)
+}

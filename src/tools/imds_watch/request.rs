@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! A request as httparse reads it, without a header's value: what was asked for, and what is to be
+//! said about it.
+
+use std::collections::HashSet;
+
+use httparse::{EMPTY_HEADER, Status};
+
+use super::paths::{Secrets, TOKENS};
+use super::scanner::{header_flag, is_forwarding_header};
+
+/// More headers than any client sends.
+const MAX_HEADERS: usize = 128;
+/// Bytes of a path, or of a name in a query, that are kept.
+const LONGEST_TEXT: usize = 1024;
+
+/// What is known of a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    /// The method, where one could be read.
+    pub method: Option<String>,
+    /// The path as it was sent, without scheme, host and query.
+    pub path: Option<String>,
+    /// The names in the query; never a value.
+    pub query: Vec<String>,
+    /// The names of the headers, as they were sent.
+    pub headers: Vec<String>,
+    /// The flags ([`header_flag`]) of the headers that are there and not empty.
+    pub tokens: u16,
+    /// A proxy has added a header.
+    pub forwarded: bool,
+    /// The path hands out secrets.
+    pub credentials: bool,
+    /// Not a request, or none that everybody would read in the same way.
+    pub unparsable: bool,
+}
+
+/// What the bytes of a stream begin with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// A whole head of `length` bytes, and `body` bytes that follow it.
+    Head {
+        /// What it says.
+        request: Request,
+        /// Bytes of the head.
+        length: usize,
+        /// Bytes of the body.
+        body: u64,
+    },
+    /// The beginning of a head.
+    Partial,
+    /// No head.
+    Broken,
+}
+
+/// Reads the head that `bytes` begin with.
+pub fn step(bytes: &[u8], secrets: &Secrets) -> Step {
+    let mut headers = [EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut headers);
+    let length = match parsed.parse(bytes) {
+        Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) => return Step::Partial,
+        Err(_) => return Step::Broken,
+    };
+    let mut request = Request {
+        method: parsed.method.map(str::to_owned),
+        ..Request::default()
+    };
+    let mut body = Body::default();
+    for header in parsed.headers.iter() {
+        request.header(header.name, header.value, &mut body);
+    }
+    if let Some(target) = parsed.path {
+        request.target(target, secrets);
+    }
+    // httparse takes a bare line feed for a line's end; not every service does.
+    let head = &bytes[..length];
+    let lines = head.iter().filter(|byte| **byte == b'\n').count();
+    request.unparsable |= head.windows(2).filter(|two| two == b"\r\n").count() != lines;
+    request.unparsable |= body.unclear;
+    Step::Head {
+        request,
+        length,
+        body: body.length.unwrap_or(0),
+    }
+}
+
+/// What can be said of bytes that are no whole head: the request line and the header names, as far
+/// as they are there.
+pub fn salvage(bytes: &[u8], secrets: &Secrets) -> Request {
+    let mut request = Request {
+        unparsable: true,
+        ..Request::default()
+    };
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let Some(first) = lines.next() else {
+        return request;
+    };
+    let mut words = first.splitn(3, |byte| *byte == b' ');
+    let (Some(method), Some(target), Some(_)) = (words.next(), words.next(), words.next()) else {
+        return request;
+    };
+    let is_method = (1..=20).contains(&method.len()) && method.iter().all(u8::is_ascii_alphabetic);
+    if !is_method || !(target.starts_with(b"/") || target.starts_with(b"http://")) {
+        return request;
+    }
+    request.method = Some(String::from_utf8_lossy(method).into_owned());
+    request.target(&String::from_utf8_lossy(target), secrets);
+    for line in lines.take(MAX_HEADERS).filter(|line| line.ends_with(b"\n")) {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+            continue;
+        };
+        let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+        if let Ok(name) = str::from_utf8(&line[..colon])
+            && (1..=64).contains(&name.len())
+            && name.as_bytes().iter().all(is_token)
+        {
+            request.header(name, &line[colon + 1..], &mut Body::default());
+        }
+    }
+    request
+}
+
+#[derive(Debug, Default)]
+struct Body {
+    length: Option<u64>,
+    unclear: bool,
+}
+
+impl Request {
+    fn header(&mut self, name: &str, value: &[u8], body: &mut Body) {
+        let lower = name.to_ascii_lowercase();
+        let value = value.trim_ascii();
+        self.headers.push(kept(name));
+        self.forwarded |= is_forwarding_header(&lower);
+        let counts = match lower.as_str() {
+            // Azure refuses any other.
+            "metadata" => value.eq_ignore_ascii_case(b"true"),
+            _ => !value.is_empty(),
+        };
+        if counts {
+            self.tokens |= header_flag(&lower);
+        }
+        match lower.as_str() {
+            "content-length" => {
+                let digits = value.iter().all(u8::is_ascii_digit);
+                let length = str::from_utf8(value)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
+                body.unclear |= !digits || length.is_none() || body.length.is_some();
+                body.length = length;
+            }
+            "transfer-encoding" | "upgrade" | "expect" => body.unclear = true,
+            _ => {}
+        }
+    }
+
+    fn target(&mut self, target: &str, secrets: &Secrets) {
+        let local = origin_form(target);
+        let (path, query) = local.split_once('?').unwrap_or((local, ""));
+        let plain = normal(path);
+        self.path = Some(kept(path));
+        let mut known = HashSet::new();
+        self.query = query
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+            .map(|pair| kept(pair.split_once('=').map_or(pair, |(name, _)| name)))
+            .filter(|name| known.insert(name.clone()))
+            .take(MAX_HEADERS)
+            .collect();
+        self.credentials = secrets.hands_out(local)
+            || secrets.hands_out(&plain)
+            || secrets.hands_out(&format!("/?{}", decoded(query)));
+        if self.method.as_deref() == Some("PUT") {
+            for (token, header) in TOKENS {
+                if plain == *token {
+                    self.tokens |= header_flag(header);
+                }
+            }
+        }
+    }
+}
+
+/// At most [`LONGEST_TEXT`] bytes of `text`.
+fn kept(text: &str) -> String {
+    let mut end = text.len().min(LONGEST_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+/// A target without scheme and authority.
+fn origin_form(target: &str) -> &str {
+    let scheme = target
+        .split_once("://")
+        .filter(|(scheme, _)| scheme.bytes().all(|byte| byte.is_ascii_alphabetic()));
+    match scheme {
+        Some((_, rest)) => rest.find(['/', '?']).map_or("/", |at| &rest[at..]),
+        None => target,
+    }
+}
+
+/// A path as the most lenient service would read it: percent-encoding undone twice, backslashes as
+/// slashes, parameters and dot segments gone.
+fn normal(path: &str) -> String {
+    let plain = decoded(&decoded(path)).replace('\\', "/");
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in plain.split('/') {
+        match segment.split(';').next().unwrap_or_default() {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            name => segments.push(name),
+        }
+    }
+    format!("/{}", segments.join("/"))
+}
+
+fn decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let hex = |offset: usize| {
+            bytes
+                .get(at + offset)
+                .and_then(|digit| char::from(*digit).to_digit(16))
+        };
+        if *byte == b'%'
+            && let (Some(high), Some(low)) = (hex(1), hex(2))
+        {
+            plain.push(u8::try_from(high << 4 | low).unwrap_or_default());
+            at += 3;
+        } else {
+            plain.push(*byte);
+            at += 1;
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn secrets() -> &'static Secrets {
+        static SECRETS: std::sync::OnceLock<Secrets> = std::sync::OnceLock::new();
+        SECRETS.get_or_init(|| Secrets::new().unwrap())
+    }
+
+    fn head(text: &str) -> Request {
+        match step(text.as_bytes(), secrets()) {
+            Step::Head { request, .. } => request,
+            other => panic!("{text:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn names_are_kept_and_values_are_not() {
+        let request = head(
+            "GET /a/b?x=secret&recursive=true&flag HTTP/1.1\r\nHost: h\r\n\
+             X-aws-ec2-metadata-token: secret\r\nX-Forwarded-For: secret\r\n\r\n",
+        );
+        assert_eq!(request.path.as_deref(), Some("/a/b"));
+        assert_eq!(request.query, ["x", "recursive", "flag"]);
+        assert_eq!(
+            request.headers,
+            ["Host", "X-aws-ec2-metadata-token", "X-Forwarded-For"]
+        );
+        assert_eq!(request.tokens, header_flag("x-aws-ec2-metadata-token"));
+        assert!(request.forwarded && request.credentials && !request.unparsable);
+        assert!(!format!("{request:?}").contains("secret"));
+    }
+
+    #[test]
+    fn a_secret_path_is_found_behind_every_disguise() {
+        for target in [
+            "/latest/user-data",
+            "//latest//user-data",
+            "/latest/./user-data",
+            "/latest/x/../user-data",
+            "/latest/%75ser-data",
+            "/latest/%2575ser-data",
+            "/latest\\user-data",
+            "/latest/user-data;x=y",
+            "/latest/meta-data/..%2fuser-data",
+            "http://169.254.169.254/latest/user-data",
+            "/x?%72ecursive=true",
+        ] {
+            let request = head(&format!("GET {target} HTTP/1.1\r\n\r\n"));
+            assert!(request.credentials, "{target}");
+        }
+        assert!(!head("GET /latest/meta-data/ HTTP/1.1\r\n\r\n").credentials);
+    }
+
+    #[test]
+    fn an_empty_token_is_none_and_azure_wants_true() {
+        let tokens = |header: &str| head(&format!("GET / HTTP/1.1\r\n{header}\r\n\r\n")).tokens;
+        assert_eq!(tokens("X-aws-ec2-metadata-token:  "), 0);
+        assert_eq!(tokens("Metadata: false"), 0);
+        assert_eq!(tokens("METADATA: True"), header_flag("metadata"));
+    }
+
+    #[test]
+    fn to_ask_for_a_token_is_to_have_one() {
+        let aws = header_flag("x-aws-ec2-metadata-token");
+        assert_ne!(
+            head("PUT /latest/api/token HTTP/1.1\r\n\r\n").tokens & aws,
+            0
+        );
+        assert_eq!(head("GET /latest/api/token HTTP/1.1\r\n\r\n").tokens, 0);
+    }
+
+    #[test]
+    fn what_services_read_differently_is_unparsable() {
+        for text in [
+            "GET / HTTP/1.1\nHost: x\n\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        ] {
+            assert!(head(text).unparsable, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_request_tells_no_value() {
+        let secrets = secrets();
+        for rest in [
+            "ken: hidden\r\nHost: x\r\n\r\n",
+            "GET hidden",
+            "hidden hidden hidden\r\n",
+        ] {
+            assert_eq!(
+                salvage(rest.as_bytes(), secrets),
+                Request {
+                    unparsable: true,
+                    ..Request::default()
+                }
+            );
+        }
+        let cut = salvage(
+            b"GET /latest/user-data HTTP/1.1\r\nVia: hidden\r\nX: hid",
+            &secrets,
+        );
+        assert!(cut.forwarded && cut.credentials);
+        assert_eq!(cut.headers, ["Via"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let secrets = secrets();
+            let _ = (step(&bytes, secrets), salvage(&bytes, secrets));
+            let mut text = b"GET /".to_vec();
+            text.extend(&bytes);
+            text.extend(b" HTTP/1.1\r\n\r\n");
+            let _ = (step(&text, secrets), salvage(&text, secrets));
+        }
+    }
+}

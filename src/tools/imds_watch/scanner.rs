@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The automaton that the socket filter runs over a request's bytes.
+//!
+//! It knows one form of request head, the plain one that clients send, and raises a flag where a
+//! header or path of interest has just been read. Whatever is not of that form (a bare line feed,
+//! a folded header, a tab where a space is due, an encoded or dotted path, a body, another
+//! protocol) leads to the dead state, and the packet goes up to user space, which has a real
+//! parser. So the automaton may be strict: what it refuses is not lost, only not cheap.
+//!
+//! regex-automata compiles the patterns; here its automaton becomes a table that a few
+//! instructions per byte can follow: for each state and class of bytes the next state and the
+//! flags that it raises.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, ensure};
+use regex_automata::dfa::{Automaton as _, StartKind, dense};
+use regex_automata::util::primitives::StateID;
+use regex_automata::util::syntax;
+use regex_automata::{Anchored, Input, MatchKind};
+
+use super::paths::{TOKENS, secrets};
+use crate::metadata::CLOUDS;
+
+/// SCAN_ENTRIES of `imds_watch.bpf.c`.
+pub const ENTRIES: usize = 1 << 16;
+
+/// A well-formed head ends here; bit 15, as the program tests the sign.
+pub const END: u16 = 1 << 15;
+/// A header that a proxy adds: X-Forwarded-*, Forwarded, Via and kin.
+pub const FORWARDED: u16 = 1 << 14;
+/// A path that hands out secrets.
+pub const CREDENTIALS: u16 = 1 << 13;
+/// A body follows, or another protocol: where the next request begins is not for the automaton.
+pub const BODY: u16 = 1 << 12;
+/// A line ends here; gone in the finished table.
+const LINE: u16 = 1 << 11;
+/// The flags below are one per header of [`headers`].
+const HEADER_FLAGS: usize = 11;
+
+/// The headers that make a request one that its cloud wants to see, in lower case; the place of
+/// each is the number of its flag.
+pub fn headers() -> Vec<&'static str> {
+    let mut headers: Vec<_> = CLOUDS.iter().filter_map(|cloud| cloud.header).collect();
+    headers.sort_unstable();
+    headers.dedup();
+    headers
+}
+
+/// The flag of `header`, which is one of [`headers`]; 0 for any other.
+pub fn header_flag(header: &str) -> u16 {
+    headers()
+        .iter()
+        .position(|known| *known == header)
+        .map_or(0, |bit| 1 << bit)
+}
+
+/// Whether a header of this name, in lower case, says that a proxy passed the request on.
+pub fn is_forwarding_header(name: &str) -> bool {
+    FORWARDING.contains(&name) || name.starts_with(FORWARDING_PREFIX)
+}
+
+/// Headers that proxies add.
+const FORWARDING: &[&str] = &[
+    "forwarded",
+    "via",
+    "x-real-ip",
+    "x-client-ip",
+    "x-original-forwarded-for",
+    "true-client-ip",
+];
+const FORWARDING_PREFIX: &str = "x-forwarded-";
+
+const METHOD: &str = "(GET|HEAD|PUT|POST|DELETE|OPTIONS|PATCH)";
+/// Of an absolute target (RFC 9112, 3.2.2).
+const AUTHORITY: &str = "http://[A-Za-z0-9.:\\[\\]-]+";
+/// Segments without encoding, parameters or dots alone: `//`, `/./` and `/../` are left to the
+/// real parser, and so is everything that decoders disagree about.
+const PATH: &str = "(/|(/([A-Za-z0-9_~!$&'()*+,:=@-]|\\.[A-Za-z0-9_~!$&'()*+,:=@-]\
+                    |\\.\\.[A-Za-z0-9._~!$&'()*+,:=@-])[A-Za-z0-9._~!$&'()*+,:=@-]*)+/?)";
+const QUERY: &str = "\\?[A-Za-z0-9._~!$&'()*+,:=@/?-]*";
+const NAME: &str = "[!#$%&'*+.^_`|~0-9A-Za-z-]+";
+/// Field values: RFC 9110, 5.5.
+const VALUE: &str = "[\\t\\x20-\\x7e\\x80-\\xff]*";
+/// The first byte of a value that is not empty.
+const NOT_EMPTY: &str = "[\\t ]*[\\x21-\\x7e\\x80-\\xff]";
+
+/// Expressions, each with the flags that are raised at the byte that completes it.
+type Patterns = Vec<(String, u16)>;
+
+/// A request line, compared from its first byte.
+fn line_patterns() -> Patterns {
+    let target = format!("({AUTHORITY})?");
+    let mut patterns = vec![(
+        format!("{METHOD} {target}{PATH}({QUERY})? HTTP/1\\.[01]\\r\\n"),
+        LINE,
+    )];
+    for (path, header) in TOKENS {
+        patterns.push((format!("PUT {target}{path}[? ]"), header_flag(header)));
+    }
+    for secret in secrets() {
+        patterns.push((format!("{METHOD} {secret}"), CREDENTIALS));
+    }
+    patterns
+}
+
+/// A header line or the empty line, compared from its first byte.
+fn header_patterns() -> Patterns {
+    let mut patterns = vec![
+        ("\\r\\n".to_owned(), END),
+        (format!("{NAME}:{VALUE}\\r\\n"), LINE),
+    ];
+    for header in headers() {
+        // Azure refuses any value but this one.
+        let value = if header == "metadata" {
+            "[\\t ]*(?i:true)[\\t ]*\\r"
+        } else {
+            NOT_EMPTY
+        };
+        patterns.push((format!("(?i:{header}):{value}"), header_flag(header)));
+    }
+    let forwarding = FORWARDING.join("|");
+    patterns.push((
+        format!("(?i:{forwarding}|{FORWARDING_PREFIX}[a-z0-9-]+):"),
+        FORWARDED,
+    ));
+    patterns.push(("(?i:transfer-encoding|upgrade|expect):".to_owned(), BODY));
+    patterns.push(("(?i:content-length):[\\t ]*0*[^0\\t \\r]".to_owned(), BODY));
+    patterns
+}
+
+/// What the program reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scanner {
+    /// For each byte its class.
+    pub classes: [u8; 256],
+    /// At `state + class` the next state in the low 16 bits and the flags that it raises in the
+    /// high ones. A state is the place of its row; the dead state is 0.
+    pub table: Vec<u32>,
+    /// The state before a request's first byte.
+    pub start: u16,
+}
+
+impl Scanner {
+    /// The automaton of this module's patterns.
+    ///
+    /// # Errors
+    /// If a pattern is wrong or the table has no room for all of them; a test says that neither is
+    /// so.
+    pub fn new() -> Result<Self> {
+        ensure!(headers().len() <= HEADER_FLAGS, "more headers than flags");
+        let line = Machine::of(&line_patterns())?;
+        let header = Machine::of(&header_patterns())?;
+        Machine::glued(line, header).pruned().minimized().table()
+    }
+
+    /// What the program does with the bytes of one packet's payload: whether they are complete
+    /// requests and nothing else, each with one of the `required` flags (if any is) and none of
+    /// the others.
+    pub fn clean(&self, payload: &[u8], required: u16) -> bool {
+        let (mut entry, mut flags, mut clean) = (u32::from(self.start), 0, true);
+        for byte in payload {
+            let class = u32::from(self.classes[usize::from(*byte)]);
+            entry = self.table[((entry & 0xffff) + class) as usize];
+            flags |= u16::try_from(entry >> 16).unwrap_or(0);
+            if flags & END != 0 {
+                clean &= flags & (FORWARDED | CREDENTIALS | BODY) == 0;
+                clean &= required == 0 || flags & required != 0;
+                flags = 0;
+            }
+        }
+        clean && entry >> 16 & u32::from(END) != 0
+    }
+}
+
+/// An automaton whose states raise flags when they are entered. State 0 is the dead one.
+#[derive(Debug)]
+struct Machine {
+    next: Vec<[usize; 256]>,
+    flags: Vec<u16>,
+    start: usize,
+}
+
+const DEAD: usize = 0;
+
+impl Machine {
+    fn of(patterns: &Patterns) -> Result<Self> {
+        let expressions: Vec<_> = patterns.iter().map(|(expression, _)| expression).collect();
+        let config = dense::Config::new()
+            .match_kind(MatchKind::All)
+            .start_kind(StartKind::Anchored)
+            .accelerate(false);
+        let dfa = dense::Builder::new()
+            .configure(config)
+            .syntax(syntax::Config::new().unicode(false).utf8(false))
+            .build_many(&expressions)
+            .context("cannot compile the scanner")?;
+        let start = dfa
+            .start_state_forward(&Input::new("").anchored(Anchored::Yes))
+            .context("the scanner has no start")?;
+        let mut machine = Self {
+            next: vec![[DEAD; 256]],
+            flags: vec![0],
+            start: 1,
+        };
+        let mut numbers: HashMap<StateID, usize> = HashMap::from([(start, 1)]);
+        let mut order = vec![start];
+        let mut at = 0;
+        while let Some(state) = order.get(at).copied() {
+            at += 1;
+            let mut row = [DEAD; 256];
+            for (byte, slot) in (0..=u8::MAX).zip(&mut row) {
+                let next = dfa.next_state(state, byte);
+                if dfa.is_dead_state(next) || dfa.is_quit_state(next) {
+                    continue;
+                }
+                *slot = *numbers.entry(next).or_insert_with(|| {
+                    order.push(next);
+                    order.len()
+                });
+            }
+            machine.next.push(row);
+            // regex-automata reports a match one byte late; the end of input brings it forward.
+            let end = dfa.next_eoi_state(state);
+            let matched = if dfa.is_match_state(end) {
+                dfa.match_len(end)
+            } else {
+                0
+            };
+            machine.flags.push((0..matched).fold(0, |all, index| {
+                all | patterns[dfa.match_pattern(end, index).as_usize()].1
+            }));
+        }
+        Ok(machine)
+    }
+
+    /// A request line, then header lines; after the empty one another request may begin.
+    fn glued(line: Self, header: Self) -> Self {
+        let moved = line.next.len();
+        let move_by = |state: usize| if state == DEAD { DEAD } else { state + moved };
+        let mut glued = line;
+        let first_header = header.next[header.start].map(move_by);
+        glued
+            .next
+            .extend(header.next.into_iter().map(|row| row.map(move_by)));
+        glued.flags.extend(header.flags);
+        let first_request = glued.next[glued.start];
+        for (row, flags) in glued.next.iter_mut().zip(&mut glued.flags) {
+            if *flags & LINE != 0 {
+                *row = first_header;
+                *flags &= !LINE;
+            } else if *flags & END != 0 {
+                *row = first_request;
+            }
+        }
+        glued
+    }
+
+    /// The same with the dead state in the place of those that lead to no end of a head.
+    fn pruned(mut self) -> Self {
+        let mut alive: Vec<bool> = self.flags.iter().map(|flags| flags & END != 0).collect();
+        loop {
+            let more: Vec<_> = (0..self.next.len())
+                .filter(|state| !alive[*state] && self.next[*state].iter().any(|next| alive[*next]))
+                .collect();
+            if more.is_empty() {
+                break;
+            }
+            for state in more {
+                alive[state] = true;
+            }
+        }
+        for next in self.next.iter_mut().flatten() {
+            if !alive[*next] {
+                *next = DEAD;
+            }
+        }
+        for (flags, alive) in self.flags.iter_mut().zip(&alive) {
+            *flags *= u16::from(*alive);
+        }
+        for (row, alive) in self.next.iter_mut().zip(&alive) {
+            if !alive {
+                *row = [DEAD; 256];
+            }
+        }
+        self
+    }
+
+    /// The same with as few states as there can be (Moore's algorithm): a state is as another if
+    /// they raise the same flags and lead to the same.
+    fn minimized(&self) -> Self {
+        // One byte for each class stands for all of its class.
+        let (classes, count) = self.classes();
+        let bytes: Vec<usize> = (0..count)
+            .filter_map(|class| classes.iter().position(|of| usize::from(*of) == class))
+            .collect();
+        let mut groups: Vec<usize> = vec![0; self.next.len()];
+        let mut count = 0;
+        loop {
+            let mut known: HashMap<(u16, usize, Vec<usize>), usize> = HashMap::new();
+            groups = (0..self.next.len())
+                .map(|state| {
+                    let row = &self.next[state];
+                    let leads = bytes.iter().map(|byte| groups[row[*byte]]).collect();
+                    let fresh = known.len();
+                    *known
+                        .entry((self.flags[state], groups[state], leads))
+                        .or_insert(fresh)
+                })
+                .collect();
+            if known.len() == count {
+                break;
+            }
+            count = known.len();
+        }
+        let mut minimal = Self {
+            next: vec![[DEAD; 256]; count],
+            flags: vec![0; count],
+            start: groups[self.start],
+        };
+        for (state, group) in groups.iter().enumerate() {
+            minimal.flags[*group] = self.flags[state];
+            minimal.next[*group] = self.next[state].map(|next| groups[next]);
+        }
+        minimal
+    }
+
+    /// For each byte its class, and how many there are: bytes of one class lead to the same from
+    /// everywhere.
+    fn classes(&self) -> ([u8; 256], usize) {
+        let mut columns: HashMap<Vec<usize>, u8> = HashMap::new();
+        let mut classes = [0; 256];
+        for (byte, class) in (0..=u8::MAX).zip(&mut classes) {
+            let column = self.next.iter().map(|row| row[usize::from(byte)]).collect();
+            let fresh = u8::try_from(columns.len()).unwrap_or(byte);
+            *class = *columns.entry(column).or_insert(fresh);
+        }
+        (classes, columns.len())
+    }
+
+    fn table(&self) -> Result<Scanner> {
+        let (classes, stride) = self.classes();
+        let size = self.next.len() * stride;
+        ensure!(
+            size <= ENTRIES,
+            "the scanner needs {size} entries and has {ENTRIES}"
+        );
+        let mut table = vec![0; size];
+        for (state, row) in self.next.iter().enumerate() {
+            for (class, next) in classes.iter().zip(row) {
+                let flags = u32::from(self.flags[*next]);
+                let next = u32::try_from(next * stride).context("a state too many")?;
+                table[state * stride + usize::from(*class)] = flags << 16 | next;
+            }
+        }
+        let start = u16::try_from(self.start * stride).context("a state too many")?;
+        Ok(Scanner {
+            classes,
+            table,
+            start,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "X-aws-ec2-metadata-token: abc\r\n";
+
+    fn clean(text: &str) -> bool {
+        let required = header_flag("x-aws-ec2-metadata-token");
+        // Compiled once: it takes a while in a debug build.
+        static SCANNER: std::sync::OnceLock<Scanner> = std::sync::OnceLock::new();
+        SCANNER
+            .get_or_init(|| Scanner::new().unwrap())
+            .clean(text.as_bytes(), required)
+    }
+
+    fn get(target: &str) -> String {
+        format!("GET {target} HTTP/1.1\r\nHost: 169.254.169.254\r\n{TOKEN}\r\n")
+    }
+
+    #[test]
+    fn what_clients_send_with_a_token_is_clean() {
+        for text in [
+            get("/"),
+            get("/latest/meta-data/"),
+            get("/latest/meta-data/instance-id"),
+            get("/metadata/instance?api-version=2021-02-01&format=json"),
+            get("http://169.254.169.254/latest/meta-data/"),
+            get("/.hidden/a..b/..c"),
+            format!(
+                "GET /a HTTP/1.0\r\nUser-Agent: a b (c; d) \t\u{fc}\r\nX:\r\n{}\r\n",
+                TOKEN.to_uppercase()
+            ),
+            "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 1\r\n\r\n"
+                .to_owned(),
+            "PUT /latest/api/token HTTP/1.1\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            get("/a").repeat(3),
+        ] {
+            assert!(clean(&text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_or_empty_token_is_not_clean() {
+        for text in [
+            get("/").replace(TOKEN, ""),
+            get("/").replace("abc", " "),
+            get("/").replace("abc", ""),
+            get("/").replace(TOKEN, "X: X-aws-ec2-metadata-token: abc\r\n"),
+            get("/").replace("token:", "token-ttl-seconds:"),
+            get("/").replace("token:", "tokens:"),
+            "GET /latest/api/token HTTP/1.1\r\n\r\n".to_owned(),
+            "PUT /latest/api/tokens HTTP/1.1\r\n\r\n".to_owned(),
+            format!("{}{}", get("/"), get("/").replace(TOKEN, "")),
+            format!("{}{}", get("/").replace(TOKEN, ""), get("/")),
+        ] {
+            assert!(!clean(&text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn proxies_secrets_and_bodies_are_not_clean() {
+        for header in [
+            "X-Forwarded-For",
+            "x-forwarded-host",
+            "FORWARDED",
+            "Via",
+            "X-Real-IP",
+            "Transfer-Encoding",
+            "Upgrade",
+        ] {
+            let text = get("/").replace("Host:", &format!("{header}: x\r\nHost:"));
+            assert!(!clean(&text), "{text:?}");
+        }
+        for target in [
+            "/latest/user-data",
+            "/LATEST/user-Data?x",
+            "http://x/latest/user-data",
+            "/latest/meta-data/iam/security-credentials/",
+            "/a?b=c&recursive=true",
+            "/a?recursive",
+        ] {
+            assert!(!clean(&get(target)), "{target}");
+        }
+        assert!(!clean(
+            &get("/").replace("Host:", "Content-Length: 5\r\nHost:")
+        ));
+        assert!(!clean(
+            &get("/").replace("Host:", "Content-Length:  010\r\nHost:")
+        ));
+    }
+
+    #[test]
+    fn every_other_form_is_not_clean() {
+        for target in [
+            "/a//b", "/a/./b", "/a/../b", "/a/..", "/%61", "/a\\b", "/a;b", "*", "a", "", "/a?%62",
+            "/a#b", "ftp://x/",
+        ] {
+            assert!(!clean(&get(target)), "{target}");
+        }
+        let text = get("/");
+        for (from, to) in [
+            ("\r\n", "\n"),
+            ("GET /", "get /"),
+            ("GET ", "GET\t"),
+            ("GET ", "GET  "),
+            ("Host:", "Host :"),
+            ("Host:", " Host:"),
+            ("HTTP/1.1", "HTTP/2.0"),
+            ("HTTP/1.1", "http/1.1"),
+            ("\r\n\r\n", "\r\n\r\nbody"),
+            ("\r\n\r\n", "\r\n"),
+            ("abc", "a\0c"),
+        ] {
+            assert!(!clean(&text.replace(from, to)), "{from:?} {to:?}");
+        }
+        assert!(!clean("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
+        assert!(!clean("\x16\x03\x01"));
+        assert!(!clean(""));
+    }
+
+    #[test]
+    fn no_part_of_a_request_is_clean() {
+        let text = get("/latest/meta-data/");
+        for at in 1..text.len() {
+            assert!(!clean(&text[..at]) && !clean(&text[at..]), "{at}");
+        }
+    }
+}
