@@ -173,7 +173,11 @@ impl<'o> Watch<'o> {
     }
 }
 
-fn load<'o>(
+/// Loads the programs for what is planned, the hooks too if they are wanted; attaches nothing.
+///
+/// # Errors
+/// If the kernel refuses a program, or the table of endpoints.
+pub fn load<'o>(
     object: &'o mut MaybeUninit<OpenObject>,
     plan: &Plan,
     all: bool,

@@ -144,11 +144,15 @@ impl Request {
         }
         match lower.as_str() {
             "content-length" => {
+                // Nothing but zeros is no body, however it is written.
+                let none = value.iter().all(|byte| b"0 \t".contains(byte));
                 let digits = value.iter().all(u8::is_ascii_digit);
-                let length = str::from_utf8(value)
-                    .ok()
-                    .and_then(|text| text.parse().ok());
-                body.unclear |= !digits || length.is_none() || body.length.is_some();
+                let text = str::from_utf8(value).ok().filter(|_| digits && !none);
+                let length = text
+                    .and_then(|text| text.parse().ok())
+                    .or(none.then_some(0));
+                body.unclear |=
+                    length.is_none() || body.length.is_some_and(|old| length != Some(old));
                 body.length = length;
             }
             "transfer-encoding" | "upgrade" | "expect" => body.unclear = true,

@@ -122,11 +122,11 @@ fn header_patterns() -> Patterns {
     }
     let forwarding = FORWARDING.join("|");
     patterns.push((
-        format!("(?i:{forwarding}|{FORWARDING_PREFIX}[a-z0-9-]+):"),
+        format!("(?i:{forwarding}|{FORWARDING_PREFIX}[!#$%&'*+.^_`|~0-9a-z-]*):"),
         FORWARDED,
     ));
     patterns.push(("(?i:transfer-encoding|upgrade|expect):".to_owned(), BODY));
-    patterns.push(("(?i:content-length):[\\t ]*0*[^0\\t \\r]".to_owned(), BODY));
+    patterns.push(("(?i:content-length):[0\\t ]*[^0\\t \\r]".to_owned(), BODY));
     patterns
 }
 
