@@ -189,8 +189,14 @@ const struct thread new_thread;
 
 static __always_inline void count(__u32 counter, __u64 number)
 {
-	__u64 *value = bpf_map_lookup_elem(&counters, &counter);
+	__u64 *value;
 
+	/* Also for the compiler: of the addition of a constant 0 it makes another atomic instruction,
+	 * which kernels before 5.12 do not know.
+	 */
+	if (!number)
+		return;
+	value = bpf_map_lookup_elem(&counters, &counter);
 	/* The value is this CPU's, but another task may run on it in between. */
 	if (value)
 		__sync_fetch_and_add(value, number);
@@ -200,10 +206,8 @@ static __always_inline void count_lost(__u64 cause, __u64 calls, __u64 bytes)
 {
 	if (cause >= SSL_LOST_CAUSES)
 		return;
-	if (calls)
-		count(SSL_LOST_CALLS + cause, calls);
-	if (bytes)
-		count(SSL_LOST_BYTES + cause, bytes);
+	count(SSL_LOST_CALLS + cause, calls);
+	count(SSL_LOST_BYTES + cause, bytes);
 }
 
 static __always_inline bool watched(__u32 tgid)
@@ -497,8 +501,7 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u8 function, __u8 d
 	transfer->offset = connection->offset[direction];
 	transfer->lost = SSL_LOST_NOTHING;
 	connection->offset[direction] += length;
-	if (transfer->cut)
-		count(SSL_CUT_BYTES, transfer->cut);
+	count(SSL_CUT_BYTES, transfer->cut);
 	describe(&transfer->head, SSL_DATA, function, call->ssl, connection, now, call->library);
 	transfer->head.direction = direction;
 	transfer->head.call_length = length;
