@@ -249,7 +249,7 @@ mod root {
             let told: Value = serde_json::from_str(&told).unwrap();
             wanted.push((*size, told["sha256"].as_str().unwrap().to_owned()));
             // However slow the machine, one transfer fits the ring.
-            tool.wait("closed", |tool| tool.count("\"kind\":\"close\"") > number);
+            tool.wait("closed", |tool| tool.count("close") > number);
         }
         let ended = tool.stop();
         nothing_is_lost(&ended);
