@@ -7,6 +7,9 @@ mod common;
 mod root {
     use std::process::{Command, Stdio};
 
+    use ebpfkit::kernel::tc::Method;
+    use ebpfkit::tools::tc_guard::Guard;
+
     use super::common::{
         ALICE, BOB, CLOUD4, Ended, IMDS4, IMDS6, MACHINE4, MetadataService, Netns, Network, Tool,
         ebpfkit_path, python3, read_all, sh,
@@ -559,12 +562,16 @@ mod root {
     }
 
     #[test]
-    fn an_ordinary_user_with_two_capabilities_can_guard() {
+    fn an_ordinary_user_with_few_capabilities_can_guard() {
         let network = Network::new();
         let _service = MetadataService::start(&network);
-        let mut command = network
-            .machine
-            .command_with(BOB, "+bpf,+net_admin", ebpfkit_path());
+        let capabilities = match Guard::method() {
+            Method::Tcx => "+bpf,+net_admin",
+            // Before kernel 6.6.
+            Method::Clsact => "+bpf,+net_admin,+perfmon",
+        };
+        let machine = &network.machine;
+        let mut command = machine.command_with(BOB, capabilities, ebpfkit_path());
         command.args(["-o", "json", "tc-guard", "run", "--cloud", "aws"]);
         let guard = Tool::run(command);
         assert!(!network.curl(ALICE, &[V4]).status.success());

@@ -40,8 +40,14 @@ use crate::tools::doctor::Diagnosis;
 /// The name in events.
 pub const NAME: &str = "tc-guard";
 
-/// What loading and attaching need.
-const NEEDED: &[Capability] = &[Capability::Bpf, Capability::NetAdmin];
+/// What loading and attaching need. Before kernel 6.6 a program may compare packet pointers with
+/// CAP_PERFMON only (commit d75e30dddf73).
+fn needed(method: Method) -> &'static [Capability] {
+    match method {
+        Method::Tcx => &[Capability::Bpf, Capability::NetAdmin],
+        Method::Clsact => &[Capability::Bpf, Capability::NetAdmin, Capability::Perfmon],
+    }
+}
 
 /// How long after the last event the kernel's table is read for packets that came without one: a
 /// little longer than the kernel's own pause between two events of a key, of a second.
@@ -274,7 +280,7 @@ impl<'obj> Guard<'obj> {
         }
         let mut open = TcGuardSkelBuilder::default()
             .open(storage)
-            .map_err(|err| bpf::explain(err, "open the guard", NEEDED))?;
+            .map_err(|err| bpf::explain(err, "open the guard", needed(method)))?;
         let rodata = open
             .maps
             .rodata_data
@@ -294,7 +300,7 @@ impl<'obj> Guard<'obj> {
         }
         let skel = open
             .load()
-            .map_err(|err| bpf::explain(err, "load the guard", NEEDED))?;
+            .map_err(|err| bpf::explain(err, "load the guard", needed(method)))?;
         for (uid, rules) in &plan.users {
             skel.maps
                 .users
@@ -315,7 +321,7 @@ impl<'obj> Guard<'obj> {
             .map(|interface| {
                 let program = self.program(interface.ethernet);
                 Attachment::new(program, interface, Side::Egress, self.method)
-                    .map_err(|err| bpf::explain_any(err, "attach the guard", NEEDED))
+                    .map_err(|err| bpf::explain_any(err, "attach the guard", needed(self.method)))
             })
             .collect()
     }
@@ -425,11 +431,11 @@ fn try_out() -> Result<Vec<String>> {
     }) {
         Some(tried) => tried?,
         None => {
-            let missing = Capabilities::effective().missing(NEEDED);
+            let missing = Capabilities::effective().missing(needed(method));
             if !missing.is_empty() {
                 return Err(Failure::blocked(
                     format!("{} is missing", privileges::list(&missing)),
-                    format!("run as root, or with {}", privileges::list(NEEDED)),
+                    format!("run as root, or with {}", privileges::list(needed(method))),
                 )
                 .into());
             }
