@@ -39,7 +39,7 @@ impl PacketSocket {
     /// filter is in place.
     ///
     /// # Errors
-    /// [`crate::failure::Failure::Blocked`] without CAP_NET_RAW; whatever else the kernel says.
+    /// [`crate::failure::Failure::Blocked`] without `CAP_NET_RAW`; whatever else the kernel says.
     pub fn new(filter: BorrowedFd<'_>, interface: i32, buffer: usize) -> Result<Self> {
         #[allow(unsafe_code)]
         // SAFETY: no pointers; a descriptor that comes back is ours alone.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 
-/// ETH_P_8021Q and ETH_P_8021AD of `linux/if_ether.h`.
+/// `ETH_P_8021Q` and `ETH_P_8021AD` of `linux/if_ether.h`.
 const VLAN: [u16; 2] = [0x8100, 0x88a8];
 const VLAN_TAG: usize = 4;
 

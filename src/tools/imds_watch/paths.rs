@@ -35,7 +35,7 @@ const SEGMENTS: &[&str] = &[
     "securitykey",
 ];
 
-/// Query parameters that hand out as much: a whole subtree (Google), WireServer's goal state and
+/// Query parameters that hand out as much: a whole subtree (Google), Azure's goal state and
 /// certificates.
 const PARAMETERS: &[&str] = &["recursive", "comp=certificates", "comp=goalstate"];
 

@@ -10,9 +10,9 @@ use crate::metadata::{self, CLOUDS, Cloud};
 use super::request::Request;
 use super::scanner::header_flag;
 
-/// Bits of an endpoint's mask that are the scanner's header flags: IMDS_HEADERS of `imds_watch.h`.
+/// Bits of an endpoint's mask that are the scanner's header flags: `IMDS_HEADERS` of `imds_watch.h`.
 const HEADERS: u64 = 0x07ff;
-/// Every request is one for credentials: IMDS_ALWAYS of `imds_watch.h`.
+/// Every request is one for credentials: `IMDS_ALWAYS` of `imds_watch.h`.
 const ALWAYS: u64 = 1 << 63;
 /// The header that is missing is a session token. For user space only.
 const SESSION: u64 = 1 << 62;

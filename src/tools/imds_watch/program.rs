@@ -23,7 +23,7 @@ use crate::skel::imds_watch::{ImdsWatchSkel, ImdsWatchSkelBuilder};
 
 /// Bytes that a socket may hold for a reader that is late: some ten thousand requests.
 const SOCKET_BUFFER: usize = 16 << 20;
-/// SNAP_LENGTH of `imds_watch.h`.
+/// `SNAP_LENGTH` of `imds_watch.h`.
 const SNAP_LENGTH: usize = 131_072;
 
 /// Room for the longest packet that comes up.

@@ -349,7 +349,7 @@ mod tests {
         }
         let cut = salvage(
             b"GET /latest/user-data HTTP/1.1\r\nVia: hidden\r\nX: hid",
-            &secrets,
+            secrets,
         );
         assert!(cut.forwarded && cut.credentials);
         assert_eq!(cut.headers, ["Via"]);

@@ -23,7 +23,7 @@ use regex_automata::{Anchored, Input, MatchKind};
 use super::paths::{TOKENS, secrets};
 use crate::metadata::CLOUDS;
 
-/// SCAN_ENTRIES of `imds_watch.bpf.c`.
+/// `SCAN_ENTRIES` of `imds_watch.bpf.c`.
 pub const ENTRIES: usize = 1 << 16;
 
 /// A well-formed head ends here; bit 15, as the program tests the sign.
