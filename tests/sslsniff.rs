@@ -429,7 +429,7 @@ mod root {
         let nginx = place.nginx();
         let mut command = place.netns.command("sh");
         let inner = format!(
-            "read go; curl {0} {URL} >&2; (curl {0} {URL} >&2); echo {{}}",
+            "(read go; curl {0} {URL} >&2); (curl {0} {URL} >&2); echo {{}}",
             CURL.join(" ")
         );
         let mut shell = Peer::start(command.args(["-c", &inner]).stderr(Stdio::null()));

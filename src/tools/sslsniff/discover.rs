@@ -208,6 +208,33 @@ fn all_pids() -> Result<Vec<u32>> {
     Ok(pids)
 }
 
+/// `pids` and all who descend from them, as `/proc` shows it now.
+pub fn with_descendants(pids: &[u32]) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = procfs::process::all_processes()
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|process| process.stat().ok())
+        .map(|stat| (stat.pid.unsigned_abs(), stat.ppid.unsigned_abs()))
+        .collect();
+    descendants(pids, &parents)
+}
+
+/// The same, given each process's number and its parent's.
+fn descendants(pids: &[u32], parents: &[(u32, u32)]) -> Vec<u32> {
+    let mut family = pids.to_vec();
+    let mut next = 0;
+    while let Some(parent) = family.get(next).copied() {
+        for (pid, ppid) in parents {
+            if *ppid == parent && !family.contains(pid) {
+                family.push(*pid);
+            }
+        }
+        next += 1;
+    }
+    family
+}
+
 /// Where the dynamic linker looks: its built-in folders on the distributions, and those of
 /// `/etc/ld.so.conf` (ld.so(8), ldconfig(8)).
 pub fn library_folders() -> Vec<PathBuf> {
@@ -330,6 +357,13 @@ mod tests {
         assert_eq!(folders, [Path::new("/b/lib")]);
         linker_conf(&conf, &mut folders, 0);
         assert!(folders.contains(&PathBuf::from("/a/lib")));
+    }
+
+    #[test]
+    fn a_family_is_found_whatever_its_order() {
+        let parents = [(5, 4), (4, 3), (3, 1), (9, 1), (1, 0), (6, 4), (7, 7)];
+        assert_eq!(descendants(&[3, 7], &parents), [3, 7, 4, 5, 6]);
+        assert!(descendants(&[], &parents).is_empty());
     }
 
     #[test]

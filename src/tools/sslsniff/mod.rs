@@ -67,7 +67,7 @@ const GATHER: Duration = Duration::from_millis(1);
     Lines. If sslsniff is ended first, COMMAND is sent SIGTERM."
 )]
 pub struct Args {
-    /// Watch only this process and the children that it starts
+    /// Watch only this process and its children, those that it starts later too
     #[arg(short, long, value_name = "PID", value_parser = plan::parse_pid)]
     pid: Vec<u32>,
     /// Watch only processes of this user, by name or number
@@ -104,7 +104,8 @@ pub struct Args {
 /// # Errors
 /// Of usage, of what the kernel refuses, and of standard output.
 pub fn run(args: &Args, settings: Settings) -> Result<()> {
-    let plan = Plan::of(args)?;
+    let mut plan = Plan::of(args)?;
+    plan.pids = discover::with_descendants(&plan.pids);
     let stop = Stop::on_signals()?;
     let mut sink = output::stdout(NAME, settings);
     let found = libraries(&plan)?;
@@ -135,6 +136,8 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &plan, method)?;
     watch.attach(&found.libraries)?;
+    // Those that started while nobody followed their parents yet.
+    watch.add_pids(&discover::with_descendants(&plan.pids))?;
     let names = paths(&found.libraries);
     sink.ready(&Ready {
         libraries: names.clone(),

@@ -91,11 +91,6 @@ impl<'obj> Watch<'obj> {
         let skel = open
             .load()
             .map_err(|err| bpf::explain(err, "load the probes", &needed))?;
-        for pid in &plan.pids {
-            skel.maps
-                .pids
-                .update(&pid.to_ne_bytes(), &[0], MapFlags::ANY)?;
-        }
         for uid in &plan.uids {
             skel.maps
                 .uids
@@ -104,13 +99,30 @@ impl<'obj> Watch<'obj> {
         for comm in &plan.comms {
             skel.maps.comms.update(comm, &[0], MapFlags::ANY)?;
         }
-        Ok(Self {
+        let watch = Self {
             probes: Probes::default(),
             followers: Vec::new(),
             skel,
             method,
             by_pid: plan.by_pid(),
-        })
+        };
+        watch.add_pids(&plan.pids)?;
+        Ok(watch)
+    }
+
+    /// Watches these processes too, if processes are watched by number at all.
+    ///
+    /// # Errors
+    /// If there are too many.
+    pub fn add_pids(&self, pids: &[u32]) -> Result<()> {
+        for pid in pids {
+            self.skel
+                .maps
+                .pids
+                .update(&pid.to_ne_bytes(), &[0], MapFlags::ANY)
+                .context("cannot watch so many processes")?;
+        }
+        Ok(())
     }
 
     /// Attaches to `libraries`, whoever uses them.
