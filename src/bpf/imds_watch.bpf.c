@@ -75,12 +75,23 @@ struct {
 	__type(value, struct identity);
 } opened SEC(".maps");
 
-/* Loads from the packet that JITs inline (BPF_LD | BPF_ABS). One that reaches beyond the packet's
- * end ends the program with 0, which is right for what is too short to be IP.
+/* BPF_LD | BPF_ABS: a helper of their own, cheaper than bpf_skb_load_bytes(). One that reaches
+ * beyond the packet's end ends the program with 0, which is right for what is too short to be IP.
  */
 unsigned long long load_byte(void *skb, unsigned long long at) asm("llvm.bpf.load.byte");
 unsigned long long load_half(void *skb, unsigned long long at) asm("llvm.bpf.load.half");
 unsigned long long load_word(void *skb, unsigned long long at) asm("llvm.bpf.load.word");
+
+static __always_inline bool may_concern_v4(struct __sk_buff *skb, __u32 at)
+{
+	return endpoint_possible_v4(load_word(skb, at + offsetof(struct iphdr, daddr)));
+}
+
+static __always_inline bool may_concern_v6(struct __sk_buff *skb, __u32 at)
+{
+	return endpoint_possible_v6(load_half(skb, at + offsetof(struct ipv6hdr, daddr)),
+				    load_half(skb, at + sizeof(struct ipv6hdr) - 2));
+}
 
 /* Whether there is an IP header here that may lead to an endpoint. */
 static __always_inline bool may_concern(struct __sk_buff *skb, __u32 at)
@@ -88,11 +99,8 @@ static __always_inline bool may_concern(struct __sk_buff *skb, __u32 at)
 	__u8 version = load_byte(skb, at) >> 4;
 
 	if (version == 4)
-		return endpoint_possible_v4(load_word(skb, at + offsetof(struct iphdr, daddr)));
-	if (version == 6)
-		return endpoint_possible_v6(load_half(skb, at + offsetof(struct ipv6hdr, daddr)),
-					    load_half(skb, at + sizeof(struct ipv6hdr) - 2));
-	return false;
+		return may_concern_v4(skb, at);
+	return version == 6 && may_concern_v6(skb, at);
 }
 
 static __always_inline struct imds_counters *count(void)
@@ -227,18 +235,32 @@ int imds_watch(struct __sk_buff *skb)
 	if (!counters)
 		return 0;
 	counters->seen++;
-	if (!may_concern(skb, 0)) {
-		/* A tag that is still in the packet: the inner one of two, or one that a program
+	switch (skb->protocol) {
+	case bpf_htons(ETH_P_IP):
+		if (!may_concern_v4(skb, 0))
+			return 0;
+		break;
+	case bpf_htons(ETH_P_IPV6):
+		if (!may_concern_v6(skb, 0))
+			return 0;
+		break;
+	case bpf_htons(ETH_P_8021Q):
+	case bpf_htons(ETH_P_8021AD):
+		/* A tag may still be in the packet: the inner one of two, or one that a program
 		 * wrote itself.
 		 */
-		if (skb->protocol != bpf_htons(ETH_P_8021Q) &&
-		    skb->protocol != bpf_htons(ETH_P_8021AD))
+		if (may_concern(skb, 0))
+			break;
+		network = VLAN_HLEN;
+		if (may_concern(skb, network))
+			break;
+		network = 2 * VLAN_HLEN;
+		if (!may_concern(skb, network))
 			return 0;
-		if (may_concern(skb, VLAN_HLEN))
-			network = VLAN_HLEN;
-		else if (may_concern(skb, 2 * VLAN_HLEN))
-			network = 2 * VLAN_HLEN;
-		else
+		break;
+	default:
+		/* A packet socket's sender may give the protocol any number. */
+		if (!may_concern(skb, 0))
 			return 0;
 	}
 	return judge(skb, network, counters);
