@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result};
 use super::bpf;
 use super::privileges::Capability;
 
-/// What loading a socket filter and opening its socket needs.
-pub const NEEDED: &[Capability] = &[Capability::Bpf, Capability::NetRaw];
+/// What loading a socket filter with loops over map values and opening its socket needs. Without
+/// PERFMON the verifier guards against speculation, and refuses such loops.
+pub const NEEDED: &[Capability] = &[Capability::Bpf, Capability::Perfmon, Capability::NetRaw];
 
 /// The socket, of the kind that begins packets at their network header (`SOCK_DGRAM`): whatever
 /// the link, and with a VLAN tag or without.
