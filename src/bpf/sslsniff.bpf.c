@@ -11,17 +11,7 @@
  */
 #include "lib/common.bpf.h"
 #include <bpf/bpf_tracing.h>
-#include "sslsniff.h"
-
-/* Threads that use TLS at a time, and connections that are followed at a time. */
-#define MAX_THREADS 10240
-#define MAX_CONNECTIONS 65536
-/* Processes that are watched at a time; users, commands. */
-#define MAX_PIDS 65536
-#define MAX_NAMED 1024
-
-/* Calls that one thread can have under way: TLS inside TLS, as to an HTTPS proxy, nests two. */
-#define MAX_NESTED 4
+#include "sslsniff_state.bpf.h"
 
 /* Payload capacities of records. */
 #define SMALL 512
@@ -33,159 +23,12 @@
 #define BATCH 32
 #define BATCHES 1024
 
-#define COMM_LEN 16
-
 /* A uretprobe finds the stack pointer where the return instruction left it. */
 #if defined(__TARGET_ARCH_x86)
 #define RETURN_ADDRESS_SIZE 8
 #else
 #define RETURN_ADDRESS_SIZE 0
 #endif
-
-/* Which filters are set; what passes all that are set is watched. */
-const volatile __u8 targ_pids;
-const volatile __u8 targ_uids;
-const volatile __u8 targ_comms;
-/* Bytes that are copied of a call at most. */
-const volatile __u64 targ_max_bytes = ~0ULL;
-/* Probes are attached with the library's number as cookie. */
-const volatile __u8 has_cookie;
-/* The ring has room for several HUGE records. */
-const volatile __u8 huge_records = 1;
-
-/* A call between its entry and its return. */
-struct call {
-	/* With the function it tells calls of a thread apart. Zero: never used. */
-	__u64 stack;
-	__u64 ssl;
-	__u64 buffer;
-	/* Where the _ex functions leave the length. */
-	__u64 length;
-	__u64 start_ns;
-	__u32 library;
-	/* enum ssl_function */
-	__u8 function;
-	__u8 under_way;
-	__u8 pad[2];
-};
-
-/* A payload on its way into the ring. */
-struct transfer {
-	/* Where the payload is, how much of it is to be copied, and how much has been. */
-	__u64 address;
-	__u64 wanted;
-	__u64 done;
-	/* What follows and is not to be copied. */
-	__u64 cut;
-	/* Of the call in its stream. */
-	__u64 offset;
-	/* enum ssl_lost: why a part is lost. */
-	__u64 lost;
-	struct ssl_record head;
-};
-
-struct thread {
-	struct call calls[MAX_NESTED];
-	struct transfer transfer;
-	/* The call to forget if there are too many. */
-	__u32 oldest;
-	__u32 pad;
-};
-
-struct connection_key {
-	__u64 ssl;
-	__u32 tgid;
-	__u32 pad;
-};
-
-struct connection {
-	__u64 since_ns;
-	/* Bytes so far. */
-	__u64 offset[2];
-	/* When the handshake under way began; zero if none is. */
-	__u64 handshake_ns;
-};
-
-struct comm {
-	char text[COMM_LEN];
-};
-
-/* Records, each with a struct ssl_record at its start. User space sets the size. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 16 * 1024 * 1024);
-} records SEC(".maps");
-
-/* What each thread is about; gone with the thread.
- * Key: bpf_get_current_pid_tgid(), 8 bytes. Value: struct thread.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_THREADS);
-	__type(key, __u64);
-	__type(value, struct thread);
-} threads SEC(".maps");
-
-/* Connections, until they are freed. A process that ends without freeing leaves its own behind,
- * so the one that was used least recently makes room.
- * Key: struct connection_key, 16 bytes. Value: struct connection, 32 bytes.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, MAX_CONNECTIONS);
-	__type(key, struct connection_key);
-	__type(value, struct connection);
-} connections SEC(".maps");
-
-/* Processes that are watched, with their children.
- * Key: process id (tgid), 4 bytes. Value: nothing.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_PIDS);
-	__type(key, __u32);
-	__type(value, __u8);
-} pids SEC(".maps");
-
-/* Users that are watched.
- * Key: uid in the initial user namespace, 4 bytes. Value: nothing.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_NAMED);
-	__type(key, __u32);
-	__type(value, __u8);
-} uids SEC(".maps");
-
-/* Names of threads that are watched.
- * Key: the name, filled up with zeros, 16 bytes. Value: nothing.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_NAMED);
-	__type(key, struct comm);
-	__type(value, __u8);
-} comms SEC(".maps");
-
-/* How often each thing happened.
- * Key: enum ssl_counter, 4 bytes. Value: a count per CPU, 8 bytes.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SSL_COUNTERS);
-	__type(key, __u32);
-	__type(value, __u64);
-} counters SEC(".maps");
-
-const struct ssl_record *unused_record __attribute__((unused));
-const enum ssl_function *unused_function __attribute__((unused));
-const enum ssl_kind *unused_kind __attribute__((unused));
-const enum ssl_direction *unused_direction __attribute__((unused));
-const enum ssl_lost *unused_lost __attribute__((unused));
-const enum ssl_counter *unused_counter __attribute__((unused));
-
-/* What a thread starts with: too large for a program's stack beside the rest. */
-const struct thread new_thread;
 
 static __always_inline void count(__u32 counter, __u64 number)
 {
