@@ -87,8 +87,7 @@ static __always_inline struct connection *connection_of(__u32 tgid, __u64 ssl, _
 
 /* Fills all of a record but what its kind adds. */
 static __always_inline void describe(struct ssl_record *head, __u8 kind, __u8 function, __u64 ssl,
-				     const struct connection *connection, __u64 now,
-				     __u32 library)
+				     const struct connection *connection, __u64 now, __u32 library)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	__u64 uid_gid = bpf_get_current_uid_gid();
@@ -118,30 +117,30 @@ static __always_inline void describe(struct ssl_record *head, __u8 kind, __u8 fu
 /* Sends `length` bytes, CAPACITY at most, of the transfer's payload. `length` is bounded by a
  * comparison and not by a mask: a mask would make nothing of a full record.
  */
-#define DEFINE_SEND(CAPACITY)                                                                      \
-	struct record_##CAPACITY {                                                                 \
-		struct ssl_record head;                                                            \
-		__u8 data[CAPACITY];                                                               \
-	};                                                                                         \
-	static __always_inline __u64 send_##CAPACITY(const struct transfer *transfer,              \
-						     __u64 length)                                 \
-	{                                                                                          \
-		struct record_##CAPACITY *record;                                                  \
-                                                                                                   \
-		record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);                        \
-		if (!record)                                                                       \
-			return SSL_LOST_RING_FULL;                                                 \
-		record->head = transfer->head;                                                     \
-		barrier_var(length);                                                               \
-		if (length > CAPACITY)                                                             \
-			length = CAPACITY;                                                         \
-		if (bpf_probe_read_user(record->data, length,                                      \
-					(void *)(transfer->address + transfer->done))) {           \
-			bpf_ringbuf_discard(record, 0);                                            \
-			return SSL_LOST_UNREADABLE;                                                \
-		}                                                                                  \
-		bpf_ringbuf_submit(record, 0);                                                     \
-		return SSL_LOST_NOTHING;                                                           \
+#define DEFINE_SEND(CAPACITY)                                                            \
+	struct record_##CAPACITY {                                                       \
+		struct ssl_record head;                                                  \
+		__u8 data[CAPACITY];                                                     \
+	};                                                                               \
+	static __always_inline __u64 send_##CAPACITY(const struct transfer *transfer,    \
+						     __u64 length)                       \
+	{                                                                                \
+		struct record_##CAPACITY *record;                                        \
+                                                                                         \
+		record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);              \
+		if (!record)                                                             \
+			return SSL_LOST_RING_FULL;                                       \
+		record->head = transfer->head;                                           \
+		barrier_var(length);                                                     \
+		if (length > CAPACITY)                                                   \
+			length = CAPACITY;                                               \
+		if (bpf_probe_read_user(record->data, length,                            \
+					(void *)(transfer->address + transfer->done))) { \
+			bpf_ringbuf_discard(record, 0);                                  \
+			return SSL_LOST_UNREADABLE;                                      \
+		}                                                                        \
+		bpf_ringbuf_submit(record, 0);                                           \
+		return SSL_LOST_NOTHING;                                                 \
 	}
 
 DEFINE_SEND(SMALL)
