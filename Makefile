@@ -7,6 +7,8 @@
 .PHONY: help build demo test test-vm vm-shell lint fmt vmlinux clean
 
 CARGO ?= cargo
+# rustup puts it where a shell that was there before does not look.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 # One kernel series for test-vm and vm-shell, such as 6.1; all of them for test-vm if it is empty.
 KERNEL ?=
 # Only tests whose name contains this, for test-vm.
