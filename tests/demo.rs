@@ -127,7 +127,7 @@ mod root {
     use nix::unistd::Pid;
 
     use super::common::ebpfkit_path;
-    use super::{BufReader, Child, Command, Path, Stdio, demo};
+    use super::{BufReader, Child, Command, Path, PathBuf, Stdio, demo};
 
     fn start(ebpfkit: &Path) -> Child {
         Command::new(demo("run"))
@@ -191,24 +191,29 @@ mod root {
         assert_gone(pid);
     }
 
-    /// Plays it with a binary of which the calls that match `pattern`, as the shell's `case` has
-    /// it, do `instead`.
-    fn play_with(pattern: &str, instead: &str) -> (String, String, Option<i32>) {
+    /// ebpfkit, but for the calls that these arms of the shell's `case` take over; `$real` is the
+    /// real one. It is gone with the folder.
+    fn fake(arms: &str) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let fake = folder.path().join("ebpfkit");
         let real = ebpfkit_path();
         let text = format!(
-            "#!/bin/sh\nreal='{}'\ncase \"$*\" in\n{pattern}) {instead} ;;\nesac\nexec \"$real\" \"$@\"\n",
+            "#!/bin/sh\nreal='{}'\ncase \"$*\" in\n{arms}\nesac\nexec \"$real\" \"$@\"\n",
             real.display()
         );
         fs::write(&fake, text).unwrap();
         fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
-        play(&fake)
+        (folder, fake)
     }
+
+    /// A doctor who is done at once, where a test is not about it.
+    const NO_DOCTOR: &str = "*doctor*) exit 0 ;;";
 
     #[test]
     fn a_guard_that_lets_through_fails_the_demonstration() {
-        let (out, err, code) = play_with("*'tc-guard run'*", "exec \"$real\" \"$@\" --audit");
+        let lax = "*'tc-guard run'*) exec \"$real\" \"$@\" --audit ;;";
+        let (_folder, lax) = fake(&format!("{NO_DOCTOR}\n{lax}"));
+        let (out, err, code) = play(&lax);
         assert_eq!(code, Some(1), "{out}\n{err}");
         assert!(err.starts_with("demo: step 2 (tc-guard "), "{err}");
         assert!(err.contains("curl ended with 0"), "{err}");
@@ -217,7 +222,8 @@ mod root {
     #[test]
     fn where_doctor_finds_a_tool_blocked_it_says_so_and_ends_with_3() {
         let blocked = "sslsniff: blocked: CAP_PERFMON is missing; to mend it: run as root";
-        let (out, err, code) = play_with("*doctor*", &format!("echo '{blocked}'; exit 3"));
+        let (_folder, ill) = fake(&format!("*doctor*) echo '{blocked}'; exit 3 ;;"));
+        let (out, err, code) = play(&ill);
         assert_eq!(code, Some(3), "{out}\n{err}");
         assert!(out.contains(blocked), "{out}");
         assert!(err.contains("doctor"), "{err}");
@@ -225,7 +231,8 @@ mod root {
 
     #[test]
     fn a_demonstration_that_is_ended_leaves_nothing() {
-        let mut demonstration = start(&ebpfkit_path());
+        let (_folder, ebpfkit) = fake(NO_DOCTOR);
+        let mut demonstration = start(&ebpfkit);
         let mut reader = BufReader::new(demonstration.stdout.take().unwrap());
         let mut line = String::new();
         while !line.contains("ebpfkit: tc-guard: ready") {
