@@ -134,14 +134,20 @@ __noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 
 	__u32 flags = 0;
 	__u32 bad = 0;
 	__u32 zero = 0;
+	__u32 last;
 	__u32 i;
 
 	room = bpf_map_lookup_elem(&scratch, &zero);
 	if (!room)
 		return UNREADABLE;
-	if (!len || len > SCAN_LIMIT)
+	/* By way of the last byte's index: from "not zero" a kernel of 5.10 does not conclude "one at
+	 * least", which the helper wants.
+	 */
+	last = len - 1;
+	barrier_var(last);
+	if (last >= SCAN_LIMIT)
 		return UNREADABLE;
-	if (bpf_skb_load_bytes(skb, payload, room->byte, len))
+	if (bpf_skb_load_bytes(skb, payload, room->byte, last + 1))
 		return UNREADABLE;
 
 	/* No branch but the loop's own: the verifier follows each of the SCAN_LIMIT rounds. */
