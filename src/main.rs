@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use ebpfkit::cli::Cli;
-use ebpfkit::failure;
+use ebpfkit::{failure, output};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) if failure::is_closed_pipe(&err) => ExitCode::SUCCESS,
         Err(err) => {
-            eprintln!("{}", failure::message(&err));
+            output::say(format_args!("{}", failure::message(&err)));
             ExitCode::from(failure::exit_code(&err))
         }
     }

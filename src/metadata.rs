@@ -30,6 +30,13 @@ pub struct Cloud {
 /// The address that most clouds share; link-local (RFC 3927).
 const COMMON: (&str, u16) = ("169.254.169.254", 80);
 
+/// The same by HTTPS: Google Cloud's, and IBM's where the instance has `metadata_service.protocol` set
+/// to it. What goes there cannot be read, so that only tc-guard has a use for it.
+const ENCRYPTED: (&str, u16) = ("169.254.169.254", HTTPS);
+
+/// The port of HTTPS (RFC 9110, 4.2.2).
+pub const HTTPS: u16 = 443;
+
 /// Every service that `--cloud` knows, in alphabetical order.
 ///
 /// DNS, NTP and DHCP on the same addresses are no part of it: a machine needs them.
@@ -101,7 +108,12 @@ pub const CLOUDS: &[Cloud] = &[
     Cloud {
         name: "gcp",
         title: "Google Cloud",
-        endpoints: &[COMMON, ("fd20:ce::254", 80)],
+        endpoints: &[
+            COMMON,
+            ENCRYPTED,
+            ("fd20:ce::254", 80),
+            ("fd20:ce::254", HTTPS),
+        ],
         header: Some("metadata-flavor"),
         source: "https://cloud.google.com/compute/docs/metadata/querying-metadata",
         confirmed: true,
@@ -125,7 +137,7 @@ pub const CLOUDS: &[Cloud] = &[
     Cloud {
         name: "ibm",
         title: "IBM Cloud VPC",
-        endpoints: &[COMMON],
+        endpoints: &[COMMON, ENCRYPTED],
         header: Some("metadata-flavor"),
         source: "https://cloud.ibm.com/docs/vpc?topic=vpc-imd-about",
         confirmed: false,

@@ -237,6 +237,13 @@ impl<W: Write> Sink<W> {
         }
         self.writer.flush()?;
         self.note("ready");
+        if self.settings.format == Format::Text {
+            let mut text = Vec::new();
+            event.text(&mut Line::new(&mut text, false))?;
+            if !text.is_empty() {
+                self.detail(&String::from_utf8_lossy(&text));
+            }
+        }
         // A service manager that does not listen is not this program's fault.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         Ok(())
@@ -261,7 +268,7 @@ impl<W: Write> Sink<W> {
     /// Tells the person at the terminal something that is no result.
     pub fn note(&self, text: &str) {
         if !self.settings.quiet {
-            eprintln!("ebpfkit: {}: {}", self.tool, Printable(text));
+            say(format_args!("ebpfkit: {}: {}", self.tool, Printable(text)));
         }
     }
 
@@ -299,6 +306,12 @@ pub fn rfc3339(time: OffsetDateTime) -> io::Result<String> {
     time.to_offset(time::UtcOffset::UTC)
         .format(RFC3339_NANOS)
         .map_err(io::Error::other)
+}
+
+/// Writes a line to standard error. Where that cannot be written to, nobody is told, and the work goes
+/// on: a full disk must not end a guard.
+pub fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Text from outside, made safe for a terminal and for a line: control characters, line and

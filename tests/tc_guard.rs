@@ -331,22 +331,22 @@ mod root {
         );
     }
 
-    const FLOOD: &str = "import socket\n\
-        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
-        for _ in range(20000):\n\
-        \x20   s.sendto(b'x', ('169.254.169.254', 9999))\n";
+    /// Sends datagrams to the service, whatever becomes of them.
+    fn python_sends(count: u32) -> String {
+        format!(
+            "import socket\n\
+             s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+             for _ in range({count}):\n\
+             \x20   try: s.sendto(b'x', ('169.254.169.254', 9999))\n\
+             \x20   except OSError: pass\n"
+        )
+    }
 
     #[test]
     fn a_flood_costs_few_events_and_no_count() {
         let network = Network::new();
         let guard = guard(&network, &["--endpoint", IMDS4, "--deny", "drop"]);
-        python(
-            &network,
-            ALICE,
-            &FLOOD
-                .replace("    s.sendto", "    \n    try: s.sendto")
-                .replace("9999))\n", "9999))\n    except OSError: pass\n"),
-        );
+        python(&network, ALICE, &python_sends(20_000));
         let ended = guard.stop();
         assert_eq!(denied(&ended, ALICE), 20_000);
         assert_eq!(ended.summary()["denied"], 20_000);
@@ -364,10 +364,7 @@ mod root {
     fn what_follows_a_denial_is_told_of_without_another_packet() {
         let network = Network::new();
         let guard = guard(&network, &["--endpoint", IMDS4, "--deny", "drop"]);
-        let three = FLOOD
-            .replace("20000", "3")
-            .replace("    s.sendto", "    \n    try: s.sendto")
-            .replace("9999))\n", "9999))\n    except OSError: pass\n");
+        let three = python_sends(3);
         python(&network, ALICE, &three);
         let told = || -> u64 {
             guard
@@ -634,6 +631,135 @@ mod root {
             "{out}"
         );
         assert!(err.contains("denied 1"), "{err}");
+    }
+
+    #[test]
+    fn an_interface_without_link_addresses_is_guarded() {
+        let network = Network::new();
+        network
+            .machine
+            .ip(&["tuntap", "add", "mode", "tun", "name", "tun0"]);
+        network
+            .machine
+            .ip(&["addr", "add", "10.215.0.1/24", "dev", "tun0"]);
+        network.machine.ip(&["link", "set", "tun0", "up"]);
+        network.machine.ip(&["route", "add", IMDS4, "dev", "tun0"]);
+        // Without a program that holds it the device has no carrier and takes no packet.
+        let mut holder = network.machine.command(python3());
+        holder.args([
+            "-c",
+            "import fcntl, os, struct, sys\n\
+             tun = os.open('/dev/net/tun', os.O_RDWR)\n\
+             fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22x', b'tun0', 0x1001))\n\
+             print('held', flush=True)\n\
+             sys.stdin.read()\n",
+        ]);
+        let holder = holder
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3");
+        let mut holder = super::common::Background(holder);
+        let mut held = [0; 5];
+        std::io::Read::read_exact(&mut holder.0.stdout.take().unwrap(), &mut held).unwrap();
+        let guard = guard(&network, &["--cloud", "aws", "--allow-user", "root"]);
+        assert_eq!(
+            guard.events()[0]["interfaces"],
+            serde_json::json!(["eth0", "tun0"])
+        );
+        let refused = network.curl(ALICE, &[V4]);
+        assert_eq!(
+            refused.status.code(),
+            Some(CONNECTION_REFUSED),
+            "{refused:?}"
+        );
+        let ended = guard.stop();
+        assert_eq!(denied(&ended, ALICE), 1);
+        assert_eq!(ended.kind("verdict")[0]["interface"], "tun0");
+    }
+
+    #[test]
+    fn root_of_another_network_namespace_is_not_the_machine_s() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let container = Netns::new();
+        network
+            .machine
+            .ip(&["link", "add", "mac0", "link", "eth0", "type", "macvlan"]);
+        network
+            .machine
+            .ip(&["link", "set", "mac0", "netns", container.name()]);
+        let guard = guard(&network, &["--cloud", "aws", "--allow-user", "root"]);
+        let told = guard.events()[0]["namespaces"].as_bool().unwrap();
+        container.ip(&["addr", "add", "10.213.0.3/24", "dev", "mac0"]);
+        container.ip(&["link", "set", "mac0", "up"]);
+        container.ip(&["route", "add", "default", "via", CLOUD4]);
+        let mut curl = container.command("curl");
+        let reached = curl
+            .args(["-sS", "--connect-timeout", "2", V4])
+            .output()
+            .expect("curl");
+        let ended = guard.stop();
+        // Before kernel 6.15 the guard cannot tell, and says so when it starts.
+        assert_eq!(reached.status.success(), !told, "{reached:?}");
+        if told {
+            assert_eq!(ended.kind("verdict")[0]["reason"], "foreign-socket");
+            assert!(ended.kind("verdict")[0].get("uid").is_none());
+        }
+    }
+
+    #[test]
+    fn a_full_disk_does_not_end_the_guard() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let mut command = network.machine.command("sh");
+        command
+            .args(["-c", "exec \"$@\" >/dev/full", "sh"])
+            .arg(ebpfkit_path());
+        command.args(["tc-guard", "run", "--cloud", "aws"]);
+        let guard = Tool::spawn(command);
+        guard.wait("ready", |guard| {
+            guard.stderr().contains("tc-guard: ready\n")
+        });
+        for _ in 0..2 {
+            assert!(!network.curl(ALICE, &[V4]).status.success());
+            guard.wait("told", |guard| guard.stderr().contains("guarding on"));
+        }
+        guard.signal(nix::sys::signal::Signal::SIGTERM);
+        let (_, err, code) = guard.ended_text();
+        // Its results are incomplete.
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains("denied 2") && err.contains("No space left"), "{err}");
+    }
+
+    #[test]
+    fn counts_are_told_though_another_user_keeps_trying() {
+        let network = Network::new();
+        let guard = guard(&network, &["--endpoint", IMDS4, "--deny", "drop"]);
+        let three = python_sends(3);
+        python(&network, ALICE, &three);
+        let mut busy = network.machine.command_as(BOB, python3());
+        busy.args(["-c", &python_sends(100_000_000)]);
+        let _busy = super::common::Background(busy.spawn().expect("python3"));
+        let told = |uid| -> u64 {
+            let events = guard.events();
+            let counts = events.iter().filter(|event| event["uid"] == uid);
+            counts.filter_map(|event| event["count"].as_u64()).sum()
+        };
+        guard.wait_for("the rest of the first user's", |_| {
+            told(ALICE) == 3 && told(BOB) > 0
+        });
+    }
+
+    #[test]
+    fn an_endpoint_that_is_the_machine_s_own_address_is_said_to_be_unguarded() {
+        let network = Network::new();
+        network
+            .machine
+            .ip(&["addr", "add", "169.254.170.23/32", "dev", "lo"]);
+        let guard = guard(&network, &["--cloud", "aws-eks"]);
+        guard.wait("said", |guard| guard.stderr().contains("-i lo"));
+        guard.stop();
     }
 
     #[test]

@@ -7,7 +7,8 @@
  * identity and is refused, unless it carries nothing out.
  *
  * Beyond those of the headers: bpf_get_socket_uid (4.12), bpf_sk_fullsock (5.1),
- * bpf_skb_cgroup_id (4.18), bpf_ktime_get_boot_ns and the ring buffer (5.8).
+ * bpf_skb_cgroup_id (4.18), bpf_ktime_get_boot_ns and the ring buffer (5.8), and where there is one
+ * bpf_get_netns_cookie (6.15 in TC).
  */
 #include "lib/answer.bpf.h"
 #include "lib/endpoints.bpf.h"
@@ -16,7 +17,7 @@
 
 /* Users at most, and packet keys that are reported apart at most. */
 #define MAX_USERS 16384
-#define MAX_REPORTS 16384
+#define MAX_REPORTS 32768
 
 /* Nothing is denied; what would be is reported. */
 const volatile __u8 audit;
@@ -24,6 +25,11 @@ const volatile __u8 audit;
 const volatile __u8 silent;
 /* What is allowed is reported too. */
 const volatile __u8 report_allowed;
+/* The cookie of the network namespace whose sockets have the machine's own users; zero if this kernel
+ * does not tell a socket's. What is constant when the program is loaded is no branch to the verifier,
+ * so that an older kernel never sees the helper.
+ */
+const volatile __u64 home_netns;
 /* Nanoseconds between two events of one key. */
 const volatile __u64 event_interval_ns = 1000000000;
 
@@ -97,6 +103,13 @@ static __always_inline struct caller caller_of(struct __sk_buff *skb)
 	caller.reason = GUARD_PARTIAL_SOCKET;
 	if (!bpf_sk_fullsock(sk))
 		return caller;
+	/* A container's macvlan sends through the machine's interface with its socket, and "root" of
+	 * a rootless one has uid 0 there.
+	 */
+	if (home_netns && bpf_get_netns_cookie(skb) != home_netns) {
+		caller.reason = GUARD_FOREIGN_SOCKET;
+		return caller;
+	}
 	caller.reason = GUARD_USER;
 	caller.uid = bpf_get_socket_uid(skb);
 	return caller;
@@ -111,7 +124,8 @@ static __always_inline bool carries_nothing(const struct packet *pkt, const stru
 	if (pkt->transport_state != TRANSPORT_KNOWN || pkt->protocol != PROTO_TCP ||
 	    pkt->payload_len || pkt->tcp_flags & TCP_FLAG_SYN)
 		return false;
-	return pkt->tcp_flags & TCP_FLAG_RST || caller->reason != GUARD_USER;
+	return pkt->tcp_flags & TCP_FLAG_RST || caller->reason == GUARD_NO_SOCKET ||
+	       caller->reason == GUARD_PARTIAL_SOCKET;
 }
 
 static __always_inline void send_event(struct __sk_buff *skb, const struct packet *pkt,
@@ -128,7 +142,8 @@ static __always_inline void send_event(struct __sk_buff *skb, const struct packe
 	report->last_ns = now;
 	event->time_ns = now;
 	event->total = report->total;
-	event->cgroup = key->reason == GUARD_NO_SOCKET ? 0 : bpf_skb_cgroup_id(skb);
+	/* Zero where there is no socket. */
+	event->cgroup = bpf_skb_cgroup_id(skb);
 	event->key = *key;
 	__builtin_memcpy(event->src, &pkt->src, sizeof(event->src));
 	__builtin_memcpy(event->dst, &pkt->dst, sizeof(event->dst));
@@ -146,12 +161,19 @@ static __always_inline void report(struct __sk_buff *skb, const struct packet *p
 {
 	struct guard_report *entry = bpf_map_lookup_elem(&reports, key);
 	struct guard_report fresh = {};
+	struct guard_key told = *key;
 	__u64 now;
 
 	if (!entry) {
 		/* Another CPU may be faster: then its entry is the one to count in. */
 		bpf_map_update_elem(&reports, key, &fresh, BPF_NOEXIST);
 		entry = bpf_map_lookup_elem(&reports, key);
+		if (!entry) {
+			/* Full: user space has made an entry for all who come now. */
+			told.uid = 0;
+			told.reason = GUARD_OTHERS;
+			entry = bpf_map_lookup_elem(&reports, &told);
+		}
 		if (!entry) {
 			count(GUARD_UNREPORTED);
 			return;
@@ -160,7 +182,7 @@ static __always_inline void report(struct __sk_buff *skb, const struct packet *p
 	__sync_fetch_and_add(&entry->total, 1);
 	now = bpf_ktime_get_boot_ns();
 	if (!entry->last_ns || now - entry->last_ns >= event_interval_ns)
-		send_event(skb, pkt, key, entry, now);
+		send_event(skb, pkt, &told, entry, now);
 }
 
 /* Turns the packet into the answer that its sender gets instead. */

@@ -22,6 +22,10 @@ enum guard_reason {
 	GUARD_NO_SOCKET,
 	/* TIME_WAIT or a connection request: a socket without an owner. */
 	GUARD_PARTIAL_SOCKET,
+	/* A socket of another network namespace: its uid is what its user namespace calls it. */
+	GUARD_FOREIGN_SOCKET,
+	/* Only in a report: whoever came when the table of reports was full. */
+	GUARD_OTHERS,
 };
 
 /* Counters besides those of the verdicts. */
@@ -38,7 +42,9 @@ enum guard_counter {
 
 /* Packets with the same key are reported together. */
 struct guard_key {
-	/* Zero unless the reason is GUARD_USER. */
+	/* Zero unless the reason is GUARD_USER. As the socket's network namespace's user namespace has
+	 * it: the initial one, for the machine's own sockets.
+	 */
 	__u32 uid;
 	/* Index of the endpoint in user space's list. */
 	__u32 endpoint;

@@ -9,7 +9,7 @@ use libbpf_rs::{ErrorKind, PrintLevel, libbpf_sys, set_print};
 
 use super::privileges::{self, Capabilities, Capability};
 use crate::failure::Failure;
-use crate::output::Printable;
+use crate::output::{Printable, say};
 
 /// Sends libbpf's messages to standard error: warnings with `-v`, everything with `-vv`, else
 /// nothing, as the error that comes back says what matters.
@@ -25,7 +25,7 @@ pub fn set_verbosity(verbose: u8) {
     };
     set_print(Some((level, |_, message| {
         for line in message.lines() {
-            eprintln!("{}", Printable(line));
+            say(format_args!("{}", Printable(line)));
         }
     })));
 }
@@ -79,7 +79,9 @@ fn explain_kind(
         )
         .into();
     }
-    if kind == REFUSED && memory_is_limited() {
+    // libbpf-rs keeps the error number to itself; EACCES is the verifier's, and no question of memory.
+    let not_permitted = format!("{err:#}").ends_with("(os error 1)");
+    if not_permitted && memory_is_limited() {
         return Failure::blocked(
             format!("cannot {what}: {err:#}"),
             "a kernel before 5.11 counts maps against RLIMIT_MEMLOCK, so raise it (ulimit -l \

@@ -2,7 +2,7 @@
 
 //! What this kernel can do, found by trying. Facts only; the tools decide what follows.
 
-use libbpf_rs::libbpf_sys;
+use libbpf_rs::{ProgramType, libbpf_sys};
 
 use super::bpf;
 
@@ -48,5 +48,13 @@ pub fn tcx() -> bool {
             &raw mut count,
         )
     };
-    ret == 0
+    // Without CAP_NET_ADMIN the question is understood and refused.
+    ret != -libc::EINVAL
+}
+
+/// Whether a TC program can ask for a socket's network namespace (`bpf_get_netns_cookie`, there since
+/// kernel 6.15).
+pub fn tc_knows_namespaces() -> bool {
+    let known = ProgramType::SchedCls.is_helper_supported(libbpf_sys::BPF_FUNC_get_netns_cookie);
+    known.unwrap_or(false)
 }

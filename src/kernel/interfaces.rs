@@ -2,9 +2,15 @@
 
 //! The network interfaces of this network namespace.
 
+use std::ffi::CStr;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
+use nix::net::if_::if_nameindex;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::failure::Failure;
 
@@ -24,25 +30,100 @@ pub struct Interface {
 
 /// All of them, by index.
 ///
+/// Not by `getifaddrs(3)`, which leaves out what has no hardware address: tun, WireGuard, ppp.
+///
 /// # Errors
 /// If the kernel does not list them.
 pub fn all() -> Result<Vec<Interface>> {
-    let mut found: Vec<Interface> = getifaddrs()
-        .context("cannot list the network interfaces")?
-        .filter_map(|entry| {
-            let storage = entry.address?;
-            let link = storage.as_link_addr()?;
-            Some(Interface {
-                index: i32::try_from(link.ifindex()).ok()?,
-                name: entry.interface_name,
-                loopback: entry.flags.contains(InterfaceFlags::IFF_LOOPBACK),
-                ethernet: matches!(link.hatype(), libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK),
-            })
-        })
-        .collect();
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .context("cannot make a socket to ask for interfaces")?;
+    let listed = if_nameindex().context("cannot list the network interfaces")?;
+    let mut found = Vec::new();
+    for entry in listed.to_slice() {
+        let name = entry.name();
+        // An interface that has just gone is not there.
+        let (Some(flags), Some(kind)) = (flags(&socket, name)?, hardware_type(&socket, name)?)
+        else {
+            continue;
+        };
+        found.push(Interface {
+            index: i32::try_from(entry.index()).context("an interface index")?,
+            name: name.to_string_lossy().into_owned(),
+            loopback: flags & libc::IFF_LOOPBACK != 0,
+            ethernet: matches!(kind, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK),
+        });
+    }
     found.sort_by_key(|interface| interface.index);
-    found.dedup_by_key(|interface| interface.index);
     Ok(found)
+}
+
+/// IFF_* of `netdevice(7)`.
+fn flags(socket: &OwnedFd, name: &CStr) -> Result<Option<i32>> {
+    let Some(answer) = ask(socket, libc::SIOCGIFFLAGS, name)? else {
+        return Ok(None);
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: SIOCGIFFLAGS has filled this member of the union.
+    let flags = unsafe { answer.ifr_ifru.ifru_flags };
+    Ok(Some(flags.into()))
+}
+
+/// ARPHRD_* of `linux/if_arp.h`.
+fn hardware_type(socket: &OwnedFd, name: &CStr) -> Result<Option<u16>> {
+    let Some(answer) = ask(socket, libc::SIOCGIFHWADDR, name)? else {
+        return Ok(None);
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: SIOCGIFHWADDR has filled this member of the union.
+    let address = unsafe { answer.ifr_ifru.ifru_hwaddr };
+    Ok(Some(address.sa_family))
+}
+
+/// What `netdevice(7)` answers about an interface; nothing if there is none of this name.
+fn ask(socket: &OwnedFd, request: libc::Ioctl, name: &CStr) -> Result<Option<libc::ifreq>> {
+    #[allow(unsafe_code)]
+    // SAFETY: a C struct of integers and a union of such, for which zeros are valid.
+    let mut asked: libc::ifreq = unsafe { std::mem::zeroed() };
+    let bytes = name.to_bytes();
+    // The last byte stays zero.
+    for (to, from) in asked
+        .ifr_name
+        .iter_mut()
+        .take(libc::IFNAMSIZ - 1)
+        .zip(bytes)
+    {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    #[allow(unsafe_code)]
+    // SAFETY: both requests read the name and write the union of the ifreq, which outlives the call.
+    let answered = unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut asked) };
+    match Errno::result(answered) {
+        Ok(_) => Ok(Some(asked)),
+        Err(Errno::ENODEV) => Ok(None),
+        Err(err) => {
+            Err(err).with_context(|| format!("cannot ask for interface {}", name.to_string_lossy()))
+        }
+    }
+}
+
+/// The addresses of this network namespace's interfaces.
+///
+/// # Errors
+/// If the kernel does not list them.
+pub fn addresses() -> Result<Vec<IpAddr>> {
+    let listed = getifaddrs().context("cannot list the addresses")?;
+    Ok(listed
+        .filter_map(|entry| {
+            let address = entry.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .collect())
 }
 
 /// The interfaces of these names, or all but loopback where no name is given.
@@ -57,7 +138,7 @@ pub fn chosen(names: &[String]) -> Result<Vec<Interface>> {
             .filter(|interface| !interface.loopback)
             .collect());
     }
-    names
+    let mut chosen: Vec<Interface> = names
         .iter()
         .map(|name| {
             all.iter()
@@ -75,7 +156,10 @@ pub fn chosen(names: &[String]) -> Result<Vec<Interface>> {
                     .into()
                 })
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    chosen.sort_by_key(|interface| interface.index);
+    chosen.dedup();
+    Ok(chosen)
 }
 
 #[cfg(test)]

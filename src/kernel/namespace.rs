@@ -1,10 +1,38 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
-//! A network namespace to try things in.
+//! Network namespaces: this one, and one to try things in.
 
+use std::os::fd::AsRawFd as _;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// A number that this network namespace has and no other, since the machine was booted
+/// (SO_NETNS_COOKIE, kernel 5.14).
+pub fn cookie() -> Option<u64> {
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .ok()?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).ok()?;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel writes eight bytes at most to the cookie, which outlives the call.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    (ret == 0 && cookie != 0).then_some(cookie)
+}
 
 /// Runs `work` on a thread in a new network namespace, which has a loopback interface that is down
 /// and nothing else, and is gone when the thread ends. `None` if none can be made (CAP_SYS_ADMIN is

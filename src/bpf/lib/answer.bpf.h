@@ -100,15 +100,13 @@ static __always_inline __s64 csum_pseudo(const struct packet *pkt, __u32 length,
 	__be32 addresses[8];
 	__s64 sum;
 
-	if (pkt->version == 4) {
-		addresses[0] = pkt->src.word[3];
-		addresses[1] = pkt->dst.word[3];
-		sum = bpf_csum_diff(NULL, 0, addresses, 8, 0);
-	} else {
-		__builtin_memcpy(addresses, &pkt->src, 16);
-		__builtin_memcpy(addresses + 4, &pkt->dst, 16);
-		sum = bpf_csum_diff(NULL, 0, addresses, 32, 0);
-	}
+	/* Of IPv4 addresses in their mapped form, what is in front does not count either: two times
+	 * 0xffff is zero in this sum. So there is no branch, of which clang 14 makes an access that the
+	 * verifier refuses without CAP_PERFMON.
+	 */
+	__builtin_memcpy(addresses, &pkt->src, 16);
+	__builtin_memcpy(addresses + 4, &pkt->dst, 16);
+	sum = bpf_csum_diff(NULL, 0, addresses, sizeof(addresses), 0);
 	return bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), sum);
 }
 

@@ -86,7 +86,15 @@ const volatile __u64 endpoint_bits[ENDPOINT_BITMAPS][65536 / 64];
 
 static __always_inline bool endpoint_bit(enum endpoint_bitmap bitmap, __u16 half)
 {
-	return endpoint_bits[bitmap][half >> 6] >> (half & 63) & 1;
+	__u32 word = bitmap * (65536 / 64) + (half >> 6);
+
+	/* One access that may be to any word, whichever bitmap: clang merges the branches of IPv4 and
+	 * IPv6, and without CAP_PERFMON the verifier refuses an access that is a different one on
+	 * either way.
+	 */
+	forget_bounds(word, half);
+	word &= ENDPOINT_BITMAPS * (65536 / 64) - 1;
+	return (&endpoint_bits[0][0])[word] >> (half & 63) & 1;
 }
 
 /* Whether the IPv4 address, host byte order, may be an endpoint's. */

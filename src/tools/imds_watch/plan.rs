@@ -5,7 +5,7 @@
 use crate::endpoint::{Endpoint, Protocol};
 use crate::endpoint_table::{Table, Target, merge};
 use crate::failure::Failure;
-use crate::metadata::{self, CLOUDS, Cloud};
+use crate::metadata::{self, CLOUDS, Cloud, HTTPS};
 
 use super::request::Request;
 use super::scanner::header_flag;
@@ -94,6 +94,8 @@ impl Plan {
                 let mask = mask(cloud);
                 cloud
                     .guarded()
+                    // What is encrypted is no request that could be read.
+                    .filter(|endpoint| *endpoint.ports.start() != HTTPS)
                     .map(move |endpoint| Target { endpoint, mask })
             })
             .collect();

@@ -18,7 +18,8 @@ pub struct VerdictEvent {
     pub verdict: &'static str,
     /// The layer that saw it.
     pub layer: &'static str,
-    /// Why: `user-not-allowed`, `user-allowed`, `no-socket`, `partial-socket`.
+    /// Why: `user-not-allowed`, `user-allowed`, `no-socket`, `partial-socket`, `foreign-socket`,
+    /// `others`.
     pub reason: &'static str,
     /// The endpoint's name.
     pub endpoint: String,
@@ -88,6 +89,8 @@ fn reason(verdict: Verdict, caller: Caller) -> &'static str {
         (Caller::User(_), _) => "user-not-allowed",
         (Caller::NoSocket, _) => "no-socket",
         (Caller::PartialSocket, _) => "partial-socket",
+        (Caller::ForeignSocket, _) => "foreign-socket",
+        (Caller::Others, _) => "others",
     }
 }
 
@@ -150,6 +153,8 @@ pub struct Ready {
     pub endpoints: Vec<String>,
     /// How many users may pass.
     pub users: usize,
+    /// Whether the sockets of other network namespaces are told from the machine's own.
+    pub namespaces: bool,
 }
 
 impl Event for Ready {
@@ -158,7 +163,15 @@ impl Event for Ready {
     }
 
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
-        write!(line, "ready on {}", self.interfaces.join(", "))
+        let interfaces = self.interfaces.join(", ");
+        let endpoints = self.endpoints.join(", ");
+        write!(
+            line,
+            "on {} by {} ({}): {endpoints}",
+            Printable(&interfaces),
+            self.method,
+            self.mode
+        )
     }
 }
 
@@ -187,6 +200,8 @@ pub struct Summary {
     pub unanswered: u64,
     /// Events that the ring buffer had no room for; their packets were told of later.
     pub events_lost: u64,
+    /// Lines that could not be written: a full disk does not end a guard.
+    pub unwritten: u64,
 }
 
 impl Event for Summary {

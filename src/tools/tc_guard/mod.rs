@@ -11,8 +11,9 @@ pub mod plan;
 pub mod report;
 
 use std::cell::RefCell;
+use std::io;
 use std::mem::MaybeUninit;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
@@ -21,10 +22,10 @@ use time::OffsetDateTime;
 
 use self::event::{Ready, Summary, VerdictEvent};
 use self::plan::{Deny, Plan};
-use self::report::{Key, Reported, Sample, Tally};
+use self::report::{Key, Reported, Sample, Tally, Verdict};
 use crate::endpoint::Endpoint;
 use crate::endpoint_table::Table;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::privileges::{self, Capabilities, Capability};
 use crate::kernel::ring::Ring;
@@ -33,7 +34,7 @@ use crate::kernel::tc::{Attachment, Method, Side};
 use crate::kernel::{bpf, cgroup, clock, endpoints as kernel_endpoints, features, namespace};
 use crate::output::{self, Settings};
 use crate::process::Directory;
-use crate::skel::tc_guard::types::{guard_counter, guard_verdict};
+use crate::skel::tc_guard::types::{guard_counter, guard_report, guard_verdict};
 use crate::skel::tc_guard::{TcGuardSkel, TcGuardSkelBuilder};
 use crate::tools::doctor::Diagnosis;
 
@@ -124,7 +125,6 @@ fn guard(args: &RunArgs, settings: Settings) -> Result<()> {
     let mut storage = MaybeUninit::uninit();
     let kernel = Guard::load(&plan, &table, Guard::method(), &mut storage)?;
     let attached = kernel.attach(&interfaces)?;
-    sink.detail(&format!("{plan:?}"));
     sink.ready(&Ready {
         interfaces: interfaces
             .iter()
@@ -138,7 +138,23 @@ fn guard(args: &RunArgs, settings: Settings) -> Result<()> {
             .map(|target| target.endpoint.to_string())
             .collect(),
         users: plan.users.len(),
+        namespaces: kernel.home_netns.is_some(),
     })?;
+    for local in interfaces::addresses()? {
+        let own = plan
+            .endpoints
+            .iter()
+            .find(|target| target.endpoint.contains(local));
+        if let Some(target) = own
+            && args.interfaces.is_empty()
+        {
+            sink.note(&format!(
+                "{local} ({}) is an address of this machine, and what goes there stays on the \
+                 loopback interface, which is not guarded: name it with -i lo, too",
+                target.endpoint.name
+            ));
+        }
+    }
     if plan.users.is_empty() {
         sink.note("no user is allowed: not even root reaches the endpoints");
     }
@@ -153,14 +169,21 @@ fn guard(args: &RunArgs, settings: Settings) -> Result<()> {
             .map(|target| target.endpoint.name.clone())
             .collect(),
         interfaces,
+        unwritten: 0,
     });
     let drained = drain(&kernel, &reporter, &stop, attached);
     let mut reporter = reporter.into_inner();
-    // The summary is due whatever went wrong, unless nobody reads it.
-    let summary = kernel.summary(&plan, reporter.tally.delivered());
+    if let Err(err) = &drained
+        && failure::is_closed_pipe(err)
+    {
+        return drained;
+    }
+    // The summary is due whatever else went wrong.
+    let mut summary = kernel.summary(&plan, reporter.tally.delivered())?;
+    summary.unwritten = reporter.unwritten;
+    let written = reporter.sink.summary(&summary);
     drained?;
-    reporter.sink.summary(&summary?)?;
-    Ok(())
+    Ok(written?)
 }
 
 /// Tells of what the kernel reports until it is to stop; then detaches and tells of the rest.
@@ -173,25 +196,27 @@ fn drain(
     let ring = Ring::new(&kernel.skel.maps.events, |record| {
         reporter.borrow_mut().record(record)
     })?;
-    let mut sweep_due = false;
+    // An event starts a quiet second for its key, at whose end the table may know more. Whatever
+    // comes until then does not put that off.
+    let mut sweep_at: Option<Instant> = None;
     loop {
-        let woken = stop.wait(&[ring.fd()], sweep_due.then_some(SWEEP))?;
-        if woken.stopped {
+        let left = sweep_at.map(|at| at.saturating_duration_since(Instant::now()));
+        if stop.wait(&[ring.fd()], left)?.stopped {
             break;
         }
-        // An event starts a quiet second for its key, at whose end the table may know more.
-        sweep_due = if ring.drain()? > 0 {
-            true
-        } else {
-            reporter.borrow_mut().sweep(kernel)?
-        };
-        reporter.borrow_mut().sink.flush()?;
+        if ring.drain()? > 0 && sweep_at.is_none() {
+            sweep_at = Some(Instant::now() + SWEEP);
+        }
+        if sweep_at.is_some_and(|at| at <= Instant::now()) {
+            let more = reporter.borrow_mut().sweep(kernel)?;
+            sweep_at = more.then(|| Instant::now() + SWEEP);
+        }
+        reporter.borrow_mut().flush()?;
     }
     drop(attached);
     while ring.drain()? > 0 {}
     reporter.borrow_mut().sweep(kernel)?;
-    reporter.borrow_mut().sink.flush()?;
-    Ok(())
+    reporter.borrow_mut().flush()
 }
 
 /// From records to lines.
@@ -201,9 +226,32 @@ struct Reporter {
     directory: Directory,
     endpoints: Vec<String>,
     interfaces: Vec<Interface>,
+    unwritten: u64,
 }
 
 impl Reporter {
+    /// Only a closed pipe ends the guard: whoever can fill the disk that its lines go to must not be
+    /// able to open the way.
+    fn written(&mut self, result: io::Result<()>) -> Result<()> {
+        match result {
+            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Err(err.into()),
+            Err(err) => {
+                if self.unwritten == 0 {
+                    self.sink
+                        .note(&format!("cannot write ({err}); guarding on without"));
+                }
+                self.unwritten += 1;
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let flushed = self.sink.flush();
+        self.written(flushed)
+    }
+
     fn record(&mut self, record: &[u8]) -> Result<()> {
         let sample = Sample::from_bytes(record)?;
         match self.tally.sample(sample) {
@@ -233,7 +281,8 @@ impl Reporter {
             found.map(|interface| interface.name.clone())
         };
         let event = VerdictEvent::new(reported, &self.endpoints, interface, &mut self.directory);
-        self.sink.event(time, &event).context("cannot write")
+        let told = self.sink.event(time, &event);
+        self.written(told)
     }
 }
 
@@ -241,6 +290,7 @@ impl Reporter {
 pub struct Guard<'obj> {
     skel: TcGuardSkel<'obj>,
     method: Method,
+    home_netns: Option<u64>,
 }
 
 impl std::fmt::Debug for Guard<'_> {
@@ -290,6 +340,8 @@ impl<'obj> Guard<'obj> {
         rodata.silent = (plan.deny == Deny::Drop).into();
         rodata.report_allowed = plan.report_allowed.into();
         rodata.endpoint_bits = *table.bitmaps;
+        let home_netns = namespace::cookie().filter(|_| features::tc_knows_namespaces());
+        rodata.home_netns = home_netns.unwrap_or(0);
         if method == Method::Tcx {
             open.progs
                 .guard_ethernet
@@ -308,7 +360,22 @@ impl<'obj> Guard<'obj> {
                 .with_context(|| format!("cannot allow uid {uid}"))?;
         }
         kernel_endpoints::write(table, &skel.maps.endpoints, &skel.maps.endpoint_ports)?;
-        Ok(Self { skel, method })
+        // Whoever finds the table of reports full is counted here.
+        for endpoint in 0..plan.endpoints.len() {
+            for verdict in [Verdict::Allowed, Verdict::Denied, Verdict::WouldDeny] {
+                let entry = [0; size_of::<guard_report>()];
+                let key = Key::others(verdict, endpoint);
+                skel.maps
+                    .reports
+                    .update(&key, &entry, MapFlags::ANY)
+                    .context("cannot write the table of reports")?;
+            }
+        }
+        Ok(Self {
+            skel,
+            method,
+            home_netns,
+        })
     }
 
     /// Attaches to the egress of `interfaces`: to all of them or, if one fails, to none.
@@ -405,6 +472,7 @@ impl<'obj> Guard<'obj> {
             prohibited: counter(guard_counter::GUARD_PROHIBITED)?,
             unanswered: counter(guard_counter::GUARD_UNANSWERED)?,
             events_lost: counter(guard_counter::GUARD_EVENTS_LOST)?,
+            unwritten: 0,
         })
     }
 }
@@ -445,6 +513,13 @@ fn try_out() -> Result<Vec<String>> {
                     .to_owned(),
             );
         }
+    }
+    if guard.home_netns.is_none() {
+        lost.push(
+            "sockets of other network namespaces are not told from the machine's own (kernel \
+             6.15): root of a container on a macvlan or ipvlan passes as root"
+                .to_owned(),
+        );
     }
     if method == Method::Clsact {
         lost.push(

@@ -58,6 +58,10 @@ pub enum Caller {
     NoSocket,
     /// The socket has no owner: TIME_WAIT, or a connection request.
     PartialSocket,
+    /// The socket is of another network namespace.
+    ForeignSocket,
+    /// Whoever came when the table of reports was full.
+    Others,
 }
 
 /// One packet of a key, and how many there had been.
@@ -88,7 +92,7 @@ pub struct Reported {
     pub key: Key,
     /// How many of them have not been told of before.
     pub count: u64,
-    /// The last of them that the kernel described, unless the ring buffer lost it.
+    /// One of them, unless the kernel has only counted them.
     pub sample: Option<Sample>,
 }
 
@@ -104,6 +108,8 @@ impl Key {
             guard_reason::GUARD_USER => Caller::User(raw.uid),
             guard_reason::GUARD_NO_SOCKET => Caller::NoSocket,
             guard_reason::GUARD_PARTIAL_SOCKET => Caller::PartialSocket,
+            guard_reason::GUARD_FOREIGN_SOCKET => Caller::ForeignSocket,
+            guard_reason::GUARD_OTHERS => Caller::Others,
             _ => bail!("reason {} of the kernel's is not known", raw.reason),
         };
         Ok(Self {
@@ -111,6 +117,21 @@ impl Key {
             caller,
             endpoint: usize::try_from(raw.endpoint)?,
         })
+    }
+
+    /// The entry under which the kernel counts whoever finds its table full.
+    pub fn others(verdict: Verdict, endpoint: usize) -> Vec<u8> {
+        let verdict = match verdict {
+            Verdict::Allowed => guard_verdict::GUARD_ALLOWED,
+            Verdict::Denied => guard_verdict::GUARD_DENIED,
+            Verdict::WouldDeny => guard_verdict::GUARD_WOULD_DENY,
+        };
+        // struct guard_key of tc_guard.h.
+        let mut key = vec![0; size_of::<guard_key>()];
+        key[4..8].copy_from_slice(&u32::try_from(endpoint).unwrap_or(u32::MAX).to_ne_bytes());
+        key[8] = u8::try_from(verdict.0).unwrap_or(u8::MAX);
+        key[9] = u8::try_from(guard_reason::GUARD_OTHERS.0).unwrap_or(u8::MAX);
+        key
     }
 
     /// The key in an entry of the kernel's table.
@@ -186,34 +207,31 @@ fn socket_addr(address: [u8; 16], port: u16) -> SocketAddr {
 /// How many packets of each key have been told of.
 #[derive(Debug, Default)]
 pub struct Tally {
-    told: HashMap<Key, Told>,
+    told: HashMap<Key, u64>,
     delivered: u64,
-}
-
-#[derive(Debug, Default)]
-struct Told {
-    total: u64,
-    sample: Option<Sample>,
 }
 
 impl Tally {
     /// Takes a record of the ring buffer.
     pub fn sample(&mut self, sample: Sample) -> Option<Reported> {
-        self.told.entry(sample.key).or_default().sample = Some(sample);
-        self.total(sample.key, sample.total)
+        let reported = self.total(sample.key, sample.total)?;
+        Some(Reported {
+            sample: Some(sample),
+            ..reported
+        })
     }
 
     /// Takes an entry of the kernel's table: `total` packets of `key` so far.
     pub fn total(&mut self, key: Key, total: u64) -> Option<Reported> {
         let told = self.told.entry(key).or_default();
         // A record may be read after a sweep that had counted further.
-        let count = total.checked_sub(told.total).filter(|count| *count > 0)?;
-        told.total = total;
+        let count = total.checked_sub(*told).filter(|count| *count > 0)?;
+        *told = total;
         self.delivered += count;
         Some(Reported {
             key,
             count,
-            sample: told.sample,
+            sample: None,
         })
     }
 
@@ -301,7 +319,7 @@ mod tests {
         assert_eq!(tally.sample(first).map(|told| told.count), Some(1));
         // A sweep overtakes a record that is still in the ring buffer.
         let swept = tally.total(first.key, 10).unwrap();
-        assert_eq!((swept.count, swept.sample), (9, Some(first)));
+        assert_eq!((swept.count, swept.sample), (9, None));
         assert_eq!(tally.sample(Sample { total: 8, ..first }), None);
         assert_eq!(
             tally
@@ -311,6 +329,21 @@ mod tests {
         );
         assert_eq!(tally.total(first.key, 12), None);
         assert_eq!(tally.delivered(), 12);
+    }
+
+    #[test]
+    fn the_entry_for_all_others_is_read_as_it_is_written() {
+        for verdict in [Verdict::Allowed, Verdict::Denied, Verdict::WouldDeny] {
+            let key = Key::from_bytes(&Key::others(verdict, 7)).unwrap();
+            assert_eq!(
+                key,
+                Key {
+                    verdict,
+                    caller: Caller::Others,
+                    endpoint: 7
+                }
+            );
+        }
     }
 
     #[test]
