@@ -729,7 +729,10 @@ mod root {
         let (_, err, code) = guard.ended_text();
         // Its results are incomplete.
         assert_eq!(code, Some(1), "{err}");
-        assert!(err.contains("denied 2") && err.contains("No space left"), "{err}");
+        assert!(
+            err.contains("denied 2") && err.contains("No space left"),
+            "{err}"
+        );
     }
 
     #[test]
