@@ -14,6 +14,7 @@ mod root {
     use std::process::{Command, Output, Stdio};
 
     use base64::Engine as _;
+    use ebpfkit::tools::sslsniff::symbols::{self, Function};
     use serde_json::Value;
     use sha2::{Digest as _, Sha256};
 
@@ -613,6 +614,105 @@ mod root {
             .map(|event| event["bytes"].as_u64().unwrap())
             .sum();
         assert_eq!(reported, number("bytes_lost"));
+    }
+
+    /// Maps as ALICE, executable, so many copies of the library that nginx uses, with `code` where
+    /// `SSL_read` starts.
+    fn map_copies(place: &Place, nginx: &Background, code: &[u8], copies: usize) -> Peer {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", nginx.0.id())).unwrap();
+        let line = maps
+            .lines()
+            .find(|line| line.contains("libssl.so"))
+            .unwrap();
+        let mut bytes = std::fs::read(&line[line.find('/').unwrap()..]).unwrap();
+        let offsets = symbols::find(bytes.as_slice()).unwrap();
+        let (_, start) = offsets
+            .iter()
+            .find(|(function, _)| *function == Function::Read)
+            .unwrap();
+        let start = usize::try_from(*start).unwrap();
+        bytes[start..start + code.len()].copy_from_slice(code);
+        std::fs::set_permissions(place.dir.path(), Permissions::from_mode(0o755)).unwrap();
+        for copy in 0..copies {
+            std::fs::write(place.dir.path().join(format!("copy{copy}")), &bytes).unwrap();
+        }
+        let script = "import mmap, sys\nfor copy in range(int(sys.argv[2])):\n    \
+            f = open(f'{sys.argv[1]}/copy{copy}', 'rb')\n    \
+            globals()[f'm{copy}'] = mmap.mmap(f.fileno(), 0, mmap.MAP_PRIVATE, \
+            mmap.PROT_READ | mmap.PROT_EXEC)\nprint('mapped', flush=True)\ninput()\n";
+        let mut command = place.netns.command_as(ALICE, python3());
+        command
+            .args(["-c", script])
+            .arg(place.dir.path())
+            .arg(copies.to_string());
+        let mut peer = Peer::start(&mut command);
+        assert_eq!(peer.line(), "mapped");
+        peer
+    }
+
+    /// What the kernel itself writes where a probe is; where it stands already, no probe can be.
+    const TRAP: &[u8] = if cfg!(target_arch = "x86_64") {
+        &[0xcc]
+    } else {
+        &0xd420_00a0_u32.to_le_bytes()
+    };
+
+    fn starts_and_sees(place: &Place, limit: &str) -> Ended {
+        let mut command = place.netns.command("sh");
+        command.args(["-c", &format!("ulimit {limit}; exec \"$@\""), "sh"]);
+        command
+            .arg(ebpfkit_path())
+            .args(["-o", "json", "sslsniff", "-c", "curl"]);
+        let tool = Tool::run(command);
+        assert!(place.curl(&[URL]).status.success());
+        tool.wait_for("the close of curl", |event| event["kind"] == "close");
+        let ended = tool.stop();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(ended.kind("data").len() >= 2);
+        ended
+    }
+
+    #[test]
+    fn a_library_that_cannot_be_probed_keeps_nobody_from_watching_the_others() {
+        let place = Place::new();
+        let nginx = place.nginx();
+        let _mapped = map_copies(&place, &nginx, TRAP, 2);
+        let ended = starts_and_sees(&place, "-n 1024");
+        let copy = place.dir.path().join("copy0").display().to_string();
+        let ready = &ended.events[0];
+        let skipped = ready["skipped"].as_array().unwrap();
+        assert!(
+            skipped.iter().any(|one| one["path"] == copy.as_str()),
+            "{ready}"
+        );
+        let probed = ready["libraries"].as_array().unwrap();
+        assert!(!probed.iter().any(|one| one == copy.as_str()), "{ready}");
+        assert!(ended.stderr.contains("cannot probe"), "{}", ended.stderr);
+
+        let mut command = place.netns.command(ebpfkit_path());
+        let output = command.args(["sslsniff", "--lib", &copy]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+    }
+
+    #[test]
+    fn many_libraries_leave_room_for_the_machines_own() {
+        let place = Place::new();
+        let nginx = place.nginx();
+        let _mapped = map_copies(&place, &nginx, &[], 40);
+        let dir = place.dir.path().display().to_string();
+        let skipped = |ended: &Ended| {
+            let skipped = ended.events[0]["skipped"].as_array().unwrap();
+            let path = |one: &Value| one["path"].as_str().unwrap().to_owned();
+            // Other tests map copies too.
+            skipped
+                .iter()
+                .filter(|one| path(one).starts_with(&dir))
+                .count()
+        };
+        // The soft limit is raised; then both limits are one that 40 copies do not fit.
+        assert_eq!(skipped(&starts_and_sees(&place, "-S -n 100")), 0);
+        let some = skipped(&starts_and_sees(&place, "-n 200"));
+        assert!((1..=40).contains(&some), "{some}");
     }
 
     #[test]

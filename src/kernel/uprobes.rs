@@ -89,7 +89,7 @@ pub fn attach(
     place: Place,
     method: Method,
     scope: Scope,
-) -> libbpf_rs::Result<Link> {
+) -> io::Result<Link> {
     let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
     match method {
         Method::Multi => {
@@ -110,7 +110,7 @@ pub fn attach(
     }
 }
 
-fn multi(program: &Program<'_>, path: &CString, place: Place, pid: i32) -> libbpf_rs::Result<Link> {
+fn multi(program: &Program<'_>, path: &CString, place: Place, pid: i32) -> io::Result<Link> {
     let offset: std::os::raw::c_ulong = place.offset;
     let opts = libbpf_sys::bpf_uprobe_multi_opts {
         sz: size_of::<libbpf_sys::bpf_uprobe_multi_opts>() as libbpf_sys::size_t,
@@ -134,12 +134,7 @@ fn multi(program: &Program<'_>, path: &CString, place: Place, pid: i32) -> libbp
     own(link)
 }
 
-fn classic(
-    program: &Program<'_>,
-    path: &CString,
-    place: Place,
-    pid: i32,
-) -> libbpf_rs::Result<Link> {
+fn classic(program: &Program<'_>, path: &CString, place: Place, pid: i32) -> io::Result<Link> {
     let opts = libbpf_sys::bpf_uprobe_opts {
         sz: size_of::<libbpf_sys::bpf_uprobe_opts>() as libbpf_sys::size_t,
         retprobe: place.at_return,
@@ -160,9 +155,9 @@ fn classic(
 }
 
 /// Makes libbpf's answer a link, or the error that it left in errno.
-fn own(link: *mut libbpf_sys::bpf_link) -> libbpf_rs::Result<Link> {
+fn own(link: *mut libbpf_sys::bpf_link) -> io::Result<Link> {
     let Some(link) = NonNull::new(link) else {
-        return Err(libbpf_rs::Error::from(io::Error::last_os_error()));
+        return Err(io::Error::last_os_error());
     };
     #[allow(unsafe_code)]
     // SAFETY: libbpf made the link for us, and nobody else has it.
@@ -204,6 +199,12 @@ impl Probes {
         } else {
             self.entries.push(link);
         }
+    }
+
+    /// Keeps those of `other` too.
+    pub fn add(&mut self, mut other: Self) {
+        self.returns.append(&mut other.returns);
+        self.entries.append(&mut other.entries);
     }
 
     /// How many there are.

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
+use super::descriptors;
 use crate::failure::Failure;
 use crate::kernel::stop::Stop;
 
@@ -27,7 +28,7 @@ pub struct Running {
 
 impl Running {
     /// Starts `program`; `stop` is stopped when it ends. With `stdout_is_taken` its standard output
-    /// goes where standard error goes.
+    /// goes where standard error goes; `descriptors` is its limit of open files.
     ///
     /// # Errors
     /// [`Failure::Usage`] if there is no such program or it cannot be run.
@@ -35,6 +36,7 @@ impl Running {
         program: &Path,
         args: &[OsString],
         stdout_is_taken: bool,
+        descriptors: Option<descriptors::Limit>,
         stop: &Stop,
     ) -> Result<Self> {
         let mut command = Command::new(program);
@@ -44,6 +46,13 @@ impl Running {
             command.stdout(Stdio::from(
                 stderr.context("cannot duplicate standard error")?,
             ));
+        }
+        if let Some(limit) = descriptors {
+            #[allow(unsafe_code)]
+            // SAFETY: one system call, which neither allocates nor locks.
+            unsafe {
+                command.pre_exec(move || descriptors::restore(limit))
+            };
         }
         let child = command.spawn().map_err(|err| {
             Failure::usage(format!(
@@ -100,7 +109,7 @@ mod tests {
     fn the_end_of_the_command_ends_the_waiting() {
         let stop = Stop::new().unwrap();
         let args = ["-c".into(), "exit 3".into()];
-        let mut command = Running::start(Path::new("sh"), &args, false, &stop).unwrap();
+        let mut command = Running::start(Path::new("sh"), &args, false, None, &stop).unwrap();
         assert!(stop.wait(&[], None).unwrap().stopped);
         assert_eq!(command.outcome(), (Some(3), None));
     }
@@ -108,7 +117,8 @@ mod tests {
     #[test]
     fn a_command_that_is_left_behind_is_asked_to_end() {
         let stop = Stop::new().unwrap();
-        let command = Running::start(Path::new("sleep"), &["1000".into()], false, &stop).unwrap();
+        let command =
+            Running::start(Path::new("sleep"), &["1000".into()], false, None, &stop).unwrap();
         drop(command);
         assert!(stop.wait(&[], None).unwrap().stopped);
     }
@@ -116,7 +126,8 @@ mod tests {
     #[test]
     fn a_command_that_is_not_there_is_named() {
         let stop = Stop::new().unwrap();
-        let err = Running::start(Path::new("/no/such/program"), &[], false, &stop).unwrap_err();
+        let err =
+            Running::start(Path::new("/no/such/program"), &[], false, None, &stop).unwrap_err();
         assert_eq!(failure::exit_code(&err), failure::USAGE);
         assert!(err.to_string().contains("/no/such/program"), "{err}");
     }

@@ -28,6 +28,8 @@ pub struct Library {
     pub file: File,
     /// Where the functions are.
     pub offsets: Offsets,
+    /// The user named it: without its probes there is nothing to do.
+    pub required: bool,
 }
 
 /// Where to look.
@@ -65,13 +67,14 @@ pub fn discover(places: &Places) -> Result<Found> {
         }
         return Ok(found);
     }
-    found.processes(&places.pids)?;
-    for folder in library_folders() {
-        found.folder(&folder);
-    }
+    // What the machine's owner has put there comes before what anybody executes from.
     if let Some(program) = &places.program {
         found.program(program);
     }
+    for folder in library_folders() {
+        found.folder(&folder);
+    }
+    found.processes(&places.pids)?;
     Ok(found)
 }
 
@@ -95,6 +98,7 @@ impl Found {
             path: path.to_owned(),
             file,
             offsets,
+            required: true,
         });
         Ok(())
     }
@@ -120,7 +124,7 @@ impl Found {
                 if mapped.insert((mapping.device, mapping.inode))
                     && let Some(file) = open_mapping(pid, &mapping)
                 {
-                    self.examine(mapping.path, file);
+                    self.examine(mapping.path, file, false);
                 }
             }
         }
@@ -135,18 +139,18 @@ impl Found {
                 && let Ok(path) = fs::canonicalize(entry.path())
                 && let Ok(file) = open(&path)
             {
-                self.examine(&path, file);
+                self.examine(&path, file, false);
             }
         }
     }
 
     fn program(&mut self, program: &Path) {
         if let Ok(file) = open(program) {
-            self.examine(program, file);
+            self.examine(program, file, true);
         }
     }
 
-    fn examine(&mut self, path: &Path, file: File) {
+    fn examine(&mut self, path: &Path, file: File, required: bool) {
         let Some(key) = regular(&file) else { return };
         if !self.seen.insert(key) {
             return;
@@ -161,6 +165,7 @@ impl Found {
                 path: path.to_owned(),
                 file,
                 offsets,
+                required,
             });
         }
     }

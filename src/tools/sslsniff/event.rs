@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 
 use serde::Serialize;
 
+use super::discover::Library;
 use super::payload::{self, Payload};
 use super::record::Direction;
 use crate::output::{Event, Line, Printable, Style};
@@ -17,8 +18,33 @@ use crate::process::Identity;
 pub struct Ready {
     /// The files that are probed.
     pub libraries: Vec<String>,
+    /// Those that were found and could not be probed.
+    pub skipped: Vec<Skipped>,
     /// How: `uprobe.multi` or `uprobe`.
     pub method: &'static str,
+}
+
+/// A file that is not probed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// Its path.
+    pub path: String,
+    /// What the kernel says of it.
+    pub reason: String,
+    /// Which of the libraries it is, as two may have one path.
+    #[serde(skip)]
+    pub index: usize,
+}
+
+impl Skipped {
+    /// `library`, the one at `index`, left out for this reason.
+    pub fn of(index: usize, library: &Library, reason: &str) -> Self {
+        Self {
+            index,
+            path: library.path.to_string_lossy().into_owned(),
+            reason: reason.to_owned(),
+        }
+    }
 }
 
 impl Event for Ready {

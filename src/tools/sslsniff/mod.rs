@@ -4,6 +4,7 @@
 //! the functions of the TLS library that they use.
 
 pub mod command;
+mod descriptors;
 pub mod discover;
 pub mod event;
 pub mod maps;
@@ -27,7 +28,7 @@ use object::ReadCache;
 
 use self::command::Running;
 use self::discover::{Found, Library, Places};
-use self::event::Ready;
+use self::event::{Ready, Skipped};
 use self::plan::Plan;
 use self::session::Session;
 use self::symbols::Function;
@@ -38,7 +39,7 @@ use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
 use crate::kernel::uprobes::{self, Method, Scope};
 use crate::kernel::{cgroup, clock};
-use crate::output::{self, Format, Settings};
+use crate::output::{self, Format, Settings, Stdout};
 use crate::process::Directory;
 use crate::tools::doctor::Diagnosis;
 
@@ -107,6 +108,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let mut plan = Plan::of(args)?;
     plan.pids = discover::with_descendants(&plan.pids);
     let stop = Stop::on_signals()?;
+    let descriptors = descriptors::raise();
     let mut sink = output::stdout(NAME, settings);
     let found = libraries(&plan)?;
     for library in &found.libraries {
@@ -135,12 +137,27 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let method = Method::of(&Features::probe());
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &plan, method)?;
-    watch.attach(&found.libraries)?;
+    let skipped = watch.attach(&found.libraries)?;
+    report(&skipped, &sink);
     // Those that started while nobody followed their parents yet.
     watch.add_pids(&discover::with_descendants(&plan.pids))?;
-    let names = paths(&found.libraries);
+    let all = paths(&found.libraries);
+    let probed: Vec<_> = all
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| !skipped.iter().any(|skipped| skipped.index == *index))
+        .map(|(_, path)| path.clone())
+        .collect();
+    let names = match method {
+        // By what a probe was attached with.
+        Method::Multi => all,
+        Method::Classic => probed.clone(),
+    };
+    // Each holds a descriptor.
+    drop(found);
     sink.ready(&Ready {
-        libraries: names.clone(),
+        libraries: probed,
+        skipped,
         method: method.name(),
     })?;
 
@@ -154,7 +171,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         None => None,
         Some((program, args)) => {
             let taken = settings.format == Format::Json;
-            Some(watch.with_children(|| Running::start(program, args, taken, &stop))?)
+            Some(watch.with_children(|| Running::start(program, args, taken, descriptors, &stop))?)
         }
     };
     let totals = follow(&mut watch, &session, &stop)?;
@@ -198,6 +215,23 @@ fn libraries(plan: &Plan) -> Result<Found> {
         );
     }
     Ok(found)
+}
+
+/// Says that libraries were found and are not watched.
+fn report(skipped: &[Skipped], sink: &Stdout) {
+    for one in skipped {
+        sink.detail(&format!("cannot probe {}: {}", one.path, one.reason));
+    }
+    if let Some(first) = skipped.first() {
+        let more = match skipped.len() {
+            1 => String::new(),
+            many => format!(" (and {} more)", many - 1),
+        };
+        sink.note(&format!(
+            "cannot probe {}: {}{more}; the other libraries are watched",
+            first.path, first.reason
+        ));
+    }
 }
 
 fn paths(libraries: &[Library]) -> Vec<String> {
@@ -271,8 +305,9 @@ fn try_out(method: Method) -> Result<()> {
         path: PathBuf::from("/proc/self/exe"),
         file,
         offsets,
+        required: true,
     };
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &Plan::default(), method)?;
-    watch.attach_for(&[library], Scope::Myself)
+    watch.attach_for(&[library], Scope::Myself).map(drop)
 }

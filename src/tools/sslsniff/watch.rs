@@ -12,8 +12,9 @@ use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{ErrorKind, Link, MapCore as _, MapFlags, MapHandle, OpenObject, ProgramMut};
 use time::OffsetDateTime;
 
+use super::descriptors;
 use super::discover::Library;
-use super::event::{Amount, Lost, Summary};
+use super::event::{Amount, Lost, Skipped, Summary};
 use super::plan::Plan;
 use super::session::Shown;
 use super::symbols::Function;
@@ -125,11 +126,12 @@ impl<'obj> Watch<'obj> {
         Ok(())
     }
 
-    /// Attaches to `libraries`, whoever uses them.
+    /// Attaches to `libraries`, whoever uses them; says which of them are left out.
     ///
     /// # Errors
-    /// What the kernel refuses, with the capability that is missing.
-    pub fn attach(&mut self, libraries: &[Library]) -> Result<()> {
+    /// What the kernel refuses, with the capability that is missing: of a library that is required,
+    /// or of all.
+    pub fn attach(&mut self, libraries: &[Library]) -> Result<Vec<Skipped>> {
         // Processes are followed before anything of theirs is seen.
         let mut followers = vec![&self.skel.progs.thread_exits];
         if self.by_pid {
@@ -148,27 +150,64 @@ impl<'obj> Watch<'obj> {
     ///
     /// # Errors
     /// As [`Watch::attach`].
-    pub fn attach_for(&mut self, libraries: &[Library], scope: Scope) -> Result<()> {
-        for (number, library) in (1u64..).zip(libraries) {
-            // Entries first: a return whose entry was not seen would look like one that was lost.
-            for at_return in [false, true] {
-                for (function, offset) in &library.offsets {
-                    let Some(program) = self.program(*function, at_return) else {
-                        continue;
-                    };
-                    let place = Place {
-                        offset: *offset,
-                        at_return,
-                        cookie: number,
-                    };
-                    let link =
-                        uprobes::attach(program, library.file.as_fd(), place, self.method, scope)
-                            .map_err(|err| self.refused(err, function.name(), library))?;
-                    self.probes.keep(link, at_return);
+    pub fn attach_for(&mut self, libraries: &[Library], scope: Scope) -> Result<Vec<Skipped>> {
+        let spare = descriptors::spare();
+        let mut skipped: Vec<Skipped> = Vec::new();
+        let mut first = None;
+        let mut full = false;
+        for (index, library) in libraries.iter().enumerate() {
+            if full && !library.required {
+                skipped.push(Skipped::of(index, library, "no descriptor is left"));
+                continue;
+            }
+            // What anybody maps was found here: that it cannot be probed must not keep the rest from
+            // being watched. Its probes so far are dropped.
+            match self.probes_of(library, index as u64 + 1, scope) {
+                Ok(probes) => self.probes.add(probes),
+                Err((err, function)) => {
+                    full |= matches!(err.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+                    let why = format!("{}: {err}", function.name());
+                    let err = self.refused(err.into(), function.name(), library);
+                    if library.required {
+                        return Err(err);
+                    }
+                    skipped.push(Skipped::of(index, library, &why));
+                    first.get_or_insert(err);
                 }
             }
         }
-        Ok(())
+        drop(spare);
+        match first {
+            Some(err) if self.probes.is_empty() => Err(err),
+            _ => Ok(skipped),
+        }
+    }
+
+    fn probes_of(
+        &self,
+        library: &Library,
+        number: u64,
+        scope: Scope,
+    ) -> Result<Probes, (io::Error, Function)> {
+        let mut probes = Probes::default();
+        // Entries first: a return whose entry was not seen would look like one that was lost.
+        for at_return in [false, true] {
+            for (function, offset) in &library.offsets {
+                let Some(program) = self.program(*function, at_return) else {
+                    continue;
+                };
+                let place = Place {
+                    offset: *offset,
+                    at_return,
+                    cookie: number,
+                };
+                let file = library.file.as_fd();
+                let link = uprobes::attach(program, file, place, self.method, scope)
+                    .map_err(|err| (err, *function))?;
+                probes.keep(link, at_return);
+            }
+        }
+        Ok(probes)
     }
 
     fn refused(&self, err: libbpf_rs::Error, function: &str, library: &Library) -> anyhow::Error {

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Descriptors: every probe is one, and anybody can make there be many libraries to probe.
+
+use std::fs::File;
+
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+
+/// What is kept free while probes are attached: for the ring, the command and `/proc`.
+const SPARE: usize = 16;
+
+/// Soft and hard limit of open files.
+pub type Limit = (rlim_t, rlim_t);
+
+/// Allows this process as many descriptors as it may have; returns the limit before, for the command
+/// that is started: programs that use select(2) rely on the usual one.
+pub fn raise() -> Option<Limit> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
+    Some((soft, hard))
+}
+
+/// Sets the limit, as in a child before its program runs; one system call.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn restore((soft, hard): Limit) -> std::io::Result<()> {
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?)
+}
+
+/// Descriptors to drop when room is needed; fewer, if there are not so many.
+pub fn spare() -> Vec<File> {
+    (0..SPARE)
+        .map_while(|_| File::open("/dev/null").ok())
+        .collect()
+}
