@@ -9,6 +9,11 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 /// What is kept free while probes are attached: for the ring, the command and `/proc`.
 const SPARE: usize = 16;
 
+/// What all but libraries takes, generously.
+const OTHERS: rlim_t = 64;
+/// As [`most_libraries`], however many descriptors there may be.
+const MOST_LIBRARIES: usize = 1024;
+
 /// Soft and hard limit of open files.
 pub type Limit = (rlim_t, rlim_t);
 
@@ -26,6 +31,14 @@ pub fn raise() -> Option<Limit> {
 /// Those of setrlimit(2).
 pub fn restore((soft, hard): Limit) -> std::io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?)
+}
+
+/// As many libraries as may be found: each holds a descriptor until its probes, up to a dozen, are
+/// attached.
+pub fn most_libraries() -> usize {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let room = soft.saturating_sub(OTHERS) / 4;
+    usize::try_from(room).map_or(MOST_LIBRARIES, |room| room.clamp(1, MOST_LIBRARIES))
 }
 
 /// Descriptors to drop when room is needed; fewer, if there are not so many.

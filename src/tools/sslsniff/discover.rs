@@ -6,15 +6,17 @@
 //! A file is taken for what is in it, not for its name: a program that carries OpenSSL inside, or a
 //! library that was bundled under another name, is found like `libssl.so.3`.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use object::ReadCache;
 
+use super::descriptors;
 use super::maps::{self, Mapping};
 use super::symbols::{self, Offsets};
 use crate::failure::Failure;
@@ -52,14 +54,65 @@ pub struct Found {
     pub examined: usize,
     /// Processes whose mappings could not be read, for lack of a capability.
     pub hidden: usize,
+    /// Files that were not looked into, or not kept, as there were too many.
+    pub left_out: usize,
     seen: HashSet<(u64, u64)>,
+    room: Room,
 }
 
-/// Looks for libraries.
+/// Bytes of files that are read in all, so that nobody makes the start take forever: an executable's
+/// tables are some 100 KiB.
+const MOST_READ: u64 = 512 << 20;
+
+/// A file system may keep files up to this outside of blocks.
+const SMALL_FILE: u64 = 64 << 10;
+
+/// How much more may be found.
+#[derive(Debug)]
+struct Room {
+    bytes: Cell<u64>,
+    libraries: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            bytes: Cell::new(MOST_READ),
+            libraries: descriptors::most_libraries(),
+        }
+    }
+}
+
+/// A file that is read as long as there is room.
+struct Bounded<'a> {
+    file: &'a File,
+    room: &'a Cell<u64>,
+    exceeded: &'a Cell<bool>,
+}
+
+impl Read for Bounded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.len() as u64 > self.room.get() {
+            self.exceeded.set(true);
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let read = self.file.read(buffer)?;
+        self.room.set(self.room.get() - read as u64);
+        Ok(read)
+    }
+}
+
+impl Seek for Bounded<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+/// Looks for libraries, until `stopped` says so; then what was found is not all.
 ///
 /// # Errors
 /// [`Failure::Usage`] if one of the files that were named is no library, and that of `/proc`.
-pub fn discover(places: &Places) -> Result<Found> {
+pub fn discover(places: &Places, stopped: &dyn Fn() -> bool) -> Result<Found> {
     let mut found = Found::default();
     if !places.only.is_empty() {
         for path in &places.only {
@@ -72,9 +125,9 @@ pub fn discover(places: &Places) -> Result<Found> {
         found.program(program);
     }
     for folder in library_folders() {
-        found.folder(&folder);
+        found.folder(&folder, stopped);
     }
-    found.processes(&places.pids)?;
+    found.processes(&places.pids, stopped)?;
     Ok(found)
 }
 
@@ -103,7 +156,7 @@ impl Found {
         Ok(())
     }
 
-    fn processes(&mut self, pids: &[u32]) -> Result<()> {
+    fn processes(&mut self, pids: &[u32], stopped: &dyn Fn() -> bool) -> Result<()> {
         let pids = if pids.is_empty() {
             all_pids()?
         } else {
@@ -111,6 +164,9 @@ impl Found {
         };
         let mut mapped = HashSet::new();
         for pid in pids {
+            if stopped() {
+                break;
+            }
             let maps = match fs::read(format!("/proc/{pid}/maps")) {
                 Ok(maps) => maps,
                 Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
@@ -121,6 +177,9 @@ impl Found {
                 Err(_) => continue,
             };
             for mapping in maps::executable(&maps) {
+                if stopped() {
+                    break;
+                }
                 if mapped.insert((mapping.device, mapping.inode))
                     && let Some(file) = open_mapping(pid, &mapping)
                 {
@@ -132,10 +191,11 @@ impl Found {
     }
 
     /// A library of the machine, which nobody may be using yet.
-    fn folder(&mut self, folder: &Path) {
+    fn folder(&mut self, folder: &Path, stopped: &dyn Fn() -> bool) {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if name.as_encoded_bytes().starts_with(b"libssl.so")
+            if !stopped()
+                && name.as_encoded_bytes().starts_with(b"libssl.so")
                 && let Ok(path) = fs::canonicalize(entry.path())
                 && let Ok(file) = open(&path)
             {
@@ -156,11 +216,25 @@ impl Found {
             return;
         }
         self.examined += 1;
-        // What is no ELF file, or a damaged one, is not to be probed.
-        let Ok(offsets) = symbols::find(&ReadCache::new(&file)) else {
-            return;
+        let exceeded = Cell::new(false);
+        let bounded = Bounded {
+            file: &file,
+            room: &self.room.bytes,
+            exceeded: &exceeded,
         };
-        if !offsets.is_empty() {
+        // In units of 512 bytes, whatever the block is; a file system may keep a small file elsewhere.
+        let stored = file.metadata().map_or(0, |data| data.blocks());
+        let stored = stored.saturating_mul(512).max(SMALL_FILE);
+        let found = symbols::find_in(&ReadCache::new(bounded), stored);
+        self.left_out += usize::from(exceeded.get());
+        // What is no ELF file, or a damaged one, is not to be probed.
+        let Ok(offsets) = found else { return };
+        if offsets.is_empty() {
+            return;
+        }
+        if self.libraries.len() >= self.room.libraries {
+            self.left_out += 1;
+        } else {
             self.libraries.push(Library {
                 path: path.to_owned(),
                 file,
@@ -337,10 +411,26 @@ mod tests {
                 only: vec![path.to_owned()],
                 ..Places::default()
             };
-            let err = discover(&places).unwrap_err();
+            let err = discover(&places, &|| false).unwrap_err();
             assert_eq!(crate::failure::exit_code(&err), crate::failure::USAGE);
             assert!(err.to_string().contains(path.to_str().unwrap()), "{err}");
         }
+    }
+
+    #[test]
+    fn what_is_read_of_files_is_bounded() {
+        let path = Path::new("/proc/self/exe");
+        let mut found = Found::default();
+        found.room.bytes.set(1000);
+        found.examine(path, open(path).unwrap(), false);
+        assert_eq!((found.examined, found.left_out), (1, 1));
+        assert!(found.room.bytes.get() < 1000);
+    }
+
+    #[test]
+    fn a_stop_ends_the_search() {
+        let found = discover(&Places::default(), &|| true).unwrap();
+        assert_eq!(found.examined, 0);
     }
 
     #[test]

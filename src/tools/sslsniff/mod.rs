@@ -23,7 +23,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use object::ReadCache;
 
 use self::command::Running;
@@ -110,7 +110,13 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let stop = Stop::on_signals()?;
     let descriptors = descriptors::raise();
     let mut sink = output::stdout(NAME, settings);
-    let found = libraries(&plan)?;
+    let found = libraries(&plan, &stop)?;
+    if is_stopped(&stop) {
+        return Ok(());
+    }
+    if found.libraries.is_empty() {
+        return Err(nothing_to_watch(&found));
+    }
     for library in &found.libraries {
         let functions: Vec<_> = library.offsets.iter().map(|(one, _)| one.name()).collect();
         sink.detail(&format!(
@@ -120,6 +126,13 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         ));
     }
     sink.detail(&format!("{} files were looked into", found.examined));
+    if found.left_out > 0 {
+        sink.note(&format!(
+            "{} files are not watched, as processes execute from too many or too large ones; name \
+             one with --lib",
+            found.left_out
+        ));
+    }
     if found.hidden > 0 {
         let hidden = format!(
             "{} processes could not be looked into for their libraries; the machine's own are \
@@ -188,9 +201,9 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     Ok(())
 }
 
-fn libraries(plan: &Plan) -> Result<Found> {
+fn libraries(plan: &Plan, stop: &Stop) -> Result<Found> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = discover::discover(&Places {
+    let places = Places {
         only: plan.only.clone(),
         pids: if plan.command.is_some() {
             Vec::new()
@@ -201,20 +214,27 @@ fn libraries(plan: &Plan) -> Result<Found> {
             .command
             .as_ref()
             .and_then(|(program, _)| discover::program_file(program, &path)),
-    })?;
-    if found.libraries.is_empty() {
-        let folders: Vec<_> = discover::library_folders()
-            .iter()
-            .map(|folder| folder.display().to_string())
-            .collect();
-        bail!(
-            "nothing to watch: no file defines SSL_read or SSL_write, of {} that processes execute \
-             from and of libssl.so* in {}; name one with --lib",
-            found.examined,
-            folders.join(", ")
-        );
-    }
-    Ok(found)
+    };
+    discover::discover(&places, &|| is_stopped(stop))
+}
+
+/// Whether the program is to end; what cannot be asked shows up where it waits.
+fn is_stopped(stop: &Stop) -> bool {
+    stop.wait(&[], Some(Duration::ZERO))
+        .is_ok_and(|woken| woken.stopped)
+}
+
+fn nothing_to_watch(found: &Found) -> anyhow::Error {
+    let folders: Vec<_> = discover::library_folders()
+        .iter()
+        .map(|folder| folder.display().to_string())
+        .collect();
+    anyhow!(
+        "nothing to watch: no file defines SSL_read or SSL_write, of {} that processes execute from \
+         and of libssl.so* in {}; name one with --lib",
+        found.examined,
+        folders.join(", ")
+    )
 }
 
 /// Says that libraries were found and are not watched.

@@ -61,7 +61,7 @@ impl Function {
 pub type Offsets = Vec<(Function, u64)>;
 
 /// The largest symbol or string table that is read; that of node is some 20 MiB.
-const LARGEST_TABLE: u64 = 128 << 20;
+const LARGEST_TABLE: u64 = 32 << 20;
 
 /// Symbol names are compared within this many bytes.
 const LONGEST_NAME: usize = 32;
@@ -72,11 +72,21 @@ const LONGEST_NAME: usize = 32;
 /// # Errors
 /// Why it is no 64-bit little-endian ELF file, or what is wrong in it.
 pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Offsets> {
+    find_in(file, u64::MAX)
+}
+
+/// The same for a file of which so many bytes are stored: tables that are mostly holes cost their
+/// reader time and memory, and whoever made them nothing.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets> {
     let header = FileHeader64::<LittleEndian>::parse(file)?;
     let endian = header.endian()?;
     plain_counts(header)?;
     let sections = header.section_headers(endian, file)?;
     let segments = header.program_headers(endian, file)?;
+    let mut all = 0u64;
     for kind in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
         let Some(table) = sections
             .iter()
@@ -90,6 +100,10 @@ pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Offsets> {
         };
         if table.sh_size(endian) > LARGEST_TABLE || strings.sh_size(endian) > LARGEST_TABLE {
             continue;
+        }
+        all += table.sh_size(endian) + strings.sh_size(endian);
+        if all > stored {
+            bail!("its tables are larger than what is stored of it");
         }
         let symbols: &[elf::Sym64<LittleEndian>] = table.data_as_array(endian, file)?;
         let strings = strings.data(endian, file)?;
@@ -266,6 +280,17 @@ mod tests {
         let real = real();
         let offset = entry(real.as_slice()).unwrap().unwrap();
         assert!(offset < real.len() as u64);
+    }
+
+    #[test]
+    fn tables_that_are_mostly_holes_are_refused() {
+        let file = crafted(11, SYMBOLS);
+        assert!(
+            !find_in(file.as_slice(), file.len() as u64)
+                .unwrap()
+                .is_empty()
+        );
+        assert!(find_in(file.as_slice(), 60).is_err());
     }
 
     #[test]
