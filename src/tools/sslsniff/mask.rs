@@ -14,31 +14,55 @@ use http2::Frames;
 
 /// Headers whose values are secret, in lower case.
 const SECRET: &[&[u8]] = &[
-    b"api-key",
     b"authorization",
     b"cookie",
-    b"job-token",
-    b"ocp-apim-subscription-key",
-    b"private-token",
-    b"proxy-authorization",
-    b"set-cookie",
+    b"password",
+    b"secret",
     b"set-cookie2",
-    b"x-access-token",
-    b"x-amz-security-token",
-    b"x-api-key",
-    b"x-auth-token",
-    b"x-aws-ec2-metadata-token",
-    b"x-consul-token",
-    b"x-csrf-token",
-    b"x-functions-key",
-    b"x-goog-api-key",
-    b"x-goog-iam-authorization-token",
-    b"x-vault-token",
-    b"x-xsrf-token",
+    b"token",
 ];
 
-/// Longer than any of [`SECRET`].
+/// How the names of other such headers end, in lower case: `X-Aws-Ec2-Metadata-Token`, `X-Api-Key`.
+const SECRET_ENDS: &[&[u8]] = &[
+    b"-authorization",
+    b"-cookie",
+    b"-credential",
+    b"-credentials",
+    b"-key",
+    b"-passwd",
+    b"-password",
+    b"-secret",
+    b"-session",
+    b"-token",
+    b"apikey",
+    b"authtoken",
+];
+
+/// Headers whose names end so and whose values are known to everybody (RFC 6455).
+const PUBLIC: &[&[u8]] = &[b"sec-websocket-key", b"surrogate-key", b"idempotency-key"];
+
+/// Of a longer name the end is compared; longer than any of the names and ends above.
 const LONGEST_NAME: usize = 32;
+
+/// How the first line of a message of HTTP/1 starts.
+const MESSAGES: &[&[u8]] = &[
+    b"HTTP/1.",
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"PUT ",
+    b"DELETE ",
+    b"CONNECT ",
+    b"OPTIONS ",
+    b"TRACE ",
+    b"PATCH ",
+];
+
+/// Whether the header of this name, in lower case, has a secret value.
+fn is_secret(name: &[u8]) -> bool {
+    SECRET.contains(&name)
+        || SECRET_ENDS.iter().any(|end| name.ends_with(end)) && !PUBLIC.contains(&name)
+}
 
 /// What replaces a secret byte.
 const MASK: u8 = b'*';
@@ -56,7 +80,8 @@ impl Masker {
     /// Masks secrets in `bytes`, which are at `offset` of the stream; says whether there were any.
     pub fn mask(&mut self, offset: u64, bytes: &mut [u8]) -> bool {
         if offset != self.next {
-            self.lines.skip();
+            let message = MESSAGES.iter().any(|start| bytes.starts_with(start));
+            self.lines.skip(message);
             self.frames.skip(offset.wrapping_sub(self.next));
         }
         self.next = offset.wrapping_add(bytes.len() as u64);
@@ -74,6 +99,8 @@ enum At {
     /// In what may be a header's name.
     #[default]
     Name,
+    /// In blanks after it, which no header has and some servers forgive.
+    Blank,
     /// In a line that is not, or not secret.
     Rest,
     /// Before a secret value.
@@ -92,10 +119,13 @@ struct Lines {
 }
 
 impl Lines {
-    /// Bytes are missing: what was secret stays so to the end of its line.
-    fn skip(&mut self) {
-        if !matches!(self.at, At::Space | At::Value) {
+    /// Bytes are missing: what comes may be the rest of a secret value, to the end of its line,
+    /// unless what was missing ends where a message starts.
+    fn skip(&mut self, message: bool) {
+        if message && !matches!(self.at, At::Space | At::Value) {
             self.start();
+        } else {
+            self.at = At::Value;
         }
     }
 
@@ -137,16 +167,20 @@ impl Lines {
                 return true;
             }
             (_, b'\n') => self.start(),
-            (At::Name, b':') => {
-                let name = &self.name[..self.length];
-                let secret = SECRET.contains(&name);
+            (At::Name | At::Blank, b':') => {
+                let secret = is_secret(&self.name[..self.length]);
                 self.at = if secret { At::Space } else { At::Rest };
             }
-            (At::Name, letter)
-                if (letter.is_ascii_alphanumeric() || letter == b'-')
-                    && self.length < LONGEST_NAME =>
-            {
-                self.name[self.length] = letter.to_ascii_lowercase();
+            (At::Name | At::Blank, b' ' | b'\t') if self.length > 0 => self.at = At::Blank,
+            (At::Name, letter) if letter.is_ascii_alphanumeric() || b"-_.".contains(&letter) => {
+                if self.length == LONGEST_NAME {
+                    self.name.copy_within(1.., 0);
+                    self.length -= 1;
+                }
+                self.name[self.length] = match letter {
+                    b'_' => b'-',
+                    letter => letter.to_ascii_lowercase(),
+                };
                 self.length += 1;
             }
             _ => self.at = At::Rest,
@@ -195,16 +229,77 @@ mod tests {
     }
 
     #[test]
-    fn a_value_stays_masked_after_a_gap_and_other_lines_do_not() {
+    fn after_a_gap_the_rest_of_a_line_is_masked_and_other_lines_are_not() {
         let mut masker = Masker::default();
         let mut piece = b"Cookie: abc".to_vec();
         assert!(masker.mask(0, &mut piece));
         let mut piece = b"def\r\nHost: a".to_vec();
         assert!(masker.mask(100, &mut piece));
         assert_eq!(text(&piece), "***\r\nHost: a");
-        let mut piece = b"Cookie: x".to_vec();
+        let mut piece = b"c2Vj: x\r\nHost: a\r\nCookie: x".to_vec();
         assert!(masker.mask(1000, &mut piece));
-        assert_eq!(text(&piece), "Cookie: *");
+        assert_eq!(text(&piece), "*******\r\nHost: a\r\nCookie: *");
+    }
+
+    #[test]
+    fn a_message_that_starts_after_a_gap_is_shown() {
+        let mut masker = Masker::default();
+        masker.mask(0, &mut b"GET / HTTP/1.1\r\nHo".to_vec());
+        let mut piece = b"HTTP/1.1 200 OK\r\nSet-Cookie: a".to_vec();
+        assert!(masker.mask(100, &mut piece));
+        assert_eq!(text(&piece), "HTTP/1.1 200 OK\r\nSet-Cookie: *");
+    }
+
+    #[test]
+    fn every_header_that_holds_a_token_of_a_cloud_is_masked() {
+        for header in crate::metadata::CLOUDS.iter().filter_map(|one| one.header) {
+            // Their values are constants.
+            let harmless = ["metadata", "metadata-flavor"].contains(&header);
+            assert_eq!(is_secret(header.as_bytes()), !harmless, "{header}");
+        }
+    }
+
+    #[test]
+    fn names_that_say_what_they_hold_are_masked() {
+        let long = format!("x-{}-token", "a".repeat(100));
+        for name in [
+            "Api-Key",
+            "apikey",
+            "X_API_KEY",
+            "Job-Token",
+            "Ocp-Apim-Subscription-Key",
+            "Private-Token",
+            "Proxy-Authorization",
+            "Set-Cookie",
+            "X-Access-Token",
+            "X-Amz-Security-Token",
+            "X-Auth-Token",
+            "X-Client-Secret",
+            "X-Csrf-Token",
+            "X-Functions-Key",
+            "X-Gitlab-Token",
+            "X-Goog-Iam-Authorization-Token",
+            "X-Password",
+            "X-Vault-Token",
+            "Cookie ",
+            "Authorization \t",
+            &long,
+        ] {
+            let line = format!("{name}: abc\r\n").into_bytes();
+            let wanted = format!("{name}: ***\r\n");
+            assert_eq!(text(&pieces(&line, &[line.len()])), wanted);
+            assert_eq!(text(&pieces(&line, &[1])), wanted);
+        }
+        for name in [
+            "Host",
+            "Sec-WebSocket-Key",
+            "Token-Type",
+            "The token",
+            " Cookie",
+        ] {
+            let line = format!("{name}: abc\r\n").into_bytes();
+            assert_eq!(pieces(&line, &[line.len()]), line, "{name}");
+        }
     }
 
     proptest! {

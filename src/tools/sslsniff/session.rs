@@ -341,12 +341,12 @@ mod tests {
         feed(&mut session, &written(0, 100), b"GET /\r\nCookie: abc\r\n");
         let mut late = written(200, 2);
         late.direction = 1;
-        feed(&mut session, &late, b"\0\x01");
+        feed(&mut session, &late, b"\n\x01");
         assert_eq!(
             text(session),
             "03:04:05.000 curl[7] #1 -> SSL_write 100 bytes, 20 shown\n    GET /\n    Cookie: ***\n\
              03:04:05.000 curl[7] #1 -> SSL_write 2 bytes at 200, 100 lost before\n    \
-             000000c8  00 01                                             |..|\n"
+             000000c8  0a 01                                             |..|\n"
         );
     }
 
