@@ -74,18 +74,26 @@ pub struct Masker {
     frames: Frames,
     /// The stream offset that comes next.
     next: u64,
+    /// The connection's first byte is at offset 0.
+    start_seen: bool,
 }
 
 impl Masker {
-    /// Masks secrets in `bytes`, which are at `offset` of the stream; says whether there were any.
-    pub fn mask(&mut self, offset: u64, bytes: &mut [u8]) -> bool {
+    /// The connection is not older than what was seen of it: the byte at offset 0 is its first.
+    pub fn start_seen(&mut self) {
+        self.start_seen = true;
+    }
+
+    /// Masks secrets in `bytes`, which are at `offset` of the stream, and with which a call `starts`
+    /// or goes on; says whether there were any.
+    pub fn mask(&mut self, offset: u64, bytes: &mut [u8], starts: bool) -> bool {
         if offset != self.next {
             let message = MESSAGES.iter().any(|start| bytes.starts_with(start));
             self.lines.skip(message);
             self.frames.skip(offset.wrapping_sub(self.next));
         }
         self.next = offset.wrapping_add(bytes.len() as u64);
-        let start = self.frames.detect(offset, bytes);
+        let start = self.frames.detect(bytes, starts, self.start_seen);
         let (lines, frames) = bytes.split_at_mut(start);
         let in_lines = self.lines.mask(lines);
         let in_frames = self.frames.mask(frames);
@@ -198,6 +206,7 @@ mod tests {
     /// Feeds `text` in pieces of these sizes, the last as often as needed.
     fn pieces(text: &[u8], sizes: &[usize]) -> Vec<u8> {
         let mut masker = Masker::default();
+        masker.start_seen();
         let mut out = Vec::new();
         let mut sizes = sizes.iter();
         let mut size = 1;
@@ -205,7 +214,7 @@ mod tests {
         while !rest.is_empty() {
             size = sizes.next().copied().unwrap_or(size).clamp(1, rest.len());
             let mut piece = rest[..size].to_vec();
-            masker.mask(out.len() as u64, &mut piece);
+            masker.mask(out.len() as u64, &mut piece, true);
             out.extend(piece);
             rest = &rest[size..];
         }
@@ -232,21 +241,21 @@ mod tests {
     fn after_a_gap_the_rest_of_a_line_is_masked_and_other_lines_are_not() {
         let mut masker = Masker::default();
         let mut piece = b"Cookie: abc".to_vec();
-        assert!(masker.mask(0, &mut piece));
+        assert!(masker.mask(0, &mut piece, true));
         let mut piece = b"def\r\nHost: a".to_vec();
-        assert!(masker.mask(100, &mut piece));
+        assert!(masker.mask(100, &mut piece, true));
         assert_eq!(text(&piece), "***\r\nHost: a");
         let mut piece = b"c2Vj: x\r\nHost: a\r\nCookie: x".to_vec();
-        assert!(masker.mask(1000, &mut piece));
+        assert!(masker.mask(1000, &mut piece, true));
         assert_eq!(text(&piece), "*******\r\nHost: a\r\nCookie: *");
     }
 
     #[test]
     fn a_message_that_starts_after_a_gap_is_shown() {
         let mut masker = Masker::default();
-        masker.mask(0, &mut b"GET / HTTP/1.1\r\nHo".to_vec());
+        masker.mask(0, &mut b"GET / HTTP/1.1\r\nHo".to_vec(), true);
         let mut piece = b"HTTP/1.1 200 OK\r\nSet-Cookie: a".to_vec();
-        assert!(masker.mask(100, &mut piece));
+        assert!(masker.mask(100, &mut piece, true));
         assert_eq!(text(&piece), "HTTP/1.1 200 OK\r\nSet-Cookie: *");
     }
 

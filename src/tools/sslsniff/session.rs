@@ -52,6 +52,8 @@ struct Connection {
     library: Option<usize>,
     /// By direction: the next byte's offset, once there was one, and the secrets.
     next: [Option<u64>; 2],
+    /// By direction: more of a call's bytes are to come.
+    within: [bool; 2],
     maskers: [Masker; 2],
     /// The count of records when it was last used.
     used: u64,
@@ -170,6 +172,9 @@ impl<W: Write> Session<W> {
             .map(String::as_str);
         match record.what {
             What::Handshake { done } => {
+                if done && connection.next == [None, None] {
+                    connection.maskers.iter_mut().for_each(Masker::start_seen);
+                }
                 let event = Handshake {
                     function: "SSL_do_handshake",
                     library,
@@ -206,12 +211,15 @@ impl<W: Write> Session<W> {
                     .checked_sub(expected)
                     .filter(|missing| *missing > 0);
                 connection.next[side] = Some(header.offset.wrapping_add(header.length));
+                let starts =
+                    header.flags & FLAG_GAP == 0 && (!connection.within[side] || missing.is_some());
+                connection.within[side] = header.flags & FLAG_LAST == 0;
                 let mut bytes = payload;
                 let mut masked = false;
                 if !self.style.show_secrets {
                     self.masked.clear();
                     self.masked.extend_from_slice(payload);
-                    masked = connection.maskers[side].mask(header.offset, &mut self.masked);
+                    masked = connection.maskers[side].mask(header.offset, &mut self.masked, starts);
                     if masked {
                         bytes = &self.masked;
                     }

@@ -11,9 +11,15 @@ const FRAME_HEADER: usize = 9;
 /// A server's first SETTINGS frame; there are some ten settings of six bytes each.
 const LONGEST_SETTINGS: u32 = 6 * 40;
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PUSH_PROMISE: u8 = 5;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +29,8 @@ enum Mode {
     Unknown,
     /// It is something else.
     Other,
+    /// Its first bytes were not seen: each call may start with a frame.
+    Unsure,
     /// In a frame's header.
     Header,
     /// In a frame's payload.
@@ -42,15 +50,16 @@ pub(super) struct Frames {
 
 impl Frames {
     /// Looks whether the stream is HTTP/2, by its first bytes; says where in `bytes` frames start.
-    pub(super) fn detect(&mut self, offset: u64, bytes: &[u8]) -> usize {
+    ///
+    /// Where the first bytes of the connection were not seen for sure, frames are looked for where
+    /// `starts`: a call's first bytes.
+    pub(super) fn detect(&mut self, bytes: &[u8], starts: bool, seen: bool) -> usize {
+        let fresh = self.length == 0;
         match self.mode {
             Mode::Unknown => {}
             Mode::Other => return bytes.len(),
+            Mode::Unsure => return self.detect_chain(bytes, starts),
             _ => return 0,
-        }
-        if offset != self.length as u64 {
-            self.mode = Mode::Other;
-            return bytes.len();
         }
         for (at, byte) in bytes.iter().enumerate() {
             self.head[self.length] = *byte;
@@ -68,9 +77,22 @@ impl Frames {
                 return at + 1;
             }
             if !PREFACE.starts_with(head) && !may_be_settings(head) {
-                self.mode = Mode::Other;
-                return bytes.len();
+                self.length = 0;
+                if seen {
+                    self.mode = Mode::Other;
+                    return bytes.len();
+                }
+                self.mode = Mode::Unsure;
+                return self.detect_chain(bytes, starts && fresh);
             }
+        }
+        bytes.len()
+    }
+
+    fn detect_chain(&mut self, bytes: &[u8], starts: bool) -> usize {
+        if starts && is_chain(bytes) {
+            (self.mode, self.length) = (Mode::Header, 0);
+            return 0;
         }
         bytes.len()
     }
@@ -78,7 +100,11 @@ impl Frames {
     /// Bytes are missing.
     pub(super) fn skip(&mut self, missing: u64) {
         self.mode = match self.mode {
-            Mode::Unknown | Mode::Other => Mode::Other,
+            Mode::Unknown | Mode::Unsure => {
+                self.length = 0;
+                Mode::Unsure
+            }
+            Mode::Other => Mode::Other,
             Mode::Payload { left, secret } if u64::from(left) >= missing => {
                 payload(left - u32::try_from(missing).unwrap_or(left), secret)
             }
@@ -92,7 +118,7 @@ impl Frames {
         let mut rest = bytes;
         while !rest.is_empty() {
             match self.mode {
-                Mode::Unknown | Mode::Other => return masked,
+                Mode::Unknown | Mode::Other | Mode::Unsure => return masked,
                 Mode::Astray => {
                     rest.fill(MASK);
                     return true;
@@ -136,6 +162,50 @@ fn payload(left: u32, secret: bool) -> Mode {
 
 fn length_of(header: &[u8]) -> u32 {
     u32::from_be_bytes([0, header[0], header[1], header[2]])
+}
+
+/// Whether `bytes` are frames, one after the other to their end or beyond.
+fn is_chain(mut bytes: &[u8]) -> bool {
+    if bytes.len() < FRAME_HEADER {
+        return false;
+    }
+    while bytes.len() >= FRAME_HEADER {
+        let (header, rest) = bytes.split_at(FRAME_HEADER);
+        if !is_plausible(header) {
+            return false;
+        }
+        let length = usize::try_from(length_of(header)).unwrap_or(usize::MAX);
+        bytes = rest.get(length..).unwrap_or_default();
+    }
+    true
+}
+
+/// Whether a frame may start so: by its type, the flags and the length that the type has, and the
+/// stream that it belongs to (RFC 9113, section 6). Other types are extensions, with nothing secret;
+/// a connection that has them has these too.
+fn is_plausible(header: &[u8]) -> bool {
+    let (kind, flags) = (header[3], header[4]);
+    let stream = u32::from_be_bytes([header[5], header[6], header[7], header[8]]);
+    let length = length_of(header);
+    let (known, connection, fits) = match kind {
+        DATA => (0x09, Some(false), true),
+        HEADERS => (0x2d, Some(false), true),
+        PRIORITY => (0, Some(false), length == 5),
+        RST_STREAM => (0, Some(false), length == 4),
+        SETTINGS => (
+            0x01,
+            Some(true),
+            length.is_multiple_of(6) && length <= LONGEST_SETTINGS,
+        ),
+        PUSH_PROMISE => (0x0c, Some(false), length >= 4),
+        PING => (0x01, Some(true), length == 8),
+        GOAWAY => (0, Some(true), length >= 8),
+        WINDOW_UPDATE => (0, None, length == 4),
+        CONTINUATION => (0x04, Some(false), true),
+        _ => return false,
+    };
+    let stream_fits = connection.is_none_or(|connection| connection == (stream == 0));
+    flags & !known == 0 && fits && stream < 1 << 31 && stream_fits
 }
 
 /// A server starts with a SETTINGS frame that is no acknowledgement, on stream 0.
@@ -191,7 +261,7 @@ mod tests {
                 let mut out = Vec::new();
                 for piece in stream.chunks(size) {
                     let mut piece = piece.to_vec();
-                    masker.mask(out.len() as u64, &mut piece);
+                    masker.mask(out.len() as u64, &mut piece, true);
                     out.extend(piece);
                 }
                 assert_eq!(out, masked, "pieces of {size}");
@@ -204,17 +274,99 @@ mod tests {
         let (stream, masked) = stream(super::PREFACE);
         let mut masker = Masker::default();
         let mut piece = stream[..30].to_vec();
-        masker.mask(0, &mut piece);
+        masker.mask(0, &mut piece, true);
         let mut piece = stream[60..].to_vec();
-        assert!(masker.mask(60, &mut piece));
+        assert!(masker.mask(60, &mut piece, true));
         assert!(piece.iter().all(|byte| *byte == b'*'));
 
         // Within one frame's payload the gap hides nothing.
         let mut masker = Masker::default();
         let mut piece = stream[..34].to_vec();
-        masker.mask(0, &mut piece);
+        masker.mask(0, &mut piece, true);
         let mut piece = stream[37..].to_vec();
-        masker.mask(37, &mut piece);
+        masker.mask(37, &mut piece, true);
         assert_eq!(piece, &masked[37..]);
+    }
+
+    #[test]
+    fn frames_of_a_connection_that_is_older_are_masked_from_a_call_that_starts_with_them() {
+        let (frames, masked) = stream(b"");
+        // SETTINGS, which a server starts with, has passed: the rest starts with HEADERS.
+        let (frames, masked) = (&frames[15..], &masked[15..]);
+        for cut in [frames.len(), 9, 12, 16, 20] {
+            let mut masker = Masker::default();
+            let mut out = frames.to_vec();
+            let (first, second) = out.split_at_mut(cut);
+            assert_eq!(
+                masker.mask(0, first, true),
+                cut > 9,
+                "the first {cut} bytes"
+            );
+            masker.mask(cut as u64, second, false);
+            assert_eq!(out, masked, "the first {cut} bytes");
+        }
+        // A call of something else comes first.
+        let mut masker = Masker::default();
+        let mut before = b"the end of a payload".to_vec();
+        assert!(!masker.mask(0, &mut before, true));
+        let mut out = frames.to_vec();
+        assert!(masker.mask(before.len() as u64, &mut out, true));
+        assert_eq!(out, masked);
+    }
+
+    #[test]
+    fn frames_are_masked_where_the_preface_was_lost_or_cut() {
+        let (frames, masked) = stream(super::PREFACE);
+        for seen in [0, 10, 23] {
+            let mut masker = Masker::default();
+            masker.start_seen();
+            masker.mask(0, &mut frames[..seen].to_vec(), true);
+            let mut out = frames[24..].to_vec();
+            masker.mask(24, &mut out, true);
+            assert_eq!(out, masked[24..], "{seen} bytes of the preface");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_was_seen_from_its_start_is_not_taken_for_frames_later() {
+        let frames = frame(1, b"no HTTP/2");
+        for first in [&b"x"[..], b"GET / HTTP/1.1\r\n", &frames] {
+            let mut masker = Masker::default();
+            masker.start_seen();
+            let mut piece = first.to_vec();
+            assert!(!masker.mask(0, &mut piece, true));
+            let mut piece = frames.clone();
+            assert!(!masker.mask(first.len() as u64, &mut piece, true));
+            assert_eq!(piece, frames);
+        }
+    }
+
+    #[test]
+    fn random_bytes_are_hardly_ever_frames() {
+        // xorshift64
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut chains = 0;
+        for _ in 0..100_000 {
+            let mut bytes = Vec::new();
+            for _ in 0..8 {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                bytes.extend(state.to_le_bytes());
+            }
+            chains += u32::from(super::is_chain(&bytes));
+        }
+        assert!(chains < 100, "{chains}");
+    }
+
+    #[test]
+    fn text_is_never_frames() {
+        for text in [
+            "GET / HTTP/1.1\r\n",
+            "\t\t\t\t\t\t\t\t\t\t",
+            "\r\n\r\n\r\n\r\n\r\n",
+        ] {
+            assert!(!super::is_chain(text.as_bytes()), "{text:?}");
+        }
     }
 }
