@@ -383,6 +383,26 @@ mod root {
         assert_eq!(output.status.code(), Some(2));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(stderr.contains("/no/such/program"), "{stderr}");
+        // Refused before anything is attached.
+        assert!(!stderr.contains("ready"), "{stderr}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+
+    #[test]
+    fn a_thread_is_refused_with_its_process() {
+        let script = "import threading\n\
+            thread = threading.Thread(target=input)\nthread.start()\n\
+            print(thread.native_id, flush=True)\nthread.join()\n";
+        let mut threads = Peer::start(Command::new(python3()).args(["-c", script]));
+        let tid = threads.line();
+        let output = Command::new(ebpfkit_path())
+            .args(["sslsniff", "-p", &tid])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let wanted = format!("{tid} is a thread of process {}", threads.pid());
+        assert!(stderr.contains(&wanted), "{stderr}");
     }
 
     #[test]

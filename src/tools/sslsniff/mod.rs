@@ -33,6 +33,7 @@ use self::plan::Plan;
 use self::session::Session;
 use self::symbols::Function;
 use self::watch::{Totals, Watch};
+use crate::failure::Failure;
 use crate::kernel::features::Features;
 use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::ring::Ring;
@@ -110,7 +111,8 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let stop = Stop::on_signals()?;
     let descriptors = descriptors::raise();
     let mut sink = output::stdout(NAME, settings);
-    let found = libraries(&plan, &stop)?;
+    let program = program(&plan)?;
+    let found = libraries(&plan, program, &stop)?;
     if is_stopped(&stop) {
         return Ok(());
     }
@@ -201,8 +203,24 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     Ok(())
 }
 
-fn libraries(plan: &Plan, stop: &Stop) -> Result<Found> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+/// The file of the command, before anything is done that it would be too late after.
+fn program(plan: &Plan) -> Result<Option<PathBuf>> {
+    let Some((program, _)) = &plan.command else {
+        return Ok(None);
+    };
+    // Without a PATH, where execvp(3) looks.
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    let Some(file) = discover::program_file(program, &path) else {
+        return Err(Failure::usage(format!(
+            "cannot run the command {}: there is no executable file of that name",
+            program.display()
+        ))
+        .into());
+    };
+    Ok(Some(file))
+}
+
+fn libraries(plan: &Plan, program: Option<PathBuf>, stop: &Stop) -> Result<Found> {
     let places = Places {
         only: plan.only.clone(),
         pids: if plan.command.is_some() {
@@ -210,10 +228,7 @@ fn libraries(plan: &Plan, stop: &Stop) -> Result<Found> {
         } else {
             plan.pids.clone()
         },
-        program: plan
-            .command
-            .as_ref()
-            .and_then(|(program, _)| discover::program_file(program, &path)),
+        program,
     };
     discover::discover(&places, &|| is_stopped(stop))
 }

@@ -3,7 +3,7 @@
 //! From arguments to what is written to the kernel: pure, and printable.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Args;
 use crate::failure::Failure;
@@ -76,8 +76,15 @@ impl Plan {
                 .map(|(program, args)| (PathBuf::from(program), args.to_vec())),
         };
         for pid in &args.pid {
-            if !Path::new(&format!("/proc/{pid}")).exists() {
-                return Err(Failure::usage(format!("--pid {pid}: no such process")));
+            let status = std::fs::read(format!("/proc/{pid}/status"))
+                .map_err(|_| Failure::usage(format!("--pid {pid}: no such process")))?;
+            // A thread has a folder in /proc as well, which is only not listed.
+            if let Some(process) = process_of(&status)
+                && process != *pid
+            {
+                return Err(Failure::usage(format!(
+                    "--pid {pid}: {pid} is a thread of process {process}"
+                )));
             }
         }
         for user in &args.user {
@@ -100,6 +107,14 @@ impl Plan {
     pub fn huge_records(&self) -> bool {
         u64::from(self.ring) >= SMALLEST_RING_FOR_HUGE
     }
+}
+
+/// The process that the text of a `/proc/PID/status` is about, or is of a thread of.
+fn process_of(status: &[u8]) -> Option<u32> {
+    let number = status
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"Tgid:"))?;
+    std::str::from_utf8(number).ok()?.trim().parse().ok()
 }
 
 fn comm_key(comm: &str) -> Result<[u8; 16], Failure> {
@@ -194,6 +209,16 @@ mod tests {
         assert_eq!(parse_pid("1"), Ok(1));
         for wrong in ["0", "-1", "+1", "", "x", "4294967296", "2147483648"] {
             assert!(parse_pid(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_thread_belongs_to_a_process() {
+        let status = std::fs::read("/proc/thread-self/status").unwrap();
+        assert_eq!(process_of(&status), Some(std::process::id()));
+        assert_eq!(process_of(b"Name:\t\xff\nTgid:\t12\nPid:\t13\n"), Some(12));
+        for wrong in [&b""[..], b"Tgid:", b"Tgid:\tx\n", b"Name:\tx"] {
+            assert_eq!(process_of(wrong), None);
         }
     }
 
