@@ -311,6 +311,66 @@ mod root {
     }
 
     #[test]
+    fn no_announced_body_hides_a_request() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let tool = watch(&network);
+        let token = format!("{HEADER}: {TOKEN}\r\n");
+        let secret = "/latest/meta-data/iam/security-credentials/demo-role";
+        let forwarded = format!("GET {secret} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 1\r\n\r\n");
+        let data = "GET /latest/user-data HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
+        let length = forwarded.len();
+        let hidden = [
+            (
+                "GET",
+                format!("{token}Content-Length: {length}"),
+                &forwarded,
+            ),
+            ("GET", format!("{token}Content-Length: 999999"), &data),
+            ("HEAD", format!("{token}Content-Length: 999999"), &data),
+            ("PUT", "Content-Length: 9999".to_owned(), &data),
+            ("GET", format!("{token}Transfer-Encoding: chunked"), &data),
+        ];
+        let mut expected = Vec::new();
+        for (method, headers, inner) in &hidden {
+            let path = if *method == "PUT" {
+                "/latest/api/token"
+            } else {
+                "/latest/meta-data/ami-id"
+            };
+            let outer = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n");
+            let whole = format!("{outer}{inner}");
+            let at = outer.len();
+            let splits = [0, at - 3, at, at + 9];
+            for at in splits {
+                let (first, second) = whole.as_bytes().split_at(at);
+                let pieces = [first, second].map(<[u8]>::to_vec);
+                send(
+                    &network,
+                    pieces
+                        .into_iter()
+                        .filter(|piece| !piece.is_empty())
+                        .collect(),
+                );
+                expected.push((path.to_owned(), vec!["unparsable"]));
+                expected.push(if *inner == &forwarded {
+                    let findings = vec!["imdsv1", "forwarded", "credentials"];
+                    (secret.to_owned(), findings)
+                } else {
+                    let findings = vec!["imdsv1", "credentials"];
+                    ("/latest/user-data".to_owned(), findings)
+                });
+            }
+        }
+        let ended = tool.stop();
+        let found: Vec<_> = requests(&ended)
+            .into_iter()
+            .map(|event| (event["path"].as_str().unwrap().to_owned(), findings(event)))
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
     fn what_is_no_request_is_unparsable() {
         let network = Network::new();
         let _service = MetadataService::start(&network);

@@ -132,7 +132,11 @@ mod root {
             if ["transfer-encoding", "upgrade", "expect"].contains(&name.as_str()) {
                 return None;
             }
-            if name == "content-length" && value.iter().any(|byte| !b"0 \t".contains(byte)) {
+            let zeros = || {
+                let value = value.trim_ascii();
+                !value.is_empty() && value.iter().all(|byte| *byte == b'0')
+            };
+            if name == "content-length" && !zeros() {
                 return None;
             }
             token |= name == TOKEN && value.iter().any(|byte| !b" \t".contains(byte));
@@ -304,6 +308,9 @@ mod root {
             "X-Real-IP: 1",
             "Content-Length: 0",
             "Content-Length: 00 0",
+            "Content-Length: 00 ",
+            "content-length:\t0",
+            "Content-Length: 0x",
             "Content-Length: 12",
             "Content-Length:",
             "Transfer-Encoding: chunked",
@@ -383,15 +390,9 @@ mod root {
                 // And user space has nothing to say about what it is not shown.
                 let mut rest = &payload[..];
                 while expected && !rest.is_empty() {
-                    let Step::Head {
-                        request,
-                        length,
-                        body,
-                    } = step(rest, &secrets)
-                    else {
+                    let Step::Head { request, length } = step(rest, &secrets) else {
                         return Err(TestCaseError::fail(payload.escape_ascii().to_string()));
                     };
-                    prop_assert_eq!(body, 0);
                     prop_assert_eq!(findings(&request, mask), [], "{}", payload.escape_ascii());
                     rest = &rest[length..];
                 }
@@ -498,6 +499,9 @@ mod root {
         syn[14 + 20 + 13] = 0x02;
         assert!(!filter.passes(&syn));
         assert!(!send(&good));
+        // Whole, but nobody knows where the next one begins.
+        assert!(send(b"GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"));
+        assert!(send(&good));
     }
 
     /// Nanoseconds per run, the best of several rounds.

@@ -115,7 +115,7 @@ enum finding {
 	CLEAN,
 	/* Complete requests, one of which is not. */
 	SUSPICIOUS,
-	/* Not, or not only, complete requests. */
+	/* Not, or not only, complete requests, or services disagree about what they are. */
 	UNREADABLE,
 };
 
@@ -170,7 +170,7 @@ __noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 
 		bad |= ended & missing & needed;
 		flags &= ~ended;
 	}
-	if (!(entry >> 31))
+	if (!(entry >> 31) || bad & SCAN_BODY)
 		return UNREADABLE;
 	return bad ? SUSPICIOUS : CLEAN;
 }

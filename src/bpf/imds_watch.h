@@ -13,6 +13,8 @@
 /* The scanner's flags that make a request suspicious: FORWARDED, CREDENTIALS, BODY. Bit 15 is END.
  */
 #define SCAN_BAD 0x7000
+/* BODY alone. */
+#define SCAN_BODY 0x1000
 
 /* An endpoint's mask: the scanner's flags of which a request needs one, if there are any, */
 #define IMDS_HEADERS 0x07ffULL

@@ -42,8 +42,6 @@ struct Flow<M> {
     /// Sequence number behind the last byte of `bytes`.
     next: u32,
     bytes: Vec<u8>,
-    /// Bytes of a body that are still to come.
-    body: u64,
     /// Pieces behind a gap.
     later: Vec<(u32, Vec<u8>)>,
     touched: Instant,
@@ -108,7 +106,7 @@ impl<M: Clone> Flows<M> {
         }
         let fits = flow.insert(seq, payload);
         let (requests, meta) = (flow.read(&self.secrets), flow.meta.clone());
-        if flow.is_idle() && flow.body == 0 {
+        if flow.is_idle() {
             self.flows.remove(&key);
         }
         found.extend(requests.into_iter().map(|request| Found {
@@ -177,7 +175,6 @@ impl<M> Flow<M> {
             meta,
             next: seq,
             bytes: Vec::new(),
-            body: 0,
             later: Vec::new(),
             touched: now,
         }
@@ -185,7 +182,7 @@ impl<M> Flow<M> {
 
     /// Nothing waits for what comes next.
     fn is_idle(&self) -> bool {
-        self.bytes.is_empty() && self.later.is_empty() && self.body == 0
+        self.bytes.is_empty() && self.later.is_empty()
     }
 
     /// Puts a piece where it belongs; false if there is no room for it.
@@ -237,29 +234,9 @@ impl<M> Flow<M> {
     fn read(&mut self, secrets: &Secrets) -> Vec<Request> {
         let mut found = Vec::new();
         while !self.bytes.is_empty() {
-            let body = self
-                .bytes
-                .len()
-                .min(usize::try_from(self.body).unwrap_or(usize::MAX));
-            self.bytes.drain(..body);
-            self.body -= body as u64;
-            if self.bytes.is_empty() {
-                break;
-            }
             match step(&self.bytes, secrets) {
-                Step::Head {
-                    request,
-                    length,
-                    body,
-                } => {
-                    // Where the next request begins is not known then.
-                    let rest = if request.unparsable {
-                        self.bytes.len()
-                    } else {
-                        length
-                    };
-                    self.bytes.drain(..rest);
-                    self.body = if request.unparsable { 0 } else { body };
+                Step::Head { request, length } => {
+                    self.bytes.drain(..length);
                     found.push(request);
                 }
                 Step::Partial => break,
@@ -326,22 +303,33 @@ mod tests {
     }
 
     #[test]
-    fn pipelined_requests_and_bodies_are_told_apart() {
-        let (mut flows, now) = (flows(), Instant::now());
-        let mut bytes = b"POST /b HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET /".to_vec();
-        bytes.extend(REQUEST);
-        let expected = [Some("/b".to_owned()), Some("/a".to_owned())];
-        assert_eq!(paths(flows.push(key(1), 5, &bytes, (), now)), expected);
-        let (first, second) = bytes.split_at(bytes.len() - REQUEST.len() - 2);
-        assert_eq!(
-            paths(flows.push(key(1), 500, first, (), now)),
-            expected[..1]
-        );
-        let next = 500 + u32::try_from(first.len()).unwrap();
-        assert_eq!(
-            paths(flows.push(key(1), next, second, (), now)),
-            expected[1..]
-        );
+    fn pipelined_requests_are_told_apart_and_no_body_hides_one() {
+        for header in [
+            "Content-Length: 5",
+            "Content-Length: 0",
+            "Content-Length: 99999",
+            "Transfer-Encoding: chunked",
+        ] {
+            let (mut flows, now) = (flows(), Instant::now());
+            let mut bytes = format!("GET /b HTTP/1.1\r\n{header}\r\n\r\n").into_bytes();
+            let head = bytes.len();
+            bytes.extend(REQUEST);
+            let found = flows.push(key(1), 5, &bytes, (), now);
+            assert_eq!(found[0].request.unparsable, !header.ends_with(" 0"));
+            let expected = [Some("/b".to_owned()), Some("/a".to_owned())];
+            assert_eq!(paths(found), expected);
+            let (first, second) = bytes.split_at(head);
+            assert_eq!(
+                paths(flows.push(key(1), 500, first, (), now)),
+                expected[..1]
+            );
+            let next = 500 + u32::try_from(first.len()).unwrap();
+            assert_eq!(
+                paths(flows.push(key(1), next, second, (), now)),
+                expected[1..]
+            );
+            assert!(flows.is_empty());
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub const END: u16 = 1 << 15;
 pub const FORWARDED: u16 = 1 << 14;
 /// A path that hands out secrets.
 pub const CREDENTIALS: u16 = 1 << 13;
-/// A body follows, or another protocol: where the next request begins is not for the automaton.
+/// A body is announced, or another protocol: services disagree about where the next request begins.
 pub const BODY: u16 = 1 << 12;
 /// A line ends here; gone in the finished table.
 const LINE: u16 = 1 << 11;
@@ -126,7 +126,10 @@ fn header_patterns() -> Patterns {
         FORWARDED,
     ));
     patterns.push(("(?i:transfer-encoding|upgrade|expect):".to_owned(), BODY));
-    patterns.push(("(?i:content-length):[0\\t ]*[^0\\t \\r]".to_owned(), BODY));
+    // Any value but zeros, the empty one included.
+    for value in ["[^0\\t ]", "0+[^0\\t \\r]", "0+[\\t ]+[^\\t \\r]"] {
+        patterns.push((format!("(?i:content-length):[\\t ]*{value}"), BODY));
+    }
     patterns
 }
 
@@ -449,9 +452,10 @@ mod tests {
         assert!(!clean(
             &get("/").replace("Host:", "Content-Length: 5\r\nHost:")
         ));
-        assert!(!clean(
-            &get("/").replace("Host:", "Content-Length:  010\r\nHost:")
-        ));
+        for value in ["  010", "", " ", "0 0", "+0", "0,0", "0x"] {
+            let text = get("/").replace("Host:", &format!("Content-Length:{value}\r\nHost:"));
+            assert!(!clean(&text), "{text:?}");
+        }
     }
 
     #[test]
