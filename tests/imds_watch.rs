@@ -311,6 +311,35 @@ mod root {
     }
 
     #[test]
+    fn where_clouds_share_an_address_the_path_decides_which_header_counts() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let tool = Tool::start(&network.machine, &["imds-watch"]);
+        let path = "/latest/meta-data/iam/info";
+        let others = [
+            "Authorization: Basic eHg=",
+            "Metadata: true",
+            "Metadata-Flavor: x",
+            "Metadata-Token: x",
+        ];
+        for header in others {
+            send(&network, vec![get(path, &format!("{header}\r\n"))]);
+        }
+        send(&network, vec![get(path, &format!("{HEADER}: {TOKEN}\r\n"))]);
+        send(
+            &network,
+            vec![get("/metadata/instance", "Metadata: true\r\n")],
+        );
+        // Goes up, and is fine all the same.
+        send(&network, vec![get("/metadata/v1/id", "")]);
+        let ended = tool.stop();
+        let found = requests(&ended);
+        assert_eq!(found.len(), others.len(), "{ended:#?}");
+        assert!(found.iter().all(|event| findings(event) == ["imdsv1"]));
+        assert_eq!(counts(&ended), (2, others.len() as u64 + 1, 0));
+    }
+
+    #[test]
     fn no_announced_body_hides_a_request() {
         let network = Network::new();
         let _service = MetadataService::start(&network);

@@ -74,12 +74,13 @@ mod root {
     }
 
     /// What the filter is to hold for clean, written out by hand.
-    fn is_clean(mut payload: &[u8]) -> bool {
+    /// Each request is to have one of `required`.
+    fn is_clean(mut payload: &[u8], required: &[&str]) -> bool {
         if payload.is_empty() || payload.len() > 2048 {
             return false;
         }
         while !payload.is_empty() {
-            let Some(length) = clean_request(payload) else {
+            let Some(length) = clean_request(payload, required) else {
                 return false;
             };
             payload = &payload[length..];
@@ -87,7 +88,7 @@ mod root {
         true
     }
 
-    fn clean_request(payload: &[u8]) -> Option<usize> {
+    fn clean_request(payload: &[u8], required: &[&str]) -> Option<usize> {
         let line_end = |from: usize| {
             payload[from..]
                 .windows(2)
@@ -95,14 +96,18 @@ mod root {
                 .map(|at| from + at)
         };
         let end = line_end(0)?;
-        let mut token = clean_request_line(str::from_utf8(&payload[..end]).ok()?)?;
+        let (mut has, counting) = clean_request_line(str::from_utf8(&payload[..end]).ok()?)?;
         let mut at = end + 2;
         loop {
             let end = line_end(at)?;
             let line = &payload[at..end];
             at = end + 2;
             if line.is_empty() {
-                return token.then_some(at);
+                let counts = |header: &&&str| {
+                    has.iter().any(|has| has == **header)
+                        && counting.is_none_or(|counting| counting.contains(*header))
+                };
+                return required.iter().any(|header| counts(&header)).then_some(at);
             }
             let colon = line.iter().position(|byte| *byte == b':')?;
             let (name, value) = (str::from_utf8(&line[..colon]).ok()?, &line[colon + 1..]);
@@ -139,12 +144,16 @@ mod root {
             if name == "content-length" && !zeros() {
                 return None;
             }
-            token |= name == TOKEN && value.iter().any(|byte| !b" \t".contains(byte));
+            let value = value.trim_ascii();
+            if !value.is_empty() && (name != "metadata" || value.eq_ignore_ascii_case(b"true")) {
+                has.push(name);
+            }
         }
     }
 
-    /// Whether the request line counts as having the token; `None` if it is not clean.
-    fn clean_request_line(line: &str) -> Option<bool> {
+    /// The headers that the request line counts for, and those that count on its path if not all
+    /// do; `None` if it is not clean.
+    fn clean_request_line(line: &str) -> Option<(Vec<String>, Option<&[&str]>)> {
         let line = line
             .strip_suffix(" HTTP/1.1")
             .or(line.strip_suffix(" HTTP/1.0"))?;
@@ -211,7 +220,22 @@ mod root {
         if local.contains('?') && query_lower.split('&').any(parameter) {
             return None;
         }
-        Some(method == "PUT" && path == "/latest/api/token")
+        let has: &[&str] = match (method, path) {
+            ("PUT", "/latest/api/token") => &[TOKEN],
+            ("PUT", "/v1/token") => &["metadata-token"],
+            _ => &[],
+        };
+        let first = path[1..].split('/').next()?.to_ascii_lowercase();
+        let counting: Option<&[&str]> = match first.as_str() {
+            "latest" => Some(&[TOKEN]),
+            "computemetadata" => Some(&["metadata-flavor"]),
+            "metadata" => Some(&["metadata"]),
+            "opc" => Some(&["authorization"]),
+            "v1" => Some(&["metadata-token"]),
+            first if first.starts_with(|c: char| c.is_ascii_digit()) => Some(&[TOKEN]),
+            _ => None,
+        };
+        Some((has.iter().map(|has| (*has).to_owned()).collect(), counting))
     }
 
     fn target() -> impl Strategy<Value = String> {
@@ -236,6 +260,10 @@ mod root {
             ".a",
             "user-datas",
             "computeMetadata",
+            "metadata",
+            "opc",
+            "OPC",
+            "2021-07-15",
             "v1",
             "a b",
         ];
@@ -283,6 +311,13 @@ mod root {
             "/latest/api/token",
             "/latest/meta-data/",
             "/latest/meta-data/instance-id",
+            "/2021-07-15/meta-data/instance-id",
+            "/computeMetadata/v1/instance/zone",
+            "/metadata/instance?api-version=1",
+            "/opc/v2/instance/",
+            "/v1/token",
+            "/v1/instance",
+            "/openstack/latest",
             "/",
         ];
         let targets = prop_oneof![
@@ -323,6 +358,11 @@ mod root {
             "A: \u{7f}",
             "A: \0",
             "Metadata: true",
+            "Metadata:  TRUE ",
+            "metadata: false",
+            "Metadata-Flavor: Google",
+            "Metadata-Token: x",
+            "Authorization: Bearer Oracle",
         ];
         let headers = prop::collection::vec(prop::sample::select(headers.to_vec()), 0..5);
         let ends = prop_oneof![19 => Just("\r\n"), 1 => Just("\n")];
@@ -363,22 +403,34 @@ mod root {
 
     #[test]
     fn the_kernel_finds_clean_what_a_plain_function_does() {
+        compare(&plan(), &[TOKEN]);
+        let all = Plan::new(&["all".to_owned()], &[]).unwrap();
+        let headers = [
+            TOKEN,
+            "authorization",
+            "metadata",
+            "metadata-flavor",
+            "metadata-token",
+        ];
+        compare(&all, &headers);
+    }
+
+    fn compare(plan: &Plan, required: &[&str]) {
         let mut object = MaybeUninit::uninit();
-        let plan = plan();
-        let filter = Filter::new(&mut object, &plan);
+        let filter = Filter::new(&mut object, plan);
         let secrets = Secrets::new().unwrap();
-        let mask = plan.targets[0].mask;
+        let mask = plan.target(IMDS.into(), Some(80)).unwrap().mask;
         let clean = RefCell::new(0);
         let requests = prop::collection::vec(request(), 1..3);
         let mut runner = TestRunner::new(Config {
-            cases: 20_000,
+            cases: 40_000,
             failure_persistence: None,
             ..Config::default()
         });
         runner
             .run(&requests, |requests| {
                 let payload = requests.concat();
-                let expected = is_clean(&payload);
+                let expected = is_clean(&payload, required);
                 let passes = !payload.is_empty() && filter.passes_request(&payload);
                 prop_assert_eq!(
                     passes,

@@ -120,7 +120,8 @@ enum finding {
 };
 
 /* Runs the automaton over `len` bytes of payload; says which enum finding. scanner.rs does the same
- * in Scanner::clean(). `required` are flags, of which each request needs one.
+ * in Scanner::clean(). `required` are flags, of which each request needs one
+ * that its path does not rule out.
  *
  * A global function (kernel 5.6), so that the verifier follows its loop once and not for each of
  * the ways that lead here.
@@ -163,8 +164,8 @@ __noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 
 		/* All ones where a head ends, else zero. */
 		ended = (__s32)entry >> 31;
 		barrier_var(ended);
-		/* 1 where no required flag was raised, else 0. */
-		missing = ((flags & required) - 1) >> 31;
+		/* 1 where no required flag was raised that counts, else 0. */
+		missing = ((flags & ~(flags >> SCAN_HEADERS) & required) - 1) >> 31;
 		barrier_var(missing);
 		bad |= ended & (flags & SCAN_BAD);
 		bad |= ended & missing & needed;

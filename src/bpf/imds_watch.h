@@ -17,7 +17,9 @@
 #define SCAN_BODY 0x1000
 
 /* An endpoint's mask: the scanner's flags of which a request needs one, if there are any, */
-#define IMDS_HEADERS 0x07ffULL
+#define IMDS_HEADERS 0x003fULL
+/* (as many above them say that the request's path is one where that header does not count) */
+#define SCAN_HEADERS 6
 /* and whether it hands out secrets whatever the path. */
 #define IMDS_ALWAYS (1ULL << 63)
 

@@ -57,6 +57,44 @@ pub const TOKENS: &[(&str, &str)] = &[
     ("/v1/token", "metadata-token"),
 ];
 
+/// A session token of the services that answer as EC2 does.
+const EC2: &[&str] = &["x-aws-ec2-metadata-token", "x-aliyun-ecs-metadata-token"];
+
+/// First path segments by which a request shows what kind of service it is for, in lower case and
+/// compared without regard to case, with the headers that such a service wants; `0` stands for a
+/// segment that begins with a digit (a version of EC2's). Sources: [`crate::metadata::CLOUDS`].
+pub const OWNED: &[(&str, &[&str])] = &[
+    ("latest", EC2),
+    ("0", EC2),
+    ("computemetadata", &["metadata-flavor"]),
+    ("metadata", &["metadata"]),
+    ("opc", &["authorization"]),
+    ("v1", &["metadata-token"]),
+];
+
+/// Paths that some service answers which wants no header: Vultr; DigitalOcean, UpCloud.
+const OPEN: &[&str] = &["/v1", "/metadata/v1"];
+
+/// The headers that the service wants whose path this is; `None` where it could be anyone's.
+pub fn wanted(path: &str) -> Option<&'static [&'static str]> {
+    let first = path.strip_prefix('/')?.split('/').next()?;
+    let dated = first.starts_with(|c: char| c.is_ascii_digit());
+    OWNED
+        .iter()
+        .find(|(name, _)| first.eq_ignore_ascii_case(name) || (*name == "0" && dated))
+        .map(|(_, headers)| *headers)
+}
+
+/// Whether a service that wants no header answers this path, though others want one.
+pub fn is_open(path: &str) -> bool {
+    let below = |prefix: &&str| {
+        path.get(..prefix.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+            && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
+    };
+    OPEN.iter().any(|prefix| below(&prefix))
+}
+
 /// Recognises targets that hand out secrets.
 #[derive(Debug)]
 pub struct Secrets {
@@ -127,6 +165,26 @@ mod tests {
         ] {
             assert!(secrets.hands_out(path), "{path}");
         }
+    }
+
+    #[test]
+    fn the_first_segment_says_which_header_is_wanted() {
+        for (path, headers) in [
+            ("/latest/meta-data/", EC2),
+            ("/Latest", EC2),
+            ("/2021-07-15/meta-data", EC2),
+            ("/computeMetadata/v1/", &["metadata-flavor"]),
+            ("/metadata/instance", &["metadata"]),
+            ("/opc/v2/instance/", &["authorization"]),
+            ("/v1/instance", &["metadata-token"]),
+        ] {
+            assert_eq!(wanted(path), Some(headers), "{path}");
+        }
+        for path in ["/", "/openstack/latest", "/latests", "/v1.json"] {
+            assert_eq!(wanted(path), None, "{path}");
+        }
+        assert!(is_open("/v1") && is_open("/V1/x") && is_open("/metadata/v1/id"));
+        assert!(!is_open("/v1.json") && !is_open("/metadata/instance") && !is_open("/"));
     }
 
     #[test]

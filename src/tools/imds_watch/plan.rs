@@ -8,17 +8,21 @@ use crate::failure::Failure;
 use crate::metadata::{self, CLOUDS, Cloud, HTTPS};
 
 use super::request::Request;
-use super::scanner::header_flag;
+use super::scanner::{header_flag, header_flags};
 
 /// Bits of an endpoint's mask that are the scanner's header flags: `IMDS_HEADERS` of `imds_watch.h`.
-const HEADERS: u64 = 0x07ff;
+const HEADERS: u64 = 0x003f;
 /// Every request is one for credentials: `IMDS_ALWAYS` of `imds_watch.h`.
 const ALWAYS: u64 = 1 << 63;
-/// The header that is missing is a session token. For user space only.
-const SESSION: u64 = 1 << 62;
+/// A cloud is there that wants no header. For user space only.
+const OPEN: u64 = 1 << 62;
 
-/// Clouds whose header is a session token that has to be fetched first.
-const SESSION_CLOUDS: &[&str] = &["akamai", "alibaba", "aws"];
+/// Headers that carry a session token, which has to be fetched first.
+const SESSION: &[&str] = &[
+    "metadata-token",
+    "x-aliyun-ecs-metadata-token",
+    "x-aws-ec2-metadata-token",
+];
 /// Clouds whose endpoint does nothing but hand out credentials.
 const ALWAYS_CLOUDS: &[&str] = &["aws-ecs", "aws-eks"];
 
@@ -139,10 +143,7 @@ impl Plan {
 fn mask(cloud: &Cloud) -> u64 {
     let mut mask = cloud
         .header
-        .map_or(0, |header| u64::from(header_flag(header)));
-    if SESSION_CLOUDS.contains(&cloud.name) {
-        mask |= SESSION;
-    }
+        .map_or(OPEN, |header| u64::from(header_flag(header)));
     if ALWAYS_CLOUDS.contains(&cloud.name) {
         mask |= ALWAYS;
     }
@@ -151,15 +152,21 @@ fn mask(cloud: &Cloud) -> u64 {
 
 /// What is to be said about a request to an endpoint with this mask, in a fixed order.
 ///
-/// Where clouds share an address, any of their headers will do: nobody can tell from outside which
-/// cloud this is. A request with none of them is `imdsv1` if one of the clouds has session tokens.
+/// Where clouds share an address, the path decides which of their headers it needs; where it could
+/// be any cloud's, any of them will do: nobody can tell from outside which cloud this is. A request
+/// with none is `imdsv1` if one of those that would do is a session token.
 /// Of a request that could not be read, nothing is said to be missing.
 pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let required = mask & HEADERS;
+    let all = mask & HEADERS;
+    let required = match all & u64::from(request.wanted) {
+        0 => all,
+        of_path => of_path,
+    };
+    let free = request.open && mask & OPEN != 0;
     let whole = !request.unparsable || !request.headers.is_empty();
-    if whole && required != 0 && u64::from(request.tokens) & required == 0 {
-        findings.push(if mask & SESSION != 0 {
+    if whole && !free && required != 0 && u64::from(request.tokens) & required == 0 {
+        findings.push(if required & u64::from(header_flags(SESSION)) != 0 {
             Finding::Imdsv1
         } else {
             Finding::MissingMetadataHeader
@@ -227,6 +234,68 @@ mod tests {
             findings(&Request::default(), shared.mask),
             [Finding::Imdsv1]
         );
+    }
+
+    #[test]
+    fn the_path_decides_whose_header_is_needed() {
+        let plan = plan(&["all"], &[]).unwrap();
+        let mask = plan
+            .target("169.254.169.254".parse().unwrap(), Some(80))
+            .unwrap()
+            .mask;
+        let secrets = super::super::paths::Secrets::new().unwrap();
+        let of = |mask: u64, path: &str, header: &str| {
+            let text = format!("GET {path} HTTP/1.1\r\n{header}: true\r\n\r\n");
+            match super::super::request::step(text.as_bytes(), &secrets) {
+                super::super::request::Step::Head { request, .. } => findings(&request, mask),
+                other => panic!("{other:?}"),
+            }
+        };
+        let token = "X-aws-ec2-metadata-token";
+        for (path, wanted, missing) in [
+            ("/latest/meta-data/iam/info", token, Finding::Imdsv1),
+            ("/%6catest/meta-data/", token, Finding::Imdsv1),
+            ("//2021-07-15/meta-data/", token, Finding::Imdsv1),
+            (
+                "/computeMetadata/v1/",
+                "Metadata-Flavor",
+                Finding::MissingMetadataHeader,
+            ),
+            (
+                "/metadata/instance",
+                "Metadata",
+                Finding::MissingMetadataHeader,
+            ),
+            (
+                "/opc/v2/instance/",
+                "Authorization",
+                Finding::MissingMetadataHeader,
+            ),
+        ] {
+            for header in [
+                token,
+                "Authorization",
+                "Metadata",
+                "Metadata-Flavor",
+                "Metadata-Token",
+                "X",
+            ] {
+                let expected = if header == wanted {
+                    vec![]
+                } else {
+                    vec![missing]
+                };
+                assert_eq!(of(mask, path, header), expected, "{path} {header}");
+            }
+        }
+        assert_eq!(of(mask, "/v1/", "X"), []);
+        assert_eq!(of(mask, "/metadata/v1/id", "X"), []);
+        assert_eq!(of(mask, "/openstack/", "Metadata"), []);
+        assert_eq!(of(mask, "/openstack/", "X"), [Finding::Imdsv1]);
+        // Where there is but one, the path decides nothing.
+        let akamai = u64::from(header_flag("metadata-token"));
+        assert_eq!(of(akamai, "/v1/", "X"), [Finding::Imdsv1]);
+        assert_eq!(of(akamai, "/latest/", "Metadata-Token"), []);
     }
 
     #[test]

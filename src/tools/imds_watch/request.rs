@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use httparse::{EMPTY_HEADER, Status};
 
-use super::paths::{Secrets, TOKENS};
-use super::scanner::{header_flag, is_forwarding_header};
+use super::paths::{Secrets, TOKENS, is_open, wanted};
+use super::scanner::{header_flag, header_flags, is_forwarding_header};
 
 /// More headers than any client sends.
 const MAX_HEADERS: usize = 128;
@@ -28,6 +28,10 @@ pub struct Request {
     pub headers: Vec<String>,
     /// The flags ([`header_flag`]) of the headers that are there and not empty.
     pub tokens: u16,
+    /// The flags of those that the path's service wants; 0 where the path could be anyone's.
+    pub wanted: u16,
+    /// A service that wants no header may answer the path.
+    pub open: bool,
     /// A proxy has added a header.
     pub forwarded: bool,
     /// The path hands out secrets.
@@ -162,6 +166,8 @@ impl Request {
         self.credentials = secrets.hands_out(local)
             || secrets.hands_out(&plain)
             || secrets.hands_out(&format!("/?{}", decoded(query)));
+        self.wanted = wanted(&plain).map_or(0, header_flags);
+        self.open = is_open(&plain);
         if self.method.as_deref() == Some("PUT") {
             for (token, header) in TOKENS {
                 if plain == *token {

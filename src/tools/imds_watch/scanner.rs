@@ -20,7 +20,7 @@ use regex_automata::util::primitives::StateID;
 use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, MatchKind};
 
-use super::paths::{TOKENS, secrets};
+use super::paths::{OWNED, TOKENS, secrets};
 use crate::metadata::CLOUDS;
 
 /// `SCAN_ENTRIES` of `imds_watch.bpf.c`.
@@ -34,10 +34,11 @@ pub const FORWARDED: u16 = 1 << 14;
 pub const CREDENTIALS: u16 = 1 << 13;
 /// A body is announced, or another protocol: services disagree about where the next request begins.
 pub const BODY: u16 = 1 << 12;
-/// A line ends here; gone in the finished table.
-const LINE: u16 = 1 << 11;
-/// The flags below are one per header of [`headers`].
-const HEADER_FLAGS: usize = 11;
+/// A line ends here; gone in the finished table, whose flags have 16 bits.
+const LINE: u32 = 1 << 16;
+/// The lowest flags are one per header of [`headers`]; as many above say that the path is one
+/// where that header does not count.
+const HEADER_FLAGS: usize = 6;
 
 /// The headers that make a request one that its cloud wants to see, in lower case; the place of
 /// each is the number of its flag.
@@ -54,6 +55,13 @@ pub fn header_flag(header: &str) -> u16 {
         .iter()
         .position(|known| *known == header)
         .map_or(0, |bit| 1 << bit)
+}
+
+/// The flags of these headers.
+pub fn header_flags(headers: &[&str]) -> u16 {
+    headers
+        .iter()
+        .fold(0, |all, header| all | header_flag(header))
 }
 
 /// Whether a header of this name, in lower case, says that a proxy passed the request on.
@@ -87,7 +95,7 @@ const VALUE: &str = "[\\t\\x20-\\x7e\\x80-\\xff]*";
 const NOT_EMPTY: &str = "[\\t ]*[\\x21-\\x7e\\x80-\\xff]";
 
 /// Expressions, each with the flags that are raised at the byte that completes it.
-type Patterns = Vec<(String, u16)>;
+type Patterns = Vec<(String, u32)>;
 
 /// A request line, compared from its first byte.
 fn line_patterns() -> Patterns {
@@ -97,10 +105,20 @@ fn line_patterns() -> Patterns {
         LINE,
     )];
     for (path, header) in TOKENS {
-        patterns.push((format!("PUT {target}{path}[? ]"), header_flag(header)));
+        let flag = header_flag(header).into();
+        patterns.push((format!("PUT {target}{path}[? ]"), flag));
+    }
+    for (name, wanted) in OWNED {
+        let first = match *name {
+            "0" => "[0-9]".to_owned(),
+            name => format!("(?i:{name})[/? ]"),
+        };
+        let others = header_flags(&headers()) & !header_flags(wanted);
+        let flags = u32::from(others) << HEADER_FLAGS;
+        patterns.push((format!("{METHOD} {target}/{first}"), flags));
     }
     for secret in secrets() {
-        patterns.push((format!("{METHOD} {secret}"), CREDENTIALS));
+        patterns.push((format!("{METHOD} {secret}"), CREDENTIALS.into()));
     }
     patterns
 }
@@ -108,7 +126,7 @@ fn line_patterns() -> Patterns {
 /// A header line or the empty line, compared from its first byte.
 fn header_patterns() -> Patterns {
     let mut patterns = vec![
-        ("\\r\\n".to_owned(), END),
+        ("\\r\\n".to_owned(), END.into()),
         (format!("{NAME}:{VALUE}\\r\\n"), LINE),
     ];
     for header in headers() {
@@ -118,17 +136,21 @@ fn header_patterns() -> Patterns {
         } else {
             NOT_EMPTY
         };
-        patterns.push((format!("(?i:{header}):{value}"), header_flag(header)));
+        let flag = header_flag(header).into();
+        patterns.push((format!("(?i:{header}):{value}"), flag));
     }
     let forwarding = FORWARDING.join("|");
     patterns.push((
         format!("(?i:{forwarding}|{FORWARDING_PREFIX}[!#$%&'*+.^_`|~0-9a-z-]*):"),
-        FORWARDED,
+        FORWARDED.into(),
     ));
-    patterns.push(("(?i:transfer-encoding|upgrade|expect):".to_owned(), BODY));
+    patterns.push((
+        "(?i:transfer-encoding|upgrade|expect):".to_owned(),
+        BODY.into(),
+    ));
     // Any value but zeros, the empty one included.
     for value in ["[^0\\t ]", "0+[^0\\t \\r]", "0+[\\t ]+[^\\t \\r]"] {
-        patterns.push((format!("(?i:content-length):[\\t ]*{value}"), BODY));
+        patterns.push((format!("(?i:content-length):[\\t ]*{value}"), BODY.into()));
     }
     patterns
 }
@@ -159,8 +181,8 @@ impl Scanner {
     }
 
     /// What the program does with the bytes of one packet's payload: whether they are complete
-    /// requests and nothing else, each with one of the `required` flags (if any is) and none of
-    /// the others.
+    /// requests and nothing else, each with one of the `required` flags (if any is) that counts
+    /// on its path, and none of the others.
     pub fn clean(&self, payload: &[u8], required: u16) -> bool {
         let (mut entry, mut flags, mut clean) = (u32::from(self.start), 0, true);
         for byte in payload {
@@ -169,7 +191,7 @@ impl Scanner {
             flags |= u16::try_from(entry >> 16).unwrap_or(0);
             if flags & END != 0 {
                 clean &= flags & (FORWARDED | CREDENTIALS | BODY) == 0;
-                clean &= required == 0 || flags & required != 0;
+                clean &= required == 0 || flags & !(flags >> HEADER_FLAGS) & required != 0;
                 flags = 0;
             }
         }
@@ -181,7 +203,7 @@ impl Scanner {
 #[derive(Debug)]
 struct Machine {
     next: Vec<[usize; 256]>,
-    flags: Vec<u16>,
+    flags: Vec<u32>,
     start: usize,
 }
 
@@ -253,7 +275,7 @@ impl Machine {
             if *flags & LINE != 0 {
                 *row = first_header;
                 *flags &= !LINE;
-            } else if *flags & END != 0 {
+            } else if *flags & u32::from(END) != 0 {
                 *row = first_request;
             }
         }
@@ -262,7 +284,11 @@ impl Machine {
 
     /// The same with the dead state in the place of those that lead to no end of a head.
     fn pruned(mut self) -> Self {
-        let mut alive: Vec<bool> = self.flags.iter().map(|flags| flags & END != 0).collect();
+        let mut alive: Vec<bool> = self
+            .flags
+            .iter()
+            .map(|flags| flags & u32::from(END) != 0)
+            .collect();
         loop {
             let more: Vec<_> = (0..self.next.len())
                 .filter(|state| !alive[*state] && self.next[*state].iter().any(|next| alive[*next]))
@@ -280,7 +306,7 @@ impl Machine {
             }
         }
         for (flags, alive) in self.flags.iter_mut().zip(&alive) {
-            *flags *= u16::from(*alive);
+            *flags *= u32::from(*alive);
         }
         for (row, alive) in self.next.iter_mut().zip(&alive) {
             if !alive {
@@ -301,7 +327,7 @@ impl Machine {
         let mut groups: Vec<usize> = vec![0; self.next.len()];
         let mut count = 0;
         loop {
-            let mut known: HashMap<(u16, usize, Vec<usize>), usize> = HashMap::new();
+            let mut known: HashMap<(u32, usize, Vec<usize>), usize> = HashMap::new();
             groups = (0..self.next.len())
                 .map(|state| {
                     let row = &self.next[state];
@@ -352,7 +378,7 @@ impl Machine {
         let mut table = vec![0; size];
         for (state, row) in self.next.iter().enumerate() {
             for (class, next) in classes.iter().zip(row) {
-                let flags = u32::from(self.flags[*next]);
+                let flags = self.flags[*next];
                 let next = u32::try_from(next * stride).context("a state too many")?;
                 table[state * stride + usize::from(*class)] = flags << 16 | next;
             }
@@ -391,7 +417,7 @@ mod tests {
             get("/"),
             get("/latest/meta-data/"),
             get("/latest/meta-data/instance-id"),
-            get("/metadata/instance?api-version=2021-02-01&format=json"),
+            get("/instance?api-version=2021-02-01&format=json"),
             get("http://169.254.169.254/latest/meta-data/"),
             get("/.hidden/a..b/..c"),
             format!(
@@ -422,6 +448,30 @@ mod tests {
             format!("{}{}", get("/").replace(TOKEN, ""), get("/")),
         ] {
             assert!(!clean(&text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_counts_only_on_a_path_of_its_service() {
+        static SCANNER: std::sync::OnceLock<Scanner> = std::sync::OnceLock::new();
+        let scanner = SCANNER.get_or_init(|| Scanner::new().unwrap());
+        for (target, wanted) in [
+            ("/latest/meta-data/", "X-aws-ec2-metadata-token"),
+            ("http://x/2021-07-15/meta-data/", "X-aws-ec2-metadata-token"),
+            ("/computeMetadata/v1/", "Metadata-Flavor"),
+            ("/metadata?x", "Metadata"),
+            ("/opc/v2/instance/", "Authorization"),
+            ("/v1/instance", "Metadata-Token"),
+        ] {
+            for header in headers() {
+                let text = format!("GET {target} HTTP/1.1\r\n{header}: true\r\n\r\n");
+                let clean = scanner.clean(text.as_bytes(), header_flags(&headers()));
+                let ec2 = wanted.starts_with("X-aws") && header.starts_with("x-aliyun");
+                let expected = header.eq_ignore_ascii_case(wanted) || ec2;
+                assert_eq!(clean, expected, "{text}");
+                let text = text.replace(target, "/x");
+                assert!(scanner.clean(text.as_bytes(), header_flags(&headers())));
+            }
         }
     }
 
