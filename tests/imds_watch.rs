@@ -496,6 +496,45 @@ mod root {
     }
 
     #[test]
+    fn without_hooks_who_had_a_port_before_is_not_named() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let mut command = network.machine.command("setpriv");
+        command
+            .args(["--bounding-set=-net_admin", "--"])
+            .arg(ebpfkit_path())
+            .args(["-o", "json", "imds-watch", "--cloud", "aws"]);
+        let tool = Tool::run(command);
+        // Ends with a reset: the port is free at once.
+        let script = format!(
+            "import socket,struct,sys\ns=socket.socket()\n\
+             s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1)\n\
+             s.setsockopt(socket.SOL_SOCKET,socket.SO_LINGER,struct.pack('ii',1,0))\n\
+             s.bind(('',42000))\ns.connect((\"{IMDS4}\",80))\n\
+             s.sendall(b\"GET /latest/\"+sys.argv[1].encode()+b\" HTTP/1.1\\r\\n\\r\\n\")\n\
+             sys.stdin.readline()"
+        );
+        let mut last = Vec::new();
+        for uid in [0, ALICE] {
+            let mut command = network.machine.command_as(uid, "/usr/bin/python3");
+            command
+                .args(["-c", &script, &uid.to_string()])
+                .stdin(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let path = format!("/latest/{uid}");
+            let found = tool.wait_for("request", |event| event["path"] == *path);
+            drop(child.stdin.take());
+            assert!(child.wait().unwrap().success());
+            last.push(found);
+        }
+        let ended = tool.stop();
+        assert!(ended.stderr.contains("CAP_NET_ADMIN"), "{}", ended.stderr);
+        let uids: Vec<_> = last.iter().map(|found| found["uid"].clone()).collect();
+        assert_eq!(uids, [json!(0), json!(ALICE)], "{last:#?}");
+        assert_eq!(last[0]["src"], last[1]["src"]);
+    }
+
+    #[test]
     fn text_shows_no_escape_of_a_path_and_ends_cleanly() {
         let network = Network::new();
         let _service = MetadataService::start(&network);

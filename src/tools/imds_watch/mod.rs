@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use libbpf_rs::OpenObject;
@@ -133,14 +133,16 @@ struct Reader<'p> {
     flows: Flows<Meta>,
     directory: Directory,
     names: HashMap<i32, String>,
-    /// What `/proc` said of connections that no hook saw.
-    older: HashMap<Key, Identity>,
+    /// What `/proc` said, and when, of the owners of sockets, by inode, that no hook saw.
+    older: HashMap<u64, (Instant, Identity)>,
     delivered: u64,
     requests: u64,
 }
 
-/// Connections that no hook saw and that are remembered.
+/// Sockets that no hook saw and whose owners are remembered,
 const MOST_OLDER: usize = 1024;
+/// and how long.
+const OLDER: Duration = Duration::from_secs(1);
 /// Packets that are read before the reader looks at signals again.
 const BATCH: usize = 1024;
 
@@ -307,30 +309,33 @@ impl<'p> Reader<'p> {
     fn who(&mut self, watch: &Watch<'_>, key: Key) -> Identity {
         let (src, dst) = key;
         if let Some(record) = watch.opened(src, dst) {
-            self.older.remove(&key);
             return record.identity(&mut self.directory);
         }
-        if let Some(identity) = self.older.get(&key) {
-            return identity.clone();
+        self.older_owner(src, dst).unwrap_or_default()
+    }
+
+    /// Who has the socket open, by its inode: the next connection may have the same ports.
+    fn older_owner(&mut self, src: SocketAddr, dst: SocketAddr) -> Option<Identity> {
+        let socket = socket_table::find(src, dst)?;
+        let now = Instant::now();
+        if let Some((since, identity)) = self.older.get(&socket.inode)
+            && now.saturating_duration_since(*since) < OLDER
+        {
+            return Some(identity.clone());
         }
-        let identity = self.older_owner(src, dst);
+        let mut identity = Identity {
+            uid: Some(socket.uid),
+            user: self.directory.user(socket.uid),
+            ..Identity::default()
+        };
+        if let Some(pid) = socket_table::holder(socket.inode) {
+            self.directory.fill(&mut identity, pid);
+        }
         if self.older.len() >= MOST_OLDER {
             self.older.clear();
         }
-        self.older.insert(key, identity.clone());
-        identity
-    }
-
-    fn older_owner(&mut self, src: SocketAddr, dst: SocketAddr) -> Identity {
-        let mut identity = Identity::default();
-        if let Some(owner) = socket_table::owner(src, dst) {
-            identity.uid = Some(owner.uid);
-            identity.user = self.directory.user(owner.uid);
-            if let Some(pid) = owner.pid {
-                self.directory.fill(&mut identity, pid);
-            }
-        }
-        identity
+        self.older.insert(socket.inode, (now, identity.clone()));
+        Some(identity)
     }
 
     fn interface(&mut self, index: i32) -> Option<String> {
