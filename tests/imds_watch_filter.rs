@@ -13,7 +13,7 @@ mod root {
     use ebpfkit::tools::imds_watch::program;
     use ebpfkit::tools::imds_watch::request::{Step, step};
     use etherparse::{IpFragOffset, PacketBuilder};
-    use libbpf_rs::{OpenObject, ProgramInput, libbpf_sys};
+    use libbpf_rs::{OpenObject, ProgramInput};
     use proptest::prelude::*;
     use proptest::test_runner::{Config, TestRunner};
 
@@ -554,97 +554,5 @@ mod root {
         // Whole, but nobody knows where the next one begins.
         assert!(send(b"GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"));
         assert!(send(&good));
-    }
-
-    /// Nanoseconds per run, the best of several rounds.
-    fn cost(program: &libbpf_rs::ProgramMut<'_>, frame: &[u8]) -> u32 {
-        (0..7)
-            .map(|_| {
-                let input = ProgramInput {
-                    data_in: Some(frame),
-                    repeat: 1_000_000,
-                    ..ProgramInput::default()
-                };
-                let output = program.test_run(input).expect("runs");
-                u32::try_from(output.duration.as_nanos()).unwrap()
-            })
-            .min()
-            .unwrap()
-    }
-
-    #[test]
-    #[ignore = "measures: run it by name, in release, on a quiet machine"]
-    fn nanoseconds_per_packet() {
-        let (mut object, plan) = (MaybeUninit::uninit(), plan());
-        let filter = Filter::new(&mut object, &plan);
-        let program = &filter.skel.progs.imds_watch;
-        let other = frame([10, 0, 0, 1], [10, 0, 0, 2], 443, &[7; 1000]);
-        let clean = frame(filter.sender(), IMDS, 80, &clean_request_bytes(200));
-        let bad = frame(
-            filter.sender(),
-            IMDS,
-            80,
-            &clean_request_bytes(200).replace(b't', b'v'),
-        );
-        println!("empty {} ns", empty(&other));
-        for (name, frame) in [
-            ("unconcerned", other),
-            ("clean", clean),
-            ("suspicious", bad),
-        ] {
-            println!("{name} {} ns", cost(program, &frame));
-        }
-    }
-
-    trait Replace {
-        fn replace(self, from: u8, to: u8) -> Self;
-    }
-
-    impl Replace for Vec<u8> {
-        /// Only in the header's name, which then is another.
-        fn replace(mut self, from: u8, to: u8) -> Self {
-            let at = self.windows(5).position(|five| five == b"token").unwrap();
-            if self[at] == from {
-                self[at] = to;
-            }
-            self
-        }
-    }
-
-    /// The cost of `r0 = 0; exit`.
-    #[allow(unsafe_code)]
-    fn empty(frame: &[u8]) -> u32 {
-        let mut exit = [
-            libbpf_sys::bpf_insn::default(),
-            libbpf_sys::bpf_insn::default(),
-        ];
-        exit[0].code = 0xb7;
-        exit[1].code = 0x95;
-        // SAFETY: everything that is pointed to outlives the calls.
-        unsafe {
-            let fd = libbpf_sys::bpf_prog_load(
-                libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER,
-                c"empty".as_ptr(),
-                c"GPL".as_ptr(),
-                exit.as_ptr(),
-                2,
-                std::ptr::null_mut(),
-            );
-            assert!(fd >= 0);
-            (0..7)
-                .map(|_| {
-                    let mut opts = libbpf_sys::bpf_test_run_opts {
-                        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as _,
-                        data_in: frame.as_ptr().cast(),
-                        data_size_in: u32::try_from(frame.len()).unwrap(),
-                        repeat: 1_000_000,
-                        ..Default::default()
-                    };
-                    assert_eq!(libbpf_sys::bpf_prog_test_run_opts(fd, &raw mut opts), 0);
-                    opts.duration
-                })
-                .min()
-                .unwrap()
-        }
     }
 }
