@@ -6,11 +6,12 @@ mod common;
 
 mod root {
     use std::io::{Read as _, Write as _};
-    use std::net::{SocketAddr, TcpStream};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
     use std::process::{Command, Stdio};
     use std::thread;
     use std::time::Duration;
 
+    use nix::sys::signal::Signal;
     use serde_json::{Value, json};
 
     use crate::common::{
@@ -532,6 +533,79 @@ mod root {
         let uids: Vec<_> = last.iter().map(|found| found["uid"].clone()).collect();
         assert_eq!(uids, [json!(0), json!(ALICE)], "{last:#?}");
         assert_eq!(last[0]["src"], last[1]["src"]);
+    }
+
+    #[test]
+    fn lost_packets_are_told_about_while_it_runs() {
+        let network = Network::new();
+        let address: SocketAddr = format!("{IMDS4}:80").parse().unwrap();
+        let service = network.cloud.enter(move || {
+            let listener = TcpListener::bind(address).unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+        });
+        let tool = watch(&network);
+        tool.signal(Signal::SIGSTOP);
+        network
+            .machine
+            .enter(move || {
+                let connect = || {
+                    (0..100).find_map(|_| {
+                        thread::sleep(Duration::from_millis(50));
+                        TcpStream::connect(address).ok()
+                    })
+                };
+                let mut stream = connect().expect("connects");
+                for _ in 0..64 {
+                    stream.write_all(&vec![b'a'; 1 << 20]).unwrap();
+                }
+            })
+            .join()
+            .unwrap();
+        service.join().unwrap();
+        tool.signal(Signal::SIGCONT);
+        let lost = tool.wait_for("lost", |event| event["kind"] == "lost");
+        assert!(lost["packets"].as_u64().unwrap() > 0);
+        let ended = tool.stop();
+        assert_eq!(ended.code, Some(0));
+        let told = ended
+            .kind("lost")
+            .iter()
+            .map(|event| event["packets"].as_u64().unwrap())
+            .sum::<u64>();
+        assert_eq!(counts(&ended).2, told);
+    }
+
+    #[test]
+    fn an_interface_that_goes_away_is_told_about_and_the_last_one_ends_it() {
+        let network = Network::new();
+        for name in ["gone0", "gone1"] {
+            let peer = format!("{name}p");
+            let link = ["link", "add", name, "type", "veth", "peer", "name", &peer];
+            network.machine.ip(&link);
+            network.machine.ip(&["link", "set", name, "up"]);
+            network.machine.ip(&["link", "set", &peer, "up"]);
+        }
+        let tool = Tool::start(
+            &network.machine,
+            &["imds-watch", "-i", "gone0", "-i", "gone1"],
+        );
+        // One that is down may come again.
+        network.machine.ip(&["link", "set", "gone0", "down"]);
+        network.machine.ip(&["link", "del", "gone1"]);
+        tool.wait("the note", |tool| {
+            tool.stderr().contains("interface gone1 is gone")
+        });
+        assert!(!tool.stderr().contains("gone0"), "{}", tool.stderr());
+        network.machine.ip(&["link", "del", "gone0"]);
+        let ended = tool.ended();
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(
+            ended.stderr.contains("interface gone0 is gone"),
+            "{}",
+            ended.stderr
+        );
+        assert_eq!(ended.kind("summary").len(), 1);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub const NEEDED: &[Capability] = &[Capability::Bpf, Capability::Perfmon, Capabi
 #[derive(Debug)]
 pub struct PacketSocket {
     fd: OwnedFd,
+    interface: i32,
     dropped: u64,
 }
 
@@ -50,7 +51,11 @@ impl PacketSocket {
             (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
         };
         let fd = fd.ok_or_else(|| explain(io::Error::last_os_error(), "open a packet socket"))?;
-        let socket = Self { fd, dropped: 0 };
+        let socket = Self {
+            fd,
+            interface,
+            dropped: 0,
+        };
         socket
             .set(libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_raw_fd())
             .map_err(|err| explain(err, "attach the socket filter"))?;
@@ -150,6 +155,29 @@ impl PacketSocket {
             Some(libc::EAGAIN | libc::EINTR | libc::ENETDOWN) => Ok(None),
             _ => Err(err).context("cannot read the packet socket"),
         }
+    }
+
+    /// Whether the interface that this socket was made for is no longer there, or no longer in this
+    /// network namespace: no packet will come again.
+    pub fn is_gone(&self) -> bool {
+        let mut address = MaybeUninit::<libc::sockaddr_ll>::zeroed();
+        let mut size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        #[allow(unsafe_code)]
+        // SAFETY: the address is as long as is said. An all-zero address is a valid one.
+        let (ret, address) = unsafe {
+            let ret = libc::getsockname(
+                self.fd.as_raw_fd(),
+                address.as_mut_ptr().cast(),
+                &raw mut size,
+            );
+            (ret, address.assume_init())
+        };
+        ret == 0 && address.sll_ifindex < 0
+    }
+
+    /// The index of the interface that this socket was made for; 0 for all.
+    pub fn interface(&self) -> i32 {
+        self.interface
     }
 
     /// Lets no more packets into the queue; what is in it stays.

@@ -110,6 +110,24 @@ impl Event for Ready {
     }
 }
 
+/// Packets came up and found the queue full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    /// How many, since the last such line.
+    pub packets: u64,
+}
+
+impl Event for Lost {
+    fn kind(&self) -> &'static str {
+        "lost"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        line.styled(Style::Bad, "lost")?;
+        write!(line, ": {} packets (the queue was full)", self.packets)
+    }
+}
+
 /// What there was in all. Packets: concerning = clean + delivered + lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
@@ -174,6 +192,17 @@ mod tests {
             String::from_utf8(out).unwrap(),
             "imdsv1,credentials GET /latest/\\u{1b}[31m?recursive by cu\\nrl[7] uid 1000 \
              10.0.0.1:5 > 169.254.169.254:80 (aws)"
+        );
+    }
+
+    #[test]
+    fn lost_packets_are_counted() {
+        let mut out = Vec::new();
+        let lost = Lost { packets: 7 };
+        lost.text(&mut Line::new(&mut out, false)).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "lost: 7 packets (the queue was full)"
         );
     }
 

@@ -18,11 +18,11 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use libbpf_rs::OpenObject;
 use time::OffsetDateTime;
 
-use self::event::{Ready, Seen};
+use self::event::{Lost, Ready, Seen};
 use self::flow::{Flows, Found, Key};
 use self::packet::Packet;
 use self::paths::Secrets;
@@ -58,13 +58,15 @@ pub struct Args {
 }
 
 impl Args {
-    fn interfaces(&self) -> Result<Vec<i32>> {
+    /// Indices and names.
+    fn interfaces(&self) -> Result<Vec<(i32, String)>> {
         if self.interface.is_empty() {
             // All of them, those to come included.
-            return Ok(vec![0]);
+            return Ok(vec![(0, String::new())]);
         }
         let chosen = interfaces::chosen(&self.interface)?;
-        Ok(chosen.iter().map(|interface| interface.index).collect())
+        let pairs = chosen.into_iter().map(|one| (one.index, one.name));
+        Ok(pairs.collect())
     }
 }
 
@@ -74,7 +76,8 @@ impl Args {
 /// Wrong arguments, a kernel or privileges that do not allow it, or a closed output.
 pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let plan = Plan::new(&args.cloud, &args.endpoint)?;
-    let interfaces = args.interfaces()?;
+    let chosen = args.interfaces()?;
+    let interfaces: Vec<_> = chosen.iter().map(|(index, _)| *index).collect();
     let stop = Stop::on_signals()?;
     let mut sink = output::stdout(NAME, settings);
     let mut object = MaybeUninit::<OpenObject>::uninit();
@@ -91,16 +94,9 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         attribution: watch.lost().is_empty(),
     })?;
     let mut reader = Reader::new(&plan, args.all)?;
-    let ended = reader.follow(&watch, &stop, &mut sink);
-    let summary =
-        watch.finish(|watch, received, bytes| reader.packet(watch, received, bytes, &mut sink));
-    ended?;
-    let mut summary = summary?;
-    reader.finish(&watch, &mut sink)?;
-    summary.delivered = reader.delivered;
-    summary.requests = reader.requests;
-    sink.summary(&summary)?;
-    Ok(())
+    let ended = reader.follow(&mut watch, &chosen, &stop, &mut sink);
+    let finished = reader.finish(&mut watch, &mut sink);
+    ended.and(finished)
 }
 
 /// Tries everything but waiting.
@@ -137,8 +133,11 @@ struct Reader<'p> {
     older: HashMap<u64, (Instant, Identity)>,
     delivered: u64,
     requests: u64,
+    lost: u64,
 }
 
+/// How often the sockets are asked what they lost, while there are packets.
+const LOSS: Duration = Duration::from_secs(1);
 /// Sockets that no hook saw and whose owners are remembered,
 const MOST_OLDER: usize = 1024;
 /// and how long.
@@ -157,29 +156,56 @@ impl<'p> Reader<'p> {
             older: HashMap::new(),
             delivered: 0,
             requests: 0,
+            lost: 0,
         })
     }
 
-    fn follow(&mut self, watch: &Watch<'_>, stop: &Stop, sink: &mut Stdout) -> Result<()> {
+    fn follow(
+        &mut self,
+        watch: &mut Watch<'_>,
+        interfaces: &[(i32, String)],
+        stop: &Stop,
+        sink: &mut Stdout,
+    ) -> Result<()> {
         let mut buffer = program::buffer();
+        // When to ask for lost packets, if there were any at all.
+        let mut ask: Option<Instant> = None;
+        // The kernel tells when an interface goes down, and not when it is then removed.
+        let mut was_down = false;
         loop {
             let sources: Vec<_> = watch
                 .sockets()
                 .iter()
                 .map(|socket| socket.as_fd())
                 .collect();
-            let timeout = (!self.flows.is_empty()).then_some(flow::PATIENCE / 4);
+            let patience = (!self.flows.is_empty()).then_some(flow::PATIENCE / 4);
+            let until = ask.map(|at| at.saturating_duration_since(Instant::now()));
+            let retry = was_down.then_some(LOSS);
+            let timeout = patience.into_iter().chain(until).chain(retry).min();
             let woken = stop.wait(&sources, timeout)?;
             if woken.stopped {
                 return Ok(());
             }
-            for socket in watch.sockets() {
+            // A socket has no packet though it is ready where its interface is down or gone.
+            for (socket, ready) in watch.sockets().iter().zip(woken.ready) {
+                let before = self.delivered;
                 for _ in 0..BATCH {
                     let Some(received) = socket.receive(&mut buffer)? else {
                         break;
                     };
                     self.packet(watch, received, &buffer, sink)?;
                 }
+                was_down |= ready && self.delivered == before;
+                if self.delivered != before && ask.is_none() {
+                    ask = Some(Instant::now() + LOSS);
+                }
+            }
+            if ask.is_some_and(|at| Instant::now() >= at) {
+                ask = None;
+                self.lose(watch.dropped()?, sink)?;
+            }
+            if was_down {
+                Self::let_go(watch, interfaces, sink)?;
             }
             let given_up = self.flows.expire(Instant::now());
             self.show(given_up, sink)?;
@@ -187,9 +213,44 @@ impl<'p> Reader<'p> {
         }
     }
 
-    fn finish(&mut self, _: &Watch<'_>, sink: &mut Stdout) -> Result<()> {
+    /// Tells how many packets were lost since it was last told; `all` counts from the beginning.
+    fn lose(&mut self, all: u64, sink: &mut Stdout) -> Result<()> {
+        let packets = all.saturating_sub(self.lost);
+        self.lost = all;
+        if packets > 0 {
+            sink.event(OffsetDateTime::now_utc(), &Lost { packets })?;
+        }
+        Ok(())
+    }
+
+    /// Goes on without the interfaces that are gone, if any is left.
+    fn let_go(
+        watch: &mut Watch<'_>,
+        interfaces: &[(i32, String)],
+        sink: &mut Stdout,
+    ) -> Result<()> {
+        for gone in watch.close_gone()? {
+            for (_, name) in interfaces.iter().filter(|(index, _)| *index == gone) {
+                sink.note(&format!("interface {name} is gone"));
+            }
+        }
+        if watch.sockets().is_empty() {
+            bail!("there is no interface left to watch");
+        }
+        Ok(())
+    }
+
+    /// Shows what is left, and the summary.
+    fn finish(&mut self, watch: &mut Watch<'_>, sink: &mut Stdout) -> Result<()> {
+        let mut summary =
+            watch.finish(|watch, received, bytes| self.packet(watch, received, bytes, sink))?;
         let rest = self.flows.finish();
-        self.show(rest, sink)
+        self.show(rest, sink)?;
+        self.lose(summary.lost, sink)?;
+        summary.delivered = self.delivered;
+        summary.requests = self.requests;
+        sink.summary(&summary)?;
+        Ok(())
     }
 
     fn packet(

@@ -38,6 +38,8 @@ pub struct Watch<'o> {
     sockets: Vec<PacketSocket>,
     skel: ImdsWatchSkel<'o>,
     lost: Vec<String>,
+    /// Packets that those sockets lost which are there no more.
+    dropped: u64,
 }
 
 impl fmt::Debug for Watch<'_> {
@@ -73,6 +75,7 @@ impl<'o> Watch<'o> {
             sockets: Vec::new(),
             skel,
             lost: Vec::new(),
+            dropped: 0,
         };
         let hooked = place.and_then(|root| watch.hook(&root).map_err(|err| format!("{err:#}")));
         if let Err(why) = hooked {
@@ -118,6 +121,31 @@ impl<'o> Watch<'o> {
         &self.sockets
     }
 
+    /// Packets that came up and found the queue full, from the beginning.
+    ///
+    /// # Errors
+    /// Those of the sockets.
+    pub fn dropped(&mut self) -> Result<u64> {
+        let mut all = self.dropped;
+        for socket in &mut self.sockets {
+            all += socket.dropped()?;
+        }
+        Ok(all)
+    }
+
+    /// Closes the sockets whose interfaces are gone; says which interfaces those were.
+    ///
+    /// # Errors
+    /// Those of the sockets.
+    pub fn close_gone(&mut self) -> Result<Vec<i32>> {
+        let mut closed = Vec::new();
+        for mut socket in self.sockets.extract_if(.., |socket| socket.is_gone()) {
+            self.dropped += socket.dropped()?;
+            closed.push(socket.interface());
+        }
+        Ok(closed)
+    }
+
     /// Who opened this connection, where a hook has seen it.
     pub fn opened(&self, src: SocketAddr, dst: SocketAddr) -> Option<Record> {
         let found = self
@@ -147,9 +175,7 @@ impl<'o> Watch<'o> {
         }
         self.hooks.clear();
         let mut summary = self.counters()?;
-        for socket in &mut self.sockets {
-            summary.lost += socket.dropped()?;
-        }
+        summary.lost = self.dropped()?;
         Ok(summary)
     }
 
