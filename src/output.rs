@@ -186,6 +186,27 @@ struct JsonLine<'a, E: Event> {
     event: &'a E,
 }
 
+/// JSON in one line, in whose strings what may not reach a terminal ([`is_printable`]) is escaped:
+/// JSON demands that for few characters only, and lines are read on terminals as well.
+struct Escaping;
+
+impl serde_json::ser::Formatter for Escaping {
+    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + Write,
+    {
+        let mut plain = 0;
+        for (at, c) in fragment.char_indices().filter(|(_, c)| !is_printable(*c)) {
+            writer.write_all(&fragment.as_bytes()[plain..at])?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            plain = at + c.len_utf8();
+        }
+        writer.write_all(&fragment.as_bytes()[plain..])
+    }
+}
+
 impl<W: Write> Sink<W> {
     /// Results of `tool`, written to `writer`; `color` says whether text is coloured.
     pub fn new(tool: &'static str, settings: Settings, color: bool, writer: W) -> Self {
@@ -222,7 +243,8 @@ impl<W: Write> Sink<W> {
             kind: event.kind(),
             event,
         };
-        serde_json::to_writer(&mut self.writer, &line).map_err(io::Error::from)?;
+        let mut writer = serde_json::Serializer::with_formatter(&mut self.writer, Escaping);
+        line.serialize(&mut writer).map_err(io::Error::from)?;
         self.writer.write_all(b"\n")
     }
 
@@ -388,6 +410,27 @@ mod tests {
             "{\"time\":\"2026-01-02T03:04:05.000000006Z\",\"tool\":\"tool\",\"kind\":\"seen\",\
              \"comm\":\"a\\u001b[31m\\nb\"}\n"
         );
+    }
+
+    #[test]
+    fn json_escapes_what_may_not_reach_a_terminal() {
+        let comm = "gr\u{fc}n \u{1f600}\u{9b}31m\"\u{202e}\u{7f}x\u{e0001}";
+        let mut sink = Sink::new(
+            "tool",
+            Settings {
+                format: Format::Json,
+                ..Settings::default()
+            },
+            false,
+            Vec::new(),
+        );
+        let seen = Seen { comm, user: None };
+        sink.event(OffsetDateTime::UNIX_EPOCH, &seen).unwrap();
+        let line = String::from_utf8(sink.into_inner()).unwrap();
+        let escaped = "gr\u{fc}n \u{1f600}\\u009b31m\\\"\\u202e\\u007fx\\udb40\\udc01";
+        assert!(line.contains(escaped), "{line:?}");
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read["comm"], comm);
     }
 
     #[test]
