@@ -92,7 +92,7 @@ pub fn is_open(path: &str) -> bool {
             .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
             && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
     };
-    OPEN.iter().any(|prefix| below(prefix))
+    OPEN.iter().any(below)
 }
 
 /// Recognises targets that hand out secrets.
