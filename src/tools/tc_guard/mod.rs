@@ -342,13 +342,18 @@ impl<'obj> Guard<'obj> {
         rodata.endpoint_bits = *table.bitmaps;
         let home_netns = namespace::cookie().filter(|_| features::tc_knows_namespaces());
         rodata.home_netns = home_netns.unwrap_or(0);
-        if method == Method::Tcx {
-            open.progs
-                .guard_ethernet
-                .set_attach_type(ProgramAttachType::TcxEgress);
-            open.progs
-                .guard_ip
-                .set_attach_type(ProgramAttachType::TcxEgress);
+        let namespaces = home_netns.is_some();
+        let progs = &mut open.progs;
+        for (program, wanted) in [
+            (&mut progs.guard_ethernet, !namespaces),
+            (&mut progs.guard_ip, !namespaces),
+            (&mut progs.guard_ethernet_netns, namespaces),
+            (&mut progs.guard_ip_netns, namespaces),
+        ] {
+            program.set_autoload(wanted);
+            if method == Method::Tcx {
+                program.set_attach_type(ProgramAttachType::TcxEgress);
+            }
         }
         let skel = open
             .load()
@@ -394,10 +399,12 @@ impl<'obj> Guard<'obj> {
     }
 
     fn program(&self, ethernet: bool) -> &ProgramMut<'obj> {
-        if ethernet {
-            &self.skel.progs.guard_ethernet
-        } else {
-            &self.skel.progs.guard_ip
+        let progs = &self.skel.progs;
+        match (ethernet, self.home_netns.is_some()) {
+            (true, false) => &progs.guard_ethernet,
+            (false, false) => &progs.guard_ip,
+            (true, true) => &progs.guard_ethernet_netns,
+            (false, true) => &progs.guard_ip_netns,
         }
     }
 
