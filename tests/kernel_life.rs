@@ -12,6 +12,7 @@ mod root {
     use ebpfkit::kernel::netlink::{Changes, Monitor};
     use ebpfkit::kernel::pin::{self, Shelf};
     use ebpfkit::kernel::tc::Side;
+    use ebpfkit::kernel::text;
     use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, libbpf_sys};
 
     use super::common::{Bpffs, Netns, PATIENCE, sh};
@@ -174,6 +175,18 @@ mod root {
         shelf.remove(&lock).unwrap();
         assert!(!shelf.exists() && !bpffs.path().join("folder").exists());
         shelf.remove(&shelf.lock().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn text_comes_back_as_it_was_stored_and_stays_so() {
+        for length in [0, 1, 4088, 4089, 100_000] {
+            let text: String = "grün".chars().cycle().take(length).collect();
+            let map = text::store("life", &text).unwrap();
+            assert_eq!(text::load(&map).unwrap(), text);
+            map.update(&0_u32.to_ne_bytes(), &[0; 4096], MapFlags::ANY)
+                .unwrap_err();
+        }
+        text::load(&map(7)).unwrap_err();
     }
 
     #[test]

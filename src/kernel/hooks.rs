@@ -67,6 +67,37 @@ pub fn at(index: i32, side: Side) -> Result<Vec<Attached>> {
     Ok(found)
 }
 
+/// Removes a filter from `side` of the interface `index`; the qdisc stays, as others may use it. What
+/// has gone already is no error.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove_filter(index: i32, side: Side, priority: u32, handle: u32) -> Result<()> {
+    let hook = libbpf_sys::bpf_tc_hook {
+        sz: size_of::<libbpf_sys::bpf_tc_hook>() as libbpf_sys::size_t,
+        ifindex: index,
+        attach_point: match side {
+            Side::Egress => libbpf_sys::BPF_TC_EGRESS,
+            Side::Ingress => libbpf_sys::BPF_TC_INGRESS,
+        },
+        ..Default::default()
+    };
+    let opts = libbpf_sys::bpf_tc_opts {
+        sz: size_of::<libbpf_sys::bpf_tc_opts>() as libbpf_sys::size_t,
+        handle,
+        priority,
+        ..Default::default()
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: both structs outlive the call.
+    let ret = unsafe { libbpf_sys::bpf_tc_detach(&raw const hook, &raw const opts) };
+    match -ret {
+        0 | libc::ENOENT | libc::ENODEV | libc::EINVAL => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno))
+            .with_context(|| format!("cannot remove a filter from interface {index}")),
+    }
+}
+
 /// Program ids at a TCX hook, in the order in which they run; none on a kernel that has no TCX.
 fn tcx(index: i32, side: Side) -> Result<Vec<u32>> {
     let hook = match side {

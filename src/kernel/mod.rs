@@ -20,4 +20,5 @@ pub mod ring;
 pub mod socket_table;
 pub mod stop;
 pub mod tc;
+pub mod text;
 pub mod uprobes;

@@ -7,6 +7,7 @@
 //! part of it, [`report`] turns records into counts and [`event`] into lines.
 
 pub mod event;
+pub mod holders;
 pub mod plan;
 pub mod report;
 
