@@ -12,6 +12,7 @@ pub mod interfaces;
 pub mod namespace;
 pub mod packet_socket;
 pub mod privileges;
+pub mod program;
 pub mod ring;
 pub mod socket_table;
 pub mod stop;
