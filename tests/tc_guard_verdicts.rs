@@ -7,13 +7,12 @@ mod common;
 
 mod root {
     use std::cell::Cell;
-    use std::mem::MaybeUninit;
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
     use ebpfkit::endpoint::{Endpoint, Protocol};
-    use ebpfkit::endpoint_table::Table;
-    use ebpfkit::tools::tc_guard::Guard;
     use ebpfkit::tools::tc_guard::plan::Plan;
+    use ebpfkit::tools::tc_guard::policy::Policy;
+    use ebpfkit::tools::tc_guard::{Guard, Hook};
     use proptest::prelude::*;
     use proptest::test_runner::{Config, TestRunner};
 
@@ -247,8 +246,15 @@ mod root {
     }
 
     fn plan(root_may: bool) -> Plan {
-        let users: &[String] = if root_may { &["0".to_owned()] } else { &[] };
-        Plan::new(&[], &endpoints(), users).unwrap()
+        let users: &[&str] = if root_may { &["0"] } else { &[] };
+        Plan::new(&Policy::of(&endpoints(), users), None).unwrap()
+    }
+
+    /// In force, though nowhere attached.
+    fn guard(plan: &Plan) -> Guard {
+        let guard = Guard::load(plan, Guard::method(), None).unwrap();
+        guard.arm().unwrap();
+        guard
     }
 
     /// The kernel's test run wants an Ethernet header and something behind it.
@@ -430,10 +436,7 @@ mod root {
     #[test]
     fn every_generated_packet_is_judged_as_the_reference_says() {
         let endpoints = endpoints();
-        let table = Table::new(&plan(true).endpoints).unwrap();
-        let (mut one, mut two) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        let open = Guard::load(&plan(true), &table, Guard::method(), &mut one).unwrap();
-        let closed = Guard::load(&plan(false), &table, Guard::method(), &mut two).unwrap();
+        let (open, closed) = (guard(&plan(true)), guard(&plan(false)));
         let fates = [const { Cell::new(0u32) }; 3];
         // An emulated machine takes a hundred times as long for a packet.
         let cases = if std::env::var_os("EBPFKIT_VM").is_some() {
@@ -450,8 +453,8 @@ mod root {
             .run(&crafted(), |crafted| {
                 let frame = crafted.frame();
                 for (guard, root_may) in [(&open, true), (&closed, false)] {
-                    let code = match guard.test_run(&frame, true, 1) {
-                        Ok((code, _)) => code,
+                    let code = match guard.test_run(Hook::EgressEth, &frame, 1) {
+                        Ok(ran) => ran.code,
                         // Newer kernels want a whole network header for their test run.
                         Err(_) if frame.len() < SHORTEST + 40 => return Ok(()),
                         Err(err) => panic!("{err:#}"),
@@ -489,11 +492,9 @@ mod root {
     }
 
     fn closed_fate(crafted: &Crafted) -> Fate {
-        let plan = plan(false);
-        let table = Table::new(&plan.endpoints).unwrap();
-        let mut storage = MaybeUninit::uninit();
-        let guard = Guard::load(&plan, &table, Guard::method(), &mut storage).unwrap();
-        Fate::from_code(guard.test_run(&crafted.frame(), true, 1).unwrap().0)
+        let guard = guard(&plan(false));
+        let ran = guard.test_run(Hook::EgressEth, &crafted.frame(), 1);
+        Fate::from_code(ran.unwrap().code)
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod netlink;
 pub mod packet_socket;
 pub mod pin;
 pub mod privileges;
+pub mod program;
 pub mod ring;
 pub mod socket_table;
 pub mod stop;
