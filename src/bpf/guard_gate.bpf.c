@@ -2,9 +2,9 @@
 /* The gates of tc-guard: what stays attached while policies come and go.
  *
  * A gate jumps to the program that judges, if there is one, and else lets everything pass. Three
- * things follow: setting `armed` starts the whole guard in one step, however many hooks it has;
- * replacing the program in a slot replaces a policy between two packets; and as the kernel empties a
- * slot when the last descriptor or pin of its map has gone, a guard that was killed leaves nothing
+ * things follow: setting `armed` starts the whole guard in one step, however many hooks it has; setting
+ * it to the other bank, where another policy's programs wait, replaces the policy in one step at all
+ * hooks, between two packets; and as the kernel empties a slot when the last descriptor or pin of its map has gone, a guard that was killed leaves nothing
  * that judges, even where its gate stays attached (clsact).
  *
  * A slot whose map and key are constants is a direct jump (kernel 5.5).
@@ -18,7 +18,7 @@
 /* Of a cgroup hook. */
 #define PROCEED 1
 
-/* Whether the programs in the slots are asked. */
+/* Which bank's programs are asked: 1, 2, or 0 for none. */
 __u8 armed;
 /* User space's notes for whoever takes the guard over: the mark of packets that were judged as they
  * came in, which policy is in force, and when the guard began (CLOCK_BOOTTIME).
@@ -33,12 +33,12 @@ __u64 asking;
 
 /* Programs are only compatible with a slot if they have its first program's type and, since kernel
  * 6.18, its attach type: so each gate has a slot of its own.
- * Key: 0, 4 bytes. Value: the program's descriptor, 4 bytes.
+ * Key: bank less 1, 4 bytes. Value: the program's descriptor, 4 bytes.
  */
 #define GATE(section, context, hook, otherwise)                    \
 	struct {                                                   \
 		__uint(type, BPF_MAP_TYPE_PROG_ARRAY);             \
-		__uint(max_entries, 1);                            \
+		__uint(max_entries, 2);                            \
 		__type(key, __u32);                                \
 		__type(value, __u32);                              \
 	} slot_##hook SEC(".maps");                                \
@@ -46,8 +46,12 @@ __u64 asking;
 	SEC(section)                                               \
 	int gate_##hook(struct context *ctx)                       \
 	{                                                          \
-		if (armed)                                         \
+		__u8 bank = armed;                                 \
+                                                                   \
+		if (bank == 1)                                     \
 			bpf_tail_call_static(ctx, &slot_##hook, 0); \
+		else if (bank == 2)                                \
+			bpf_tail_call_static(ctx, &slot_##hook, 1); \
 		return otherwise;                                  \
 	}
 

@@ -2,9 +2,13 @@
 
 //! Programs by their descriptor: what outlives the object that they were loaded from.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
+use anyhow::{Context as _, Result};
 use libbpf_rs::libbpf_sys;
 
 /// What the kernel's own test run of a program says.
@@ -77,4 +81,40 @@ pub(super) fn link(
         }
         Ok(OwnedFd::from_raw_fd(fd))
     }
+}
+
+/// The program or link that is pinned at `path`.
+///
+/// # Errors
+/// If there is none.
+pub fn open(path: &Path) -> Result<OwnedFd> {
+    let at = || format!("cannot open {}", path.display());
+    let name = CString::new(path.as_os_str().as_bytes()).with_context(at)?;
+    #[allow(unsafe_code)]
+    // SAFETY: the path outlives the call; the descriptor that comes back is ours alone.
+    unsafe {
+        let fd = libbpf_sys::bpf_obj_get(name.as_ptr());
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd)).with_context(at);
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// The kernel's number of a program.
+///
+/// # Errors
+/// What the kernel says.
+pub fn id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut length = size_of_val(&info) as u32;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel writes at most `length` bytes of a C struct of integers.
+    let ret = unsafe {
+        libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut length)
+    };
+    if ret < 0 {
+        return Err(io::Error::from_raw_os_error(-ret));
+    }
+    Ok(info.id)
 }

@@ -45,6 +45,7 @@ pub struct Attachment {
     interface: Interface,
     side: Side,
     held: Held,
+    kept: bool,
 }
 
 #[derive(Debug)]
@@ -79,6 +80,7 @@ impl Attachment {
             interface: interface.clone(),
             side,
             held,
+            kept: false,
         })
     }
 
@@ -101,9 +103,18 @@ impl Attachment {
     }
 }
 
+impl Attachment {
+    /// Leaves it attached when this value goes: by its link, if that is pinned, or as a filter.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
 impl Drop for Attachment {
     fn drop(&mut self) {
-        if let Held::Clsact { hook } = &mut self.held {
+        if let Held::Clsact { hook } = &mut self.held
+            && !self.kept
+        {
             // An interface that has gone took its filters with it. The qdisc stays: destroying it
             // would take everybody's filters along.
             let _ = hook.detach();

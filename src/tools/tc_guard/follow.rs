@@ -23,7 +23,11 @@ pub fn steps(wanted: &[String], guarded: &[Interface], now: &[Interface], gone: 
     let stays = |held: &&Interface| {
         !gone.contains(&held.index) && now.iter().any(|there| there.index == held.index)
     };
-    let kept: Vec<_> = guarded.iter().filter(stays).map(|held| held.index).collect();
+    let kept: Vec<_> = guarded
+        .iter()
+        .filter(stays)
+        .map(|held| held.index)
+        .collect();
     let is_wanted = |there: &&Interface| {
         if wanted.is_empty() {
             !there.loopback

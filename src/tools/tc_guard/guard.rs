@@ -15,7 +15,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle, OpenProgramMut, ProgramAttachType};
+use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, OpenProgramMut, ProgramAttachType};
 
 use super::event::Summary;
 use super::plan::Plan;
@@ -23,6 +23,7 @@ use super::report::{self, Key, Verdict};
 use crate::endpoint_table::Table;
 use crate::failure::Failure;
 use crate::kernel::interfaces::Interface;
+use crate::kernel::pin::Shelf;
 use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::program::{self, Ran};
 use crate::kernel::tc::{Attachment, Method, Side};
@@ -113,6 +114,33 @@ struct Gate {
     slot: MapHandle,
 }
 
+/// A policy that is loaded and not yet in force.
+pub struct Next {
+    policy: Programs,
+}
+
+impl fmt::Debug for Next {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Next").finish_non_exhaustive()
+    }
+}
+
+impl Next {
+    /// Which policy it will be.
+    pub fn generation(&self) -> u16 {
+        self.policy.generation
+    }
+
+    /// What has to be pinned for it, with a name for each.
+    pub fn held(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        self.policy.held()
+    }
+}
+
+/// The banks of the slots, as `armed` of guard_gate.bpf.c has them.
+const FIRST_BANK: u8 = 1;
+const SECOND_BANK: u8 = 2;
+
 /// What stays attached.
 struct Gates {
     all: Vec<Gate>,
@@ -199,46 +227,97 @@ impl Guard {
             state.judged = settings.judged;
             state.since_ns = clock::boot_ns();
         })?;
-        guard.fill()?;
+        guard.gates.fill(FIRST_BANK, &guard.policy)?;
         Ok(guard)
     }
 
-    /// Replaces the policy in force: no packet is judged by a part of each. Counters and reports go on;
+    /// The guard that is pinned on `shelf`.
+    ///
+    /// # Errors
+    /// If something is missing there.
+    pub fn open(shelf: &Shelf) -> Result<Self> {
+        let names = shelf.names();
+        let map = |name: &str| {
+            MapHandle::from_pinned_path(shelf.pin(name))
+                .with_context(|| format!("cannot open {}", shelf.pin(name).display()))
+        };
+        let mut all = Vec::new();
+        for hook in Hook::PACKETS.into_iter().chain(Hook::CALLS) {
+            let gate = format!("gate_{}", hook.name());
+            if names.contains(&gate) {
+                all.push(Gate {
+                    hook,
+                    program: program::open(&shelf.pin(&gate))?,
+                    slot: map(&format!("slot_{}", hook.name()))?,
+                });
+            }
+        }
+        let gates = Gates {
+            all,
+            state: map("state")?,
+        };
+        let generation = gates.read()?.generation;
+        let mut programs = Vec::new();
+        for gate in &gates.all {
+            let name = format!("judge_{}_{generation}", gate.hook.name());
+            if names.contains(&name) {
+                programs.push((gate.hook, program::open(&shelf.pin(&name))?));
+            }
+        }
+        Ok(Self {
+            policy: Programs {
+                all: programs,
+                cgroups: map(&format!("cgroups_{generation}"))?,
+                generation,
+            },
+            kept: Kept {
+                counters: map("counters")?,
+                reports: map("reports")?,
+                events: map("events")?,
+                callers: map("callers")?,
+            },
+            gates,
+            method: Self::method(),
+        })
+    }
+
+    /// Loads the programs of a policy that is to replace the one in force. Counters and reports go on;
     /// the reports of the new policy have a generation of their own.
     ///
     /// # Errors
-    /// Those of [`Guard::load`]; the old policy stays in force then.
-    pub fn replace(&mut self, plan: &Plan) -> Result<()> {
+    /// Those of [`Guard::load`].
+    pub fn prepare(&self, plan: &Plan, cgroup_root: Option<&Path>) -> Result<Next> {
         let state = self.gates.read()?;
+        let has_calls = self.gates.program(Hook::Connect4).is_some();
         let settings = Settings {
             method: self.method,
-            calls: self.calls(),
+            calls: has_calls && !plan.packets_only && state.home_netns != 0,
             home_netns: state.home_netns,
             judged: state.judged,
             generation: state.generation.wrapping_add(1),
         };
         let (policy, _) = Programs::load(plan, settings, Some(&self.kept))?;
-        self.policy = policy;
-        self.fill()?;
-        self.gates
-            .write(|state| state.generation = settings.generation)
+        policy.allow_cgroups(plan, cgroup_root)?;
+        Ok(Next { policy })
     }
 
-    /// Puts the policy's programs into the slots.
-    fn fill(&self) -> Result<()> {
-        for gate in &self.gates.all {
-            let Some((_, program)) = self.policy.all.iter().find(|(hook, _)| *hook == gate.hook)
-            else {
-                continue;
-            };
-            gate.slot
-                .update(
-                    &0_u32.to_ne_bytes(),
-                    &program.as_raw_fd().to_ne_bytes(),
-                    MapFlags::ANY,
-                )
-                .with_context(|| format!("cannot put a program behind {}", gate.hook.name()))?;
-        }
+    /// Puts the policy that was prepared in force, in one step at all hooks: no packet is judged by a
+    /// part of each. The one that it replaces stays in its bank until the next comes, as a processor
+    /// may still be on its way there.
+    ///
+    /// # Errors
+    /// What the kernel refuses; the old policy stays in force then.
+    pub fn switch(&mut self, next: Next) -> Result<()> {
+        let bank = match self.gates.read()?.armed {
+            FIRST_BANK => SECOND_BANK,
+            _ => FIRST_BANK,
+        };
+        self.gates.fill(bank, &next.policy)?;
+        self.gates.write(|state| {
+            state.armed = bank;
+            state.generation = next.policy.generation;
+        })?;
+        self.policy = next.policy;
         Ok(())
     }
 
@@ -247,7 +326,7 @@ impl Guard {
     /// # Errors
     /// What the kernel refuses.
     pub fn arm(&self) -> Result<()> {
-        self.gates.write(|state| state.armed = 1)
+        self.gates.write(|state| state.armed = FIRST_BANK)
     }
 
     /// Stops to judge, at all hooks in one step.
@@ -256,6 +335,30 @@ impl Guard {
     /// What the kernel refuses.
     pub fn disarm(&self) -> Result<()> {
         self.gates.write(|state| state.armed = 0)
+    }
+
+    /// Whether it judges.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn armed(&self) -> Result<bool> {
+        Ok(self.gates.read()?.armed != 0)
+    }
+
+    /// When it was loaded, on the kernel's boot clock; which policy is in force now, whoever put it
+    /// there; and the cookie of the network namespace that it guards, or 0 if that is not known.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn facts(&self) -> Result<(u64, u16, u64)> {
+        let state = self.gates.read()?;
+        Ok((state.since_ns, state.generation, state.home_netns))
+    }
+
+    /// The gates' programs, by hook.
+    pub fn gates(&self) -> impl Iterator<Item = (Hook, BorrowedFd<'_>)> {
+        let gates = self.gates.all.iter();
+        gates.map(|gate| (gate.hook, gate.program.as_fd()))
     }
 
     /// Attaches to `interfaces`, to the egress of each and the ingress of veth: to all of them or, if
@@ -340,10 +443,7 @@ impl Guard {
             held.push((format!("slot_{}", gate.hook.name()), gate.slot.as_fd()));
         }
         held.push(("state".to_owned(), self.gates.state.as_fd()));
-        for (hook, program) in &self.policy.all {
-            held.push((format!("judge_{}", hook.name()), program.as_fd()));
-        }
-        held.push(("cgroups".to_owned(), self.policy.cgroups.as_fd()));
+        held.extend(self.policy.held());
         for (name, map) in self.kept.named() {
             held.push((name.to_owned(), map.as_fd()));
         }
@@ -507,6 +607,28 @@ impl Gates {
         Ok((gates, home_netns))
     }
 
+    /// Puts a policy's programs into the slots of a bank.
+    fn fill(&self, bank: u8, policy: &Programs) -> Result<()> {
+        let key = u32::from(bank - 1).to_ne_bytes();
+        for gate in &self.all {
+            let at = || format!("cannot put a program behind {}", gate.hook.name());
+            match policy.all.iter().find(|(hook, _)| *hook == gate.hook) {
+                Some((_, program)) => gate
+                    .slot
+                    .update(&key, &program.as_raw_fd().to_ne_bytes(), MapFlags::ANY)
+                    .with_context(at)?,
+                // What an earlier policy has left there.
+                None => match gate.slot.delete(&key) {
+                    Err(err) if err.kind() != ErrorKind::NotFound => {
+                        return Err(err).with_context(at);
+                    }
+                    _ => {}
+                },
+            }
+        }
+        Ok(())
+    }
+
     fn program(&self, hook: Hook) -> Option<BorrowedFd<'_>> {
         let gate = self.all.iter().find(|gate| gate.hook == hook)?;
         Some(gate.program.as_fd())
@@ -617,6 +739,39 @@ impl Kept {
 }
 
 impl Programs {
+    /// What has to be pinned: the names have the generation, so that those of two policies can be
+    /// there together.
+    fn held(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let generation = self.generation;
+        let mut held: Vec<_> = self
+            .all
+            .iter()
+            .map(|(hook, program)| {
+                (
+                    format!("judge_{}_{generation}", hook.name()),
+                    program.as_fd(),
+                )
+            })
+            .collect();
+        held.push((format!("cgroups_{generation}"), self.cgroups.as_fd()));
+        held
+    }
+
+    /// Writes the cgroups that are there to the policy.
+    fn allow_cgroups(&self, plan: &Plan, cgroup_root: Option<&Path>) -> Result<()> {
+        let Some(root) = cgroup_root else {
+            return Ok(());
+        };
+        for (path, rules) in &plan.cgroups {
+            if let Some(id) = cgroup::id(root, path) {
+                self.cgroups
+                    .update(&id.to_ne_bytes(), &rules.to_ne_bytes(), MapFlags::ANY)
+                    .with_context(|| format!("cannot write cgroup {path} to the policy"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Loads the programs and writes `plan` to their maps.
     fn load(plan: &Plan, settings: Settings, kept: Option<&Kept>) -> Result<(Self, Kept)> {
         let Settings { method, calls, .. } = settings;

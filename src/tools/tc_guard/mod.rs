@@ -8,12 +8,14 @@
 //! records into counts and [`event`] into lines.
 
 pub mod event;
+pub mod follow;
 pub mod guard;
 pub mod holders;
 pub mod plan;
 pub mod policy;
 pub mod report;
 mod run;
+pub mod statement;
 
 use anyhow::Result;
 
