@@ -216,14 +216,18 @@ impl Shelf {
         unlink(&self.pin(name))
     }
 
-    /// Removes the shelf with all its pins, and a draft of it.
+    /// Removes the shelf with all its pins, and a draft of it. It has gone in one step, before the
+    /// first of its pins.
     ///
     /// # Errors
     /// What bpffs says.
     pub fn remove(&self, lock: &Lock) -> Result<()> {
-        self.remove_all()?;
-        let left = self.draft(lock)?;
-        left.draft.remove_all()?;
+        let draft = self.draft(lock)?;
+        if self.exists() {
+            fs::rename(self.path(), draft.draft.path())
+                .with_context(|| format!("cannot remove {}", self.path().display()))?;
+        }
+        draft.draft.remove_all()?;
         // Others may have shelves there.
         let _ = fs::remove_dir(&self.parent);
         Ok(())

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 
 use serde::Serialize;
 
+use super::hold::Change;
 use super::report::{Layer, Reason, Reported, Verdict};
 use crate::endpoint::protocol_name;
 use crate::output::{Event, Line, Printable, Style};
@@ -166,6 +167,43 @@ impl Event for VerdictEvent {
     }
 }
 
+/// An interface came or went.
+#[derive(Debug, Clone, Serialize)]
+pub struct InterfaceEvent {
+    /// Its name.
+    pub interface: String,
+    /// `guarded`, `gone`, or `failed`: it is there, and not guarded.
+    pub change: &'static str,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl From<&Change> for InterfaceEvent {
+    fn from(change: &Change) -> Self {
+        let (interface, change, error) = match change {
+            Change::Guarded(interface) => (interface, "guarded", None),
+            Change::Gone(interface) => (interface, "gone", None),
+            Change::Failed(interface, err) => (interface, "failed", Some(format!("{err:#}"))),
+        };
+        Self {
+            interface: interface.name.clone(),
+            change,
+            error,
+        }
+    }
+}
+
+impl Event for InterfaceEvent {
+    fn kind(&self) -> &'static str {
+        "interface"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        write!(line, "{} {}", Printable(&self.interface), self.change)
+    }
+}
+
 /// The guard is in place.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ready {
@@ -190,6 +228,8 @@ pub struct Ready {
     pub limit: Option<String>,
     /// Whether the sockets of other network namespaces are told from the machine's own.
     pub namespaces: bool,
+    /// Whether it stays when the process ends.
+    pub pinned: bool,
 }
 
 impl Event for Ready {
@@ -241,6 +281,28 @@ pub struct Summary {
     pub events_lost: u64,
     /// Lines that could not be written: a full disk does not end a guard.
     pub unwritten: u64,
+}
+
+impl Summary {
+    /// What has come to it since `before`; what this process counts itself stays.
+    pub fn since(self, before: &Self) -> Self {
+        let seen = self.seen.saturating_sub(before.seen);
+        Self {
+            seen,
+            lost: seen.saturating_sub(self.delivered),
+            allowed: self.allowed.saturating_sub(before.allowed),
+            denied: self.denied.saturating_sub(before.denied),
+            would_deny: self.would_deny.saturating_sub(before.would_deny),
+            passed: self.passed.saturating_sub(before.passed),
+            calls: self.calls.saturating_sub(before.calls),
+            limited: self.limited.saturating_sub(before.limited),
+            resets: self.resets.saturating_sub(before.resets),
+            prohibited: self.prohibited.saturating_sub(before.prohibited),
+            unanswered: self.unanswered.saturating_sub(before.unanswered),
+            events_lost: self.events_lost.saturating_sub(before.events_lost),
+            ..self
+        }
+    }
 }
 
 impl Event for Summary {

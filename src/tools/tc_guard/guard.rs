@@ -450,6 +450,14 @@ impl Guard {
         held
     }
 
+    /// Writes those of the plan's cgroups that are there to the policy.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn allow_cgroups(&self, plan: &Plan, cgroup_root: Option<&Path>) -> Result<()> {
+        self.policy.allow_cgroups(plan, cgroup_root)
+    }
+
     /// The subjects that are cgroups: `id` is allowed what `rules` open, or nothing any more.
     ///
     /// # Errors

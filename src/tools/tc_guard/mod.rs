@@ -7,15 +7,19 @@
 //! author writes, [`plan`] what the kernel is told, [`Guard`] the kernel's part of it, [`report`] turns
 //! records into counts and [`event`] into lines.
 
+mod control;
 pub mod event;
 pub mod follow;
 pub mod guard;
+pub mod hold;
 pub mod holders;
+pub mod pinned;
 pub mod plan;
 pub mod policy;
 pub mod report;
-mod run;
+pub(crate) mod run;
 pub mod statement;
+pub mod status;
 
 use anyhow::Result;
 
@@ -44,8 +48,14 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Guard until a signal ends it
+    /// Guard until a signal ends it, or longer with --pin
     Run(run::Args),
+    /// Show the guard that is pinned here: since when, where, with which policy, what it did
+    Status(status::Args),
+    /// Give the guard that is pinned here another policy, in one step
+    Reload(control::ReloadArgs),
+    /// Take away the guard that is pinned here, and nothing else
+    Stop(control::StopArgs),
 }
 
 /// Does what the arguments say.
@@ -55,6 +65,9 @@ enum Command {
 pub fn run(args: &Args, settings: Settings) -> Result<()> {
     match &args.command {
         Command::Run(args) => run::run(args, settings),
+        Command::Status(args) => status::run(args, settings),
+        Command::Reload(args) => control::reload(args, settings),
+        Command::Stop(args) => control::stop(args, settings),
     }
 }
 

@@ -309,6 +309,11 @@ impl Tally {
         })
     }
 
+    /// Takes `total` packets of `key` as told of by somebody else.
+    pub fn skip(&mut self, key: Key, total: u64) {
+        self.told.insert(key, total);
+    }
+
     /// All packets that have been told of.
     pub fn delivered(&self) -> u64 {
         self.delivered

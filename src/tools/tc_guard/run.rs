@@ -5,24 +5,27 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
+use libbpf_rs::MapHandle;
 use time::OffsetDateTime;
 
-use super::event::{Ready, VerdictEvent};
+use super::event::{InterfaceEvent, Ready, Summary, VerdictEvent};
+use super::hold::{Change, Hold};
+use super::pinned::{self, Found};
 use super::plan::Plan;
 use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
 use super::report::{Reported, Sample, Tally};
+use super::statement::Statement;
 use super::{Guard, NAME};
 use crate::endpoint::Endpoint;
 use crate::failure;
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
-use crate::kernel::tc::Attachment;
-use crate::kernel::{cgroup, clock};
+use crate::kernel::{cgroup, clock, pin};
 use crate::metadata;
 use crate::output::{self, Settings};
 use crate::process::Directory;
@@ -45,7 +48,7 @@ pub(super) struct Args {
     /// unit
     #[arg(long = "allow-cgroup", value_name = "PATH|UNIT", value_delimiter = ',')]
     cgroups: Vec<String>,
-    /// Interfaces to guard; all but loopback that are there at the start if none is given
+    /// Interfaces to guard, as they come; all but loopback if none is given
     #[arg(short, long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
     /// Deny nothing, report what would be denied
@@ -63,6 +66,19 @@ pub(super) struct Args {
     /// Report what is allowed, too
     #[arg(long)]
     all: bool,
+    /// Keep guarding when this process ends; a guard that stays is taken over
+    #[arg(long)]
+    pin: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Where a guard is pinned.
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// Where bpffs is mounted; found, or mounted at /sys/fs/bpf, if it is not given
+    #[arg(long, value_name = "FOLDER")]
+    pub bpffs: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -107,42 +123,45 @@ impl Args {
     }
 }
 
-/// What is attached; gone with this value.
-struct Attached {
-    _calls: Vec<OwnedFd>,
-    _packets: Vec<Attachment>,
+/// `path` for whoever has another working directory.
+///
+/// # Errors
+/// If the working directory has gone.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context("cannot find the working directory")
+}
+
+pub(super) fn read(_: &Path) -> Result<Policy> {
+    anyhow::bail!("placeholder")
 }
 
 pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let policy = args.policy()?;
     let root = cgroup::mount();
     let plan = Plan::new(&policy, root.as_deref())?;
-    let interfaces = interfaces::chosen(&policy.interfaces)?;
-    if interfaces.is_empty() {
-        bail!("there is no network interface but loopback; name one with -i");
-    }
+    let bpffs = pin::bpffs(args.place.bpffs.as_deref(), args.pin)?;
 
     let stop = Stop::on_signals()?;
     let mut sink = output::stdout(NAME, settings);
-    let kernel = Guard::load(&plan, Guard::method(), root.as_deref())?;
-    let packets = kernel.attach(&interfaces)?;
-    let calls = match &root {
-        Some(root) if kernel.calls() => kernel.attach_calls(root)?,
-        _ => Vec::new(),
-    };
-    if let Some(root) = &root {
-        for (path, rules) in &plan.cgroups {
-            if let Some(id) = cgroup::id(root, path) {
-                kernel.allow_cgroup(id, Some(*rules))?;
-            }
+    let (_instance, squatted) = pinned::only()?;
+    let hold = match &bpffs {
+        Some(bpffs) if args.pin => {
+            let statement = Statement::new(&policy, None, false, &plan, OffsetDateTime::now_utc());
+            Hold::by_pins(&policy, &plan, &statement, root.as_deref(), bpffs)?
         }
-    }
-    kernel.arm()?;
-    let attached = Attached {
-        _calls: calls,
-        _packets: packets,
+        _ => Hold::by_process(&policy, &plan, root.as_deref(), bpffs.as_deref())?,
     };
-    sink.ready(&ready(&plan, &kernel, &interfaces))?;
+    let kernel = &hold.guard;
+    sink.ready(&ready(&plan, &hold))?;
+    if let Some(squatted) = squatted {
+        sink.note(&squatted);
+    }
+    if hold.taken_over {
+        sink.note("took over the guard that was pinned here, with this policy");
+    }
+    if hold.interfaces.is_empty() {
+        sink.note("there is no network interface to guard yet; each will be guarded as it comes");
+    }
     if policy.interfaces.is_empty() {
         for local in interfaces::addresses()? {
             let own = plan
@@ -173,12 +192,22 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
         tally: Tally::default(),
         directory: Directory::new(root),
         endpoints: HashMap::new(),
-        interfaces,
+        interfaces: hold.interfaces.clone(),
         unwritten: 0,
+        bpffs: hold.bpffs().map(Path::to_owned),
     };
     reporter.know(kernel.generation(), &plan);
+    let mut before = Summary::default();
+    if hold.taken_over {
+        // Whoever had it before has told of these.
+        for (key, total) in kernel.reports()? {
+            reporter.tally.skip(key, total);
+        }
+        before = kernel.summary(plan.report_allowed, 0)?;
+    }
+    let pinned = hold.bpffs().is_some();
     let reporter = RefCell::new(reporter);
-    let drained = drain(&kernel, &reporter, &stop, attached);
+    let (kernel, drained) = drain(hold, &reporter, &stop);
     let mut reporter = reporter.into_inner();
     if let Err(err) = &drained
         && failure::is_closed_pipe(err)
@@ -186,16 +215,31 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
         return drained;
     }
     // The summary is due whatever else went wrong.
-    let mut summary = kernel.summary(plan.report_allowed, reporter.tally.delivered())?;
+    let mut summary = kernel
+        .summary(plan.report_allowed, reporter.tally.delivered())?
+        .since(&before);
     summary.unwritten = reporter.unwritten;
     let written = reporter.sink.summary(&summary);
+    if pinned && process_leaves_a_guard(bpffs.as_deref()) {
+        reporter.sink.note(
+            "the guard stays, and follows no new interfaces until run --pin takes it over; \
+             ebpfkit tc-guard stop takes it away",
+        );
+    }
     drained?;
     Ok(written?)
 }
 
-fn ready(plan: &Plan, kernel: &Guard, interfaces: &[Interface]) -> Ready {
+/// Whether a guard is pinned here still: `stop` may be why this process ends.
+fn process_leaves_a_guard(bpffs: Option<&Path>) -> bool {
+    bpffs.is_some_and(|bpffs| matches!(pinned::look(bpffs), Ok((_, Found::Guard(_)))))
+}
+
+fn ready(plan: &Plan, hold: &Hold) -> Ready {
+    let kernel = &hold.guard;
     Ready {
-        interfaces: interfaces
+        interfaces: hold
+            .interfaces
             .iter()
             .map(|interface| interface.name.clone())
             .collect(),
@@ -216,40 +260,58 @@ fn ready(plan: &Plan, kernel: &Guard, interfaces: &[Interface]) -> Ready {
         cgroups: plan.cgroups.len(),
         limit: plan.limit.map(|limit| limit.to_string()),
         namespaces: kernel.knows_namespaces(),
+        pinned: hold.bpffs().is_some(),
     }
 }
 
-/// Tells of what the kernel reports until it is to stop; then detaches and tells of the rest.
-fn drain(
-    kernel: &Guard,
-    reporter: &RefCell<Reporter>,
-    stop: &Stop,
-    attached: Attached,
-) -> Result<()> {
-    let ring = Ring::new(kernel.events(), |record| {
-        reporter.borrow_mut().record(record)
-    })?;
+/// Tells of what the kernel reports, and follows the interfaces, until it is to stop; then detaches what
+/// is not pinned and tells of the rest.
+fn drain(hold: Hold, reporter: &RefCell<Reporter>, stop: &Stop) -> (Guard, Result<()>) {
+    let mut hold = hold;
+    let drained = drain_until_stop(&mut hold, reporter, stop);
+    let events = MapHandle::try_from(hold.guard.events());
+    let kernel = hold.release();
+    let rest = || -> Result<()> {
+        drained?;
+        let events = events?;
+        let ring = Ring::new(&events, |record| reporter.borrow_mut().record(record))?;
+        while ring.drain()? > 0 {}
+        reporter.borrow_mut().sweep(&kernel)?;
+        reporter.borrow_mut().flush()
+    };
+    let rest = rest();
+    (kernel, rest)
+}
+
+fn drain_until_stop(hold: &mut Hold, reporter: &RefCell<Reporter>, stop: &Stop) -> Result<()> {
+    let events = MapHandle::try_from(hold.guard.events())?;
+    let ring = Ring::new(&events, |record| reporter.borrow_mut().record(record))?;
     // An event starts a quiet second for its key, at whose end the table may know more. Whatever
     // comes until then does not put that off.
     let mut sweep_at: Option<Instant> = None;
     loop {
         let left = sweep_at.map(|at| at.saturating_duration_since(Instant::now()));
-        if stop.wait(&[ring.fd()], left)?.stopped {
-            break;
+        let woken = stop.wait(&[ring.fd(), hold.fd()], left)?;
+        if woken.stopped {
+            return Ok(());
+        }
+        if woken.ready[1] {
+            let changes = hold.follow()?;
+            let mut reporter = reporter.borrow_mut();
+            reporter.interfaces.clone_from(&hold.interfaces);
+            for change in changes {
+                reporter.change(&change)?;
+            }
         }
         if ring.drain()? > 0 && sweep_at.is_none() {
             sweep_at = Some(Instant::now() + SWEEP);
         }
         if sweep_at.is_some_and(|at| at <= Instant::now()) {
-            let more = reporter.borrow_mut().sweep(kernel)?;
+            let more = reporter.borrow_mut().sweep(&hold.guard)?;
             sweep_at = more.then(|| Instant::now() + SWEEP);
         }
         reporter.borrow_mut().flush()?;
     }
-    drop(attached);
-    while ring.drain()? > 0 {}
-    reporter.borrow_mut().sweep(kernel)?;
-    reporter.borrow_mut().flush()
 }
 
 /// From records to lines.
@@ -261,9 +323,29 @@ struct Reporter {
     endpoints: HashMap<u16, Vec<String>>,
     interfaces: Vec<Interface>,
     unwritten: u64,
+    /// Where the guard is pinned: another process may give it another policy.
+    bpffs: Option<PathBuf>,
 }
 
 impl Reporter {
+    /// Tells of an interface: of one that cannot be guarded aloud, else for who wants to know.
+    fn change(&mut self, change: &Change) -> Result<()> {
+        if let Change::Failed(interface, err) = change {
+            self.sink
+                .note(&format!("{} is not guarded: {err:#}", interface.name));
+        }
+        if self.sink.settings().format == output::Format::Text {
+            let event = InterfaceEvent::from(change);
+            self.sink
+                .detail(&format!("{}: {}", event.interface, event.change));
+            return Ok(());
+        }
+        let told = self
+            .sink
+            .event(OffsetDateTime::now_utc(), &InterfaceEvent::from(change));
+        self.written(told)
+    }
+
     /// The names of a policy's endpoints, for its reports.
     fn know(&mut self, generation: u16, plan: &Plan) {
         let names = plan.endpoints.iter();
@@ -322,7 +404,16 @@ impl Reporter {
                 .find(|i| u32::try_from(i.index) == Ok(index));
             found.map(|interface| interface.name.clone())
         };
-        let names = self.endpoints.get(&reported.key.generation);
+        let generation = reported.key.generation;
+        if !self.endpoints.contains_key(&generation)
+            && let Some(names) = self
+                .bpffs
+                .as_deref()
+                .and_then(|at| pinned::names(at, generation))
+        {
+            self.endpoints.insert(generation, names);
+        }
+        let names = self.endpoints.get(&generation);
         let endpoint = names.and_then(|names| names.get(reported.key.endpoint));
         let endpoint = endpoint.map_or("", String::as_str);
         let event = VerdictEvent::new(reported, endpoint, interface, &mut self.directory);

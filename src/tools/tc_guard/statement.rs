@@ -22,6 +22,8 @@ pub struct Statement {
     version: u32,
     /// The file that the policy was read from; the command line where there is none.
     pub config: Option<PathBuf>,
+    /// Whether the command line added to the file.
+    pub mixed: bool,
     /// Nanoseconds since 1970 at which it came into force.
     pub in_force_ns: i64,
     /// The plan's endpoints by their number in reports.
@@ -84,8 +86,15 @@ impl Named {
 }
 
 impl Statement {
-    /// About `policy`, which was read from `config` and became `plan`, in force since `now`.
-    pub fn new(policy: &Policy, config: Option<PathBuf>, plan: &Plan, now: OffsetDateTime) -> Self {
+    /// About `policy`, which was read from `config`, or is `mixed` from it and the command line, and
+    /// became `plan`, in force since `now`.
+    pub fn new(
+        policy: &Policy,
+        config: Option<PathBuf>,
+        mixed: bool,
+        plan: &Plan,
+        now: OffsetDateTime,
+    ) -> Self {
         let texts = |subjects: &[Subject]| subjects.iter().map(|s| s.text.clone()).collect();
         let rule = |rule: &Rule| WrittenRule {
             endpoints: rule.endpoints.iter().map(Named::from).collect(),
@@ -97,6 +106,7 @@ impl Statement {
         Self {
             version: VERSION,
             config,
+            mixed,
             in_force_ns: i64::try_from(now.unix_timestamp_nanos()).unwrap_or_default(),
             endpoints: plan
                 .endpoints
@@ -239,7 +249,7 @@ mod tests {
     fn a_policy_comes_back_as_it_was_written() {
         let policy = policy();
         let plan = Plan::new(&policy, None).unwrap();
-        let statement = Statement::new(&policy, None, &plan, OffsetDateTime::UNIX_EPOCH);
+        let statement = Statement::new(&policy, None, false, &plan, OffsetDateTime::UNIX_EPOCH);
         let back = Statement::from_text(&statement.to_text().unwrap()).unwrap();
         assert_eq!(back, statement);
         assert_eq!(back.policy().unwrap(), policy);
@@ -251,7 +261,7 @@ mod tests {
     fn another_versions_statement_is_refused() {
         let policy = policy();
         let plan = Plan::new(&policy, None).unwrap();
-        let mut statement = Statement::new(&policy, None, &plan, OffsetDateTime::UNIX_EPOCH);
+        let mut statement = Statement::new(&policy, None, false, &plan, OffsetDateTime::UNIX_EPOCH);
         statement.version += 1;
         Statement::from_text(&statement.to_text().unwrap()).unwrap_err();
         Statement::from_text("{}").unwrap_err();
