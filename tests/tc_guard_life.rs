@@ -7,6 +7,8 @@ mod common;
 
 mod root {
     use std::process::{Command, Output};
+    use std::thread;
+    use std::time::Instant;
 
     use ebpfkit::kernel::tc::Method;
     use ebpfkit::tools::tc_guard::Guard;
@@ -14,7 +16,7 @@ mod root {
     use serde_json::Value;
 
     use super::common::{
-        ALICE, BOB, Bpffs, CLOUD4, MACHINE4, MetadataService, Network, Tool, ebpfkit_path, sh,
+        ALICE, BOB, Bpffs, IMDS4, MetadataService, Netns, Network, Tool, ebpfkit_path, sh,
     };
 
     const V4: &str = "http://169.254.169.254/latest/meta-data/";
@@ -106,5 +108,277 @@ mod root {
             "{}",
             stderr(&again)
         );
+    }
+    #[test]
+    fn a_second_guard_is_refused_and_a_pinned_one_is_taken_over() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let refused = |args: &[&str], said: &str| {
+            let bob = BOB.to_string();
+            let mut all = vec!["run", "--cloud", "aws", "--allow-user", &bob];
+            all.extend(args);
+            let output = tc_guard(&network, &bpffs, &all);
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            assert!(stderr(&output).contains(said), "{}", stderr(&output));
+        };
+        let first = start(&network, &bpffs, &[]);
+        let who = format!("process {}", first.pid());
+        refused(&[], &who);
+        refused(&["--pin"], &who);
+        let foreground = status(&network, &bpffs);
+        assert_eq!(foreground["state"], "foreground");
+        assert_eq!(foreground["pid"], first.pid());
+        let not_pinned = tc_guard(&network, &bpffs, &["stop"]);
+        assert!(
+            stderr(&not_pinned).contains(&who),
+            "{}",
+            stderr(&not_pinned)
+        );
+        assert!(!allowed(&network, ALICE));
+        first.stop();
+
+        start(&network, &bpffs, &["--pin"]).stop();
+        refused(&[], "pinned in this network namespace already");
+        assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
+        // Another process, with another policy, goes on with it.
+        let alice = ALICE.to_string();
+        let second = Tool::start(
+            &network.machine,
+            &[
+                "tc-guard",
+                "run",
+                "--pin",
+                "--bpffs",
+                bpffs.text(),
+                "--cloud",
+                "aws",
+                "--allow-user",
+                &alice,
+            ],
+        );
+        assert!(allowed(&network, ALICE) && !allowed(&network, BOB));
+        assert_eq!(status(&network, &bpffs)["policy"], 1);
+        let ended = second.stop();
+        assert!(ended.stderr.contains("took over"), "{}", ended.stderr);
+        // It tells of what it saw itself, and not of what the first one did.
+        let summary = ended.summary();
+        assert_eq!(summary["seen"], summary["delivered"], "{summary}");
+        assert_eq!(summary["denied"], 1, "{summary}");
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+        assert!(allowed(&network, BOB) && allowed(&network, ALICE));
+    }
+
+    #[test]
+    fn stopping_ends_the_process_too() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let guard = start(&network, &bpffs, &["--pin"]);
+        let stopped = tc_guard(&network, &bpffs, &["stop"]);
+        assert!(stopped.status.success(), "{}", stderr(&stopped));
+        let ended = guard.ended();
+        assert_eq!(ended.code, Some(0));
+        assert_eq!(status(&network, &bpffs)["state"], "none");
+    }
+
+    /// A veth of the machine whose other end is a cloud of its own: packets to the metadata address go
+    /// there from now on.
+    fn second_cloud(network: &Network) -> Netns {
+        let cloud = Netns::new();
+        network.machine.ip(&[
+            "link",
+            "add",
+            "late0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            cloud.name(),
+        ]);
+        network
+            .machine
+            .ip(&["addr", "add", "10.214.0.2/24", "dev", "late0"]);
+        cloud.ip(&["addr", "add", "10.214.0.1/24", "dev", "eth0"]);
+        cloud.ip(&["addr", "add", &format!("{IMDS4}/32"), "dev", "eth0"]);
+        cloud.ip(&["link", "set", "eth0", "up"]);
+        network.machine.ip(&["link", "set", "late0", "up"]);
+        network
+            .machine
+            .ip(&["route", "add", IMDS4, "via", "10.214.0.1", "dev", "late0"]);
+        cloud
+    }
+
+    #[test]
+    fn interfaces_are_guarded_as_they_come_and_forgotten_as_they_go() {
+        for pin in [&["--packets-only"][..], &["--packets-only", "--pin"][..]] {
+            let network = Network::new();
+            let bpffs = Bpffs::new();
+            let guard = start(&network, &bpffs, pin);
+            for round in 1..3 {
+                let cloud = second_cloud(&network);
+                let service = MetadataService::on(&cloud, &[(IMDS4, 80)]);
+                guard.wait("guarded", |guard| {
+                    let is = |event: &Value| {
+                        event["change"] == "guarded" && event["interface"] == "late0"
+                    };
+                    guard.events().iter().filter(|event| is(event)).count() == round
+                });
+                assert!(
+                    !allowed(&network, ALICE) && allowed(&network, BOB),
+                    "{pin:?}"
+                );
+                // It ends by a connection to its address, which goes with the interface.
+                drop(service);
+                network.machine.ip(&["link", "del", "late0"]);
+                guard.wait("gone", |guard| {
+                    let is = |event: &Value| event["change"] == "gone";
+                    guard.events().iter().filter(|event| is(event)).count() == round
+                });
+            }
+            if pin.contains(&"--pin") {
+                let names = status(&network, &bpffs)["interfaces"].clone();
+                assert_eq!(names.as_array().unwrap().len(), 1, "{names}");
+            }
+            let ended = guard.stop();
+            assert_eq!(ended.code, Some(0));
+            assert!(
+                ended
+                    .kind("interface")
+                    .iter()
+                    .all(|event| event["change"] != "failed")
+            );
+            assert!(!ended.stderr.contains("late0"), "{}", ended.stderr);
+        }
+    }
+
+    #[test]
+    fn a_named_interface_may_come_later_and_others_are_left_alone() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        network.machine.ip(&[
+            "link", "add", "late0", "type", "veth", "peer", "name", "late1",
+        ]);
+        let guard = start(&network, &bpffs, &["-i", "eth0", "-i", "late0"]);
+        network.machine.ip(&["link", "del", "late0"]);
+        guard.wait_for("gone", |event| event["change"] == "gone");
+        network.machine.ip(&[
+            "link", "add", "other0", "type", "veth", "peer", "name", "other1",
+        ]);
+        network.machine.ip(&[
+            "link", "add", "late0", "type", "veth", "peer", "name", "late1",
+        ]);
+        guard.wait_for("guarded", |event| event["change"] == "guarded");
+        let ended = guard.stop();
+        let named: Vec<_> = ended.kind("interface");
+        assert!(
+            named.iter().all(|event| event["interface"] == "late0"),
+            "{named:?}"
+        );
+    }
+
+    #[test]
+    fn a_killed_guard_leaves_nothing_that_judges_and_the_next_one_clears_up() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        for more in [&[][..], &["--packets-only"][..]] {
+            let guard = start(&network, &bpffs, more);
+            assert!(!allowed(&network, ALICE));
+            guard.signal(Signal::SIGKILL);
+            guard.ended();
+            assert!(allowed(&network, ALICE));
+            assert_eq!(status(&network, &bpffs)["state"], "none");
+        }
+        start(&network, &bpffs, &[]).stop();
+        assert_eq!(
+            filters(&network, "egress") + &filters(&network, "ingress"),
+            ""
+        );
+    }
+
+    #[test]
+    fn filters_of_others_stay_and_the_status_names_what_runs_ahead() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let tc = |args: &str| {
+            sh(Command::new("tc")
+                .args(["-n", network.machine.name()])
+                .args(args.split(' ')))
+        };
+        tc("qdisc add dev eth0 clsact");
+        let ahead = "filter add dev eth0 egress prio 1 protocol ip u32 match u32 0 0";
+        let behind = "filter add dev eth0 ingress prio 60000 protocol ip u32 match u32 0 0";
+        tc(ahead);
+        tc(behind);
+        let before = (filters(&network, "egress"), filters(&network, "ingress"));
+        start(&network, &bpffs, &["--pin"]).stop();
+        let eth0 = status(&network, &bpffs)["interfaces"][0].clone();
+        assert_eq!(eth0["whole"], true, "{eth0}");
+        match Guard::method() {
+            // TCX runs ahead of all filters.
+            Method::Tcx => assert!(eth0.get("ahead").is_none(), "{eth0}"),
+            Method::Clsact => {
+                let ahead = eth0["ahead"][0].as_str().unwrap();
+                assert!(ahead.starts_with("u32 filter"), "{eth0}");
+            }
+        }
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+        assert_eq!(
+            (filters(&network, "egress"), filters(&network, "ingress")),
+            before
+        );
+    }
+
+    /// Twenty starts, each killed at another moment, from right away to after it was ready.
+    #[test]
+    fn a_guard_that_is_killed_as_it_starts_is_whole_or_judges_nothing() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let bob = BOB.to_string();
+        let took = {
+            let start = Instant::now();
+            let guard = self::start(&network, &bpffs, &["--pin"]);
+            let took = start.elapsed();
+            guard.stop();
+            assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+            took
+        };
+        let (mut whole, mut nothing) = (0, 0);
+        for round in 0..20_u32 {
+            let mut command = network.machine.command(ebpfkit_path());
+            command.args(args(&bpffs, &bob)).arg("--pin");
+            let tool = Tool::spawn(command);
+            thread::sleep(took * round / 18);
+            tool.signal(Signal::SIGKILL);
+            tool.ended();
+            let status = status(&network, &bpffs);
+            let denied = !allowed(&network, ALICE);
+            match status["state"].as_str().unwrap() {
+                "pinned" => {
+                    assert!(denied && allowed(&network, BOB), "{status}");
+                    assert_eq!(status["interfaces"][0]["whole"], true, "{status}");
+                    assert_eq!(status["layers"], serde_json::json!(["tc", "connect"]));
+                    whole += 1;
+                }
+                "none" | "remains" => {
+                    assert!(!denied, "{status}");
+                    nothing += 1;
+                }
+                other => panic!("{other}"),
+            }
+            if round % 3 == 0 {
+                // What is left is cleared away; else the next start finds it.
+                tc_guard(&network, &bpffs, &["stop"]);
+                assert_eq!(self::status(&network, &bpffs)["state"], "none");
+                assert_eq!(
+                    filters(&network, "egress") + &filters(&network, "ingress"),
+                    ""
+                );
+            }
+        }
+        assert!(whole > 0 && nothing > 0, "{whole} whole, {nothing} nothing");
     }
 }
