@@ -7,6 +7,7 @@
 //! author writes, [`plan`] what the kernel is told, [`Guard`] the kernel's part of it, [`report`] turns
 //! records into counts and [`event`] into lines.
 
+pub mod config;
 pub mod event;
 pub mod guard;
 pub mod plan;

@@ -4,20 +4,24 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use time::OffsetDateTime;
 
-use super::event::{Ready, VerdictEvent};
+use super::config;
+use super::event::{Checked, Ready, VerdictEvent};
 use super::plan::Plan;
 use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
 use super::report::{Reported, Sample, Tally};
 use super::{Guard, NAME};
 use crate::endpoint::Endpoint;
-use crate::failure;
+use crate::endpoint_table::Table;
+use crate::failure::{self, Failure};
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
@@ -63,6 +67,9 @@ pub(super) struct Args {
     /// Report what is allowed, too
     #[arg(long)]
     all: bool,
+    /// Check the policy, say what it comes to, and end
+    #[arg(long)]
+    check_config: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,15 +81,23 @@ struct Guarded {
     /// What else is guarded: ADDR[/PREFIX][:PORT[-PORT]][/tcp|udp]
     #[arg(long = "endpoint", value_name = "ENDPOINT")]
     endpoints: Vec<Endpoint>,
+    /// A policy in TOML; what the command line says comes on top of it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 impl Args {
-    /// The policy that the command line is.
+    /// The policy of the file and the command line together.
     fn policy(&self) -> Result<Policy> {
+        let mut policy = match &self.guarded.config {
+            Some(path) => read(path)?,
+            None => Policy::default(),
+        };
         let mut endpoints = metadata::endpoints(&self.guarded.clouds)?;
         endpoints.extend_from_slice(&self.guarded.endpoints);
         let subjects = |texts: &[String]| -> Vec<_> {
-            texts.iter().map(|t| Subject::from(t.as_str())).collect()
+            let subject = |text: &String| Subject::from(text.as_str());
+            texts.iter().map(subject).collect()
         };
         let rule = Rule {
             endpoints,
@@ -91,20 +106,50 @@ impl Args {
             cgroups: subjects(&self.cgroups),
             mode: Mode::Enforce,
         };
-        Ok(Policy {
-            rules: vec![rule],
-            mode: if self.audit {
-                Mode::Audit
-            } else {
-                Mode::Enforce
-            },
-            deny: self.deny.unwrap_or_default(),
-            report_allowed: self.all,
-            limit: self.limit,
-            packets_only: self.packets_only,
-            interfaces: self.interfaces.clone(),
-        })
+        if !rule.endpoints.is_empty() {
+            policy.rules.push(rule);
+        } else if rule != Rule::default() {
+            return Err(Failure::usage(
+                "--allow-user, --allow-group and --allow-cgroup are for the endpoints of the command \
+                 line; expected --cloud or --endpoint with them",
+            )
+            .into());
+        }
+        if self.audit {
+            policy.mode = Mode::Audit;
+        }
+        policy.deny = self.deny.unwrap_or(policy.deny);
+        policy.limit = self.limit.or(policy.limit);
+        policy.report_allowed |= self.all;
+        policy.packets_only |= self.packets_only;
+        if !self.interfaces.is_empty() {
+            policy.interfaces.clone_from(&self.interfaces);
+        }
+        Ok(policy)
     }
+}
+
+/// As much of a policy as is read: ten thousand subjects are some hundred thousand bytes.
+const LONGEST_POLICY: u64 = 4 << 20;
+
+/// The policy in a file.
+///
+/// # Errors
+/// [`Failure::Usage`] if it is no policy; those of the system if it cannot be read.
+pub fn read(path: &Path) -> Result<Policy> {
+    let at = || format!("cannot read the policy {}", path.display());
+    let mut text = String::new();
+    let file = File::open(path).with_context(at)?;
+    let mut start = file.take(LONGEST_POLICY + 1);
+    start.read_to_string(&mut text).with_context(at)?;
+    if text.len() as u64 > LONGEST_POLICY {
+        return Err(Failure::usage(format!(
+            "{}: longer than the {LONGEST_POLICY} bytes that a policy may have",
+            path.display()
+        ))
+        .into());
+    }
+    Ok(config::parse(&path.display().to_string(), &text)?)
 }
 
 /// What is attached; gone with this value.
@@ -117,6 +162,12 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let policy = args.policy()?;
     let root = cgroup::mount();
     let plan = Plan::new(&policy, root.as_deref())?;
+    if args.check_config {
+        Table::new(&plan.endpoints)?;
+        let mut sink = output::stdout(NAME, settings);
+        sink.event(OffsetDateTime::now_utc(), &Checked::new(&plan))?;
+        return Ok(sink.flush()?);
+    }
     let interfaces = interfaces::chosen(&policy.interfaces)?;
     if interfaces.is_empty() {
         bail!("there is no network interface but loopback; name one with -i");
