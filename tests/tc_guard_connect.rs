@@ -333,7 +333,7 @@ mod root {
         }
         let ended = guard.stop();
         let events = denials(&ended);
-        assert_eq!(events[0]["cgroup"], other.path.as_str());
+        assert_eq!(events[0]["cgroup"], other.path.as_str(), "{events:?}");
     }
 
     #[test]
