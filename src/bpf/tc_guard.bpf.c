@@ -27,38 +27,40 @@ struct place {
 };
 
 struct owner {
-	/* With enough of it to be asked, or NULL. */
-	struct bpf_sock *sk;
+	/* Who connected the socket, or NULL. */
+	struct caller *caller;
 	__u32 uid;
 	/* enum guard_reason */
 	__u8 reason;
+	/* Whether there is a socket with enough of it to be asked. */
+	bool socket;
 };
 
 /* The socket that sent the packet, as far as it says who it is: bpf_get_socket_uid() answers 65534
  * for a packet without one, which is also a user's id.
  */
-static __always_inline struct owner owner_of(struct __sk_buff *skb, struct place place)
+static __always_inline void owner_of(struct __sk_buff *skb, struct place place, struct owner *owner)
 {
-	struct owner owner = { .reason = GUARD_NO_SOCKET };
 	struct bpf_sock *sk = skb->sk;
 
+	owner->reason = GUARD_NO_SOCKET;
 	if (!sk)
-		return owner;
-	owner.reason = GUARD_PARTIAL_SOCKET;
+		return;
+	owner->reason = GUARD_PARTIAL_SOCKET;
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
-		return owner;
-	owner.sk = sk;
-	owner.reason = GUARD_FOREIGN_SOCKET;
+		return;
+	owner->socket = true;
+	owner->caller = bpf_sk_storage_get(&callers, sk, NULL, 0);
+	owner->reason = GUARD_FOREIGN_SOCKET;
 	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth is a
 	 * container's, unless the kernel can tell; a container's macvlan sends through the machine's
 	 * interface with its socket.
 	 */
 	if (place.namespaces ? bpf_get_netns_cookie(skb) != home_netns : place.ingress)
-		return owner;
-	owner.reason = GUARD_USER;
-	owner.uid = bpf_get_socket_uid(skb);
-	return owner;
+		return;
+	owner->reason = GUARD_USER;
+	owner->uid = bpf_get_socket_uid(skb);
 }
 
 /* A reset ends a connection and says nothing else; the kernel sends it from a socket of its own,
@@ -70,42 +72,43 @@ static __always_inline bool carries_nothing(const struct packet *pkt, const stru
 	if (pkt->transport_state != TRANSPORT_KNOWN || pkt->protocol != PROTO_TCP ||
 	    pkt->payload_len || pkt->tcp_flags & TCP_FLAG_SYN)
 		return false;
-	return pkt->tcp_flags & TCP_FLAG_RST || !owner->sk;
+	return pkt->tcp_flags & TCP_FLAG_RST || !owner->socket;
 }
 
 /* Turns the packet into the answer that its sender gets instead. */
-static __always_inline int deny(struct __sk_buff *skb, const struct packet *pkt, struct place place)
+static __noinline int deny(struct __sk_buff *skb, const struct packet *pkt, bool ethernet,
+			   __u64 redirect)
 {
 	if (silent)
 		return TC_ACT_SHOT;
 	if (!answer_is_possible(pkt))
 		goto unanswered;
 	if (pkt->protocol == PROTO_TCP) {
-		if (answer_reset(skb, pkt, place.ethernet))
+		if (answer_reset(skb, pkt, ethernet))
 			goto unanswered;
 		count(GUARD_RESETS);
 	} else {
-		if (answer_prohibited(skb, pkt, place.ethernet))
+		if (answer_prohibited(skb, pkt, ethernet))
 			goto unanswered;
 		count(GUARD_PROHIBITED);
 	}
-	/* To the other side of the interface that it was at. */
-	return bpf_redirect(skb->ifindex, place.ingress ? 0 : BPF_F_INGRESS);
+	return bpf_redirect(skb->ifindex, redirect);
 unanswered:
 	count(GUARD_UNANSWERED);
 	return TC_ACT_SHOT;
 }
 
-/* What opens an endpoint of this mask to the packet's owner: GUARD_USER, GUARD_GROUP, GUARD_CGROUP or,
- * if nothing does, the owner's own reason.
+/* Whether a rule opens an endpoint of this mask to the packet's owner. Writes what the verdict is made
+ * from: GUARD_USER, GUARD_GROUP or GUARD_CGROUP or, if nothing opens it, the owner's own reason.
  */
-static __always_inline bool opened(struct __sk_buff *skb, const struct owner *owner,
-				   const struct caller *caller, __u64 mask, __u8 *reason)
+static __noinline bool opened(struct __sk_buff *skb, const struct owner *owner, __u64 mask,
+			      __u8 *reason)
 {
+	const struct caller *caller = owner->caller;
 	__u64 rules = mask & ~GUARD_ENFORCED;
 
+	*reason = owner->reason;
 	if (owner->reason == GUARD_USER) {
-		*reason = GUARD_USER;
 		if (rules_of_user(owner->uid) & rules)
 			return true;
 		if (caller && caller->generation == generation && caller->group_rules & rules) {
@@ -113,11 +116,10 @@ static __always_inline bool opened(struct __sk_buff *skb, const struct owner *ow
 			return true;
 		}
 	}
-	if (owner->sk && cgroup_level[0] && rules_of_cgroups(skb) & rules) {
+	if (owner->socket && cgroup_level[0] && rules_of_cgroups(skb) & rules) {
 		*reason = GUARD_CGROUP;
 		return true;
 	}
-	*reason = owner->reason;
 	return false;
 }
 
@@ -125,20 +127,22 @@ static __always_inline bool opened(struct __sk_buff *skb, const struct owner *ow
 static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct place place)
 {
 	const struct endpoint_target *target;
-	struct caller *caller = NULL;
 	struct sighting seen = {};
 	struct guard_key key = {};
+	struct owner owner = {};
 	struct packet pkt;
-	struct owner owner;
-	bool limited = false;
+	__u64 mask;
 
 	if (packet_parse(skb, network, &pkt))
 		return TC_ACT_UNSPEC;
 	target = endpoint_of_packet(&pkt);
 	if (!target)
 		return TC_ACT_UNSPEC;
+	mask = target->mask;
+	key.endpoint = target->endpoint;
+	key.generation = generation;
 
-	owner = owner_of(skb, place);
+	owner_of(skb, place, &owner);
 	if (carries_nothing(&pkt, &owner)) {
 		count(GUARD_PASSED);
 		return TC_ACT_UNSPEC;
@@ -149,39 +153,35 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 	if (!place.ingress && owner.reason == GUARD_NO_SOCKET && skb->tc_index == judged)
 		return TC_ACT_UNSPEC;
 
-	if (owner.sk)
-		caller = bpf_sk_storage_get(&callers, owner.sk, NULL, 0);
-	key.endpoint = target->endpoint;
-	key.generation = generation;
-	if (opened(skb, &owner, caller, target->mask, &key.reason)) {
-		key.verdict = GUARD_ALLOWED;
-	} else {
-		key.verdict = target->mask & GUARD_ENFORCED ? GUARD_DENIED : GUARD_WOULD_DENY;
-	}
+	key.verdict = mask & GUARD_ENFORCED ? GUARD_DENIED : GUARD_WOULD_DENY;
+	key.uid = owner.uid;
 	if (owner.reason == GUARD_FOREIGN_SOCKET)
 		key.cgroup = bpf_skb_cgroup_id(skb);
-	else
-		key.uid = owner.uid;
-	if (key.verdict == GUARD_ALLOWED && limit_interval_ns &&
-	    over_limit(key.cgroup, key.uid, key.endpoint, skb->gso_segs ?: 1)) {
-		limited = true;
-		key.reason = GUARD_OVER_LIMIT;
-		key.verdict = target->mask & GUARD_ENFORCED ? GUARD_DENIED : GUARD_WOULD_DENY;
-		count(GUARD_LIMITED);
+	if (opened(skb, &owner, mask, &key.reason)) {
+		if (limit_interval_ns &&
+		    over_limit(key.cgroup, key.uid, key.endpoint, skb->gso_segs ?: 1)) {
+			key.reason = GUARD_OVER_LIMIT;
+			count(GUARD_LIMITED);
+		} else {
+			key.verdict = GUARD_ALLOWED;
+		}
 	}
 	count(key.verdict);
 	if (key.verdict != GUARD_ALLOWED || report_allowed) {
-		if (caller)
-			seen.who = &caller->who;
+		seen.who = owner.caller ? &owner.caller->who : (const struct identity *)&nobody;
 		/* Zero where there is no socket. */
 		seen.cgroup = bpf_skb_cgroup_id(skb);
 		seen.ifindex = skb->ifindex;
 		seen.layer = place.ingress ? GUARD_TC_INGRESS : GUARD_TC_EGRESS;
 		report(&pkt, &key, &seen);
 	}
-	if (key.verdict == GUARD_DENIED)
+	if (key.verdict == GUARD_DENIED) {
 		/* A sender that is too fast is slowed down by loss, as on any wire. */
-		return limited ? TC_ACT_SHOT : deny(skb, &pkt, place);
+		if (key.reason == GUARD_OVER_LIMIT)
+			return TC_ACT_SHOT;
+		/* To the other side of the interface that it was at. */
+		return deny(skb, &pkt, place.ethernet, place.ingress ? 0 : BPF_F_INGRESS);
+	}
 	if (place.ingress)
 		skb->tc_index = judged;
 	return TC_ACT_UNSPEC;

@@ -28,18 +28,11 @@ struct {
 	__type(value, struct caller);
 } callers SEC(".maps");
 
-/* What opens an endpoint of this mask to the current task, as in opened(). `supplementary` says
- * whether its supplementary groups can be read.
- */
-static __always_inline bool opened_to_caller(struct caller *caller, __u64 mask, bool supplementary,
-					     __u8 *reason)
+/* What opens an endpoint of this mask to the current task, as in opened(). */
+static __always_inline bool opened_to_caller(const struct caller *caller, __u64 mask, __u8 *reason)
 {
 	__u64 rules = mask & ~GUARD_ENFORCED;
 
-	/* For the packet layer, too, which may judge another user, and so always asked. */
-	if (supplementary)
-		caller->group_rules =
-			rules_of_group(caller->who.gid) | rules_of_supplementary_groups();
 	*reason = GUARD_USER;
 	if (rules_of_user(caller->who.uid) & rules)
 		return true;
@@ -55,7 +48,7 @@ static __always_inline bool opened_to_caller(struct caller *caller, __u64 mask, 
 }
 
 static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union address *remote,
-				      bool supplementary)
+				      bool perfmon)
 {
 	const struct endpoint_target *target;
 	struct caller *kept, caller = {};
@@ -63,6 +56,7 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 	struct guard_key key = {};
 	struct packet pkt = {};
 	struct bpf_sock *sk;
+	__u64 mask;
 	bool home;
 
 	pkt.dst = *remote;
@@ -71,13 +65,20 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 	target = endpoint_lookup(&pkt.dst, pkt.dport, pkt.protocol);
 	if (!target)
 		return PROCEED;
-	identity_of_current(&caller.who);
+	mask = target->mask;
+	key.endpoint = target->endpoint;
+	if (perfmon)
+		identity_of_current(&caller.who);
+	else
+		identity_without_comm(&caller.who);
 	caller.generation = generation;
+	/* For the packet layer too, which may judge another user: so whoever it is. */
+	if (perfmon && any_groups)
+		caller.group_rules =
+			rules_of_group(caller.who.gid) | rules_of_supplementary_groups();
 	/* Containers are judged as their packets come in, by their cgroup. */
 	home = bpf_get_netns_cookie(ctx) == home_netns;
-	if (home && !opened_to_caller(&caller, target->mask, supplementary, &key.reason) &&
-	    target->mask & GUARD_ENFORCED) {
-		key.endpoint = target->endpoint;
+	if (home && !opened_to_caller(&caller, mask, &key.reason) && mask & GUARD_ENFORCED) {
 		key.generation = generation;
 		key.verdict = GUARD_DENIED;
 		key.uid = caller.who.uid;
@@ -99,7 +100,7 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 	return PROCEED;
 }
 
-static __always_inline int judge_call_v4(struct bpf_sock_addr *ctx, bool supplementary)
+static __always_inline int judge_call_v4(struct bpf_sock_addr *ctx, bool perfmon)
 {
 	union address remote;
 	__be32 v4 = ctx->user_ip4;
@@ -107,12 +108,14 @@ static __always_inline int judge_call_v4(struct bpf_sock_addr *ctx, bool supplem
 	if (!endpoint_possible_v4(bpf_ntohl(v4)))
 		return PROCEED;
 	address_map_v4(&remote, v4);
-	return judge_call(ctx, &remote, supplementary);
+	return judge_call(ctx, &remote, perfmon);
 }
 
-static __always_inline int judge_call_v6(struct bpf_sock_addr *ctx, bool supplementary)
+static __always_inline int judge_call_v6(struct bpf_sock_addr *ctx, bool perfmon)
 {
+	__u32 port = ctx->user_port;
 	union address remote;
+	__u32 first;
 
 	remote.word[0] = ctx->user_ip6[0];
 	remote.word[1] = ctx->user_ip6[1];
@@ -122,14 +125,21 @@ static __always_inline int judge_call_v6(struct bpf_sock_addr *ctx, bool supplem
 	if (!remote.word[0] && !remote.word[1] && remote.word[2] == bpf_htonl(0xffff)) {
 		if (!endpoint_possible_v4(bpf_ntohl(remote.word[3])))
 			return PROCEED;
-	} else if (!endpoint_possible_v6(bpf_ntohl(remote.word[0]) >> 16,
-					 bpf_ntohl(remote.word[3]) & 0xffff)) {
-		return PROCEED;
+	} else {
+		/* A constant on the path where it is zero, and an access that is a different one on each
+		 * path is refused without CAP_PERFMON.
+		 */
+		first = bpf_ntohl(remote.word[0]) >> 16;
+		forget_bounds(first, port);
+		if (!endpoint_possible_v6(first, bpf_ntohl(remote.word[3]) & 0xffff))
+			return PROCEED;
 	}
-	return judge_call(ctx, &remote, supplementary);
+	return judge_call(ctx, &remote, perfmon);
 }
 
-/* Each twice: the second reads supplementary groups, which needs CAP_PERFMON. */
+/* Each twice: the second reads the task's name and its supplementary groups, which takes
+ * CAP_PERFMON.
+ */
 #define CALL(section, hook, version)                            \
 	SEC(section)                                            \
 	int hook(struct bpf_sock_addr *ctx)                     \
@@ -137,7 +147,7 @@ static __always_inline int judge_call_v6(struct bpf_sock_addr *ctx, bool supplem
 		return judge_call_##version(ctx, false);        \
 	}                                                       \
 	SEC(section)                                            \
-	int hook##_groups(struct bpf_sock_addr *ctx)            \
+	int hook##_perfmon(struct bpf_sock_addr *ctx)            \
 	{                                                       \
 		return judge_call_##version(ctx, true);         \
 	}

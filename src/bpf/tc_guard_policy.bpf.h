@@ -31,6 +31,8 @@ const volatile __u8 silent;
 const volatile __u8 report_allowed;
 /* The cookie of the network namespace whose sockets have the machine's own users. */
 const volatile __u64 home_netns;
+/* Whether rules name groups. */
+const volatile __u8 any_groups;
 /* Depths at which rules name cgroups, 1 being below the root; then zeros. */
 const volatile __u8 cgroup_level[GUARD_CGROUP_LEVELS];
 /* Nanoseconds between two packets at the limit, and how much earlier one may come; zero for no limit.
@@ -124,7 +126,7 @@ static __always_inline __u64 rules_of_cgroup(__u64 id)
 }
 
 /* Those of the socket's cgroup and of all above it. */
-static __always_inline __u64 rules_of_cgroups(struct __sk_buff *skb)
+static __noinline __u64 rules_of_cgroups(struct __sk_buff *skb)
 {
 	__u64 rules = 0;
 	int i;
@@ -139,7 +141,7 @@ static __always_inline __u64 rules_of_cgroups(struct __sk_buff *skb)
 }
 
 /* Those of the current task's cgroup and of all above it. */
-static __always_inline __u64 rules_of_current_cgroups(void)
+static __noinline __u64 rules_of_current_cgroups(void)
 {
 	__u64 rules = 0;
 	int i;
@@ -176,7 +178,7 @@ static __always_inline __u64 rules_of_supplementary_groups(void)
 /* Whether `packets` more are too many, now. What the table has no room for shares the bucket of
  * nobody, which user space has made.
  */
-static __always_inline bool over_limit(__u64 cgroup, __u32 uid, __u32 endpoint, __u32 packets)
+static __noinline bool over_limit(__u64 cgroup, __u32 uid, __u32 endpoint, __u32 packets)
 {
 	struct bucket_key key = { .cgroup = cgroup, .uid = uid, .endpoint = endpoint };
 	struct bucket_key nobody = {};

@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 
 use super::hold::Change;
+use super::plan::Plan;
 use super::report::{Layer, Reason, Reported, Verdict};
 use crate::endpoint::protocol_name;
 use crate::output::{Event, Line, Printable, Style};
@@ -246,6 +247,59 @@ impl Event for Ready {
             Printable(&interfaces),
             self.method,
             self.mode
+        )
+    }
+}
+
+/// What a policy comes to, for `--check-config`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Checked {
+    /// `enforce`, `audit`, or `mixed` where that depends on the endpoint.
+    pub mode: &'static str,
+    /// What is guarded.
+    pub endpoints: Vec<String>,
+    /// How many users may pass.
+    pub users: usize,
+    /// How many groups may.
+    pub groups: usize,
+    /// How many cgroups may.
+    pub cgroups: usize,
+    /// Packets a second that each may send, as `N/s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
+}
+
+impl Checked {
+    /// What `plan` comes to.
+    pub fn new(plan: &Plan) -> Self {
+        let endpoints = plan.endpoints.iter();
+        Self {
+            mode: plan.mode(),
+            endpoints: endpoints
+                .map(|target| target.endpoint.to_string())
+                .collect(),
+            users: plan.users.len(),
+            groups: plan.groups.len(),
+            cgroups: plan.cgroups.len(),
+            limit: plan.limit.map(|limit| limit.to_string()),
+        }
+    }
+}
+
+impl Event for Checked {
+    fn kind(&self) -> &'static str {
+        "policy"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        write!(
+            line,
+            "the policy is good ({}): {} users, {} groups and {} cgroups may reach {}",
+            self.mode,
+            self.users,
+            self.groups,
+            self.cgroups,
+            self.endpoints.join(", ")
         )
     }
 }

@@ -7,6 +7,7 @@
 //! author writes, [`plan`] what the kernel is told, [`Guard`] the kernel's part of it, [`report`] turns
 //! records into counts and [`event`] into lines.
 
+pub mod config;
 mod control;
 pub mod event;
 pub mod follow;

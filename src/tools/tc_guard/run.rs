@@ -4,7 +4,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use anyhow::{Context as _, Result};
 use libbpf_rs::MapHandle;
 use time::OffsetDateTime;
 
-use super::event::{InterfaceEvent, Ready, Summary, VerdictEvent};
+use super::config;
+use super::event::{Checked, InterfaceEvent, Ready, Summary, VerdictEvent};
 use super::hold::{Change, Hold};
 use super::pinned::{self, Found};
 use super::plan::Plan;
@@ -21,7 +23,8 @@ use super::report::{Reported, Sample, Tally};
 use super::statement::Statement;
 use super::{Guard, NAME};
 use crate::endpoint::Endpoint;
-use crate::failure;
+use crate::endpoint_table::Table;
+use crate::failure::{self, Failure};
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
@@ -66,6 +69,9 @@ pub(super) struct Args {
     /// Report what is allowed, too
     #[arg(long)]
     all: bool,
+    /// Check the policy, say what it comes to, and end
+    #[arg(long)]
+    check_config: bool,
     /// Keep guarding when this process ends; a guard that stays is taken over
     #[arg(long)]
     pin: bool,
@@ -90,15 +96,23 @@ struct Guarded {
     /// What else is guarded: ADDR[/PREFIX][:PORT[-PORT]][/tcp|udp]
     #[arg(long = "endpoint", value_name = "ENDPOINT")]
     endpoints: Vec<Endpoint>,
+    /// A policy in TOML; what the command line says comes on top of it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 impl Args {
-    /// The policy that the command line is.
+    /// The policy of the file and the command line together.
     fn policy(&self) -> Result<Policy> {
+        let mut policy = match &self.guarded.config {
+            Some(path) => read(path)?,
+            None => Policy::default(),
+        };
         let mut endpoints = metadata::endpoints(&self.guarded.clouds)?;
         endpoints.extend_from_slice(&self.guarded.endpoints);
         let subjects = |texts: &[String]| -> Vec<_> {
-            texts.iter().map(|t| Subject::from(t.as_str())).collect()
+            let subject = |text: &String| Subject::from(text.as_str());
+            texts.iter().map(subject).collect()
         };
         let rule = Rule {
             endpoints,
@@ -107,19 +121,26 @@ impl Args {
             cgroups: subjects(&self.cgroups),
             mode: Mode::Enforce,
         };
-        Ok(Policy {
-            rules: vec![rule],
-            mode: if self.audit {
-                Mode::Audit
-            } else {
-                Mode::Enforce
-            },
-            deny: self.deny.unwrap_or_default(),
-            report_allowed: self.all,
-            limit: self.limit,
-            packets_only: self.packets_only,
-            interfaces: self.interfaces.clone(),
-        })
+        if !rule.endpoints.is_empty() {
+            policy.rules.push(rule);
+        } else if rule != Rule::default() {
+            return Err(Failure::usage(
+                "--allow-user, --allow-group and --allow-cgroup are for the endpoints of the command \
+                 line; expected --cloud or --endpoint with them",
+            )
+            .into());
+        }
+        if self.audit {
+            policy.mode = Mode::Audit;
+        }
+        policy.deny = self.deny.unwrap_or(policy.deny);
+        policy.limit = self.limit.or(policy.limit);
+        policy.report_allowed |= self.all;
+        policy.packets_only |= self.packets_only;
+        if !self.interfaces.is_empty() {
+            policy.interfaces.clone_from(&self.interfaces);
+        }
+        Ok(policy)
     }
 }
 
@@ -131,14 +152,39 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).context("cannot find the working directory")
 }
 
-pub(super) fn read(_: &Path) -> Result<Policy> {
-    anyhow::bail!("placeholder")
+/// As much of a policy as is read: ten thousand subjects are some hundred thousand bytes.
+const LONGEST_POLICY: u64 = 4 << 20;
+
+/// The policy in a file.
+///
+/// # Errors
+/// [`Failure::Usage`] if it is no policy; those of the system if it cannot be read.
+pub fn read(path: &Path) -> Result<Policy> {
+    let at = || format!("cannot read the policy {}", path.display());
+    let mut text = String::new();
+    let file = File::open(path).with_context(at)?;
+    let mut start = file.take(LONGEST_POLICY + 1);
+    start.read_to_string(&mut text).with_context(at)?;
+    if text.len() as u64 > LONGEST_POLICY {
+        return Err(Failure::usage(format!(
+            "{}: longer than the {LONGEST_POLICY} bytes that a policy may have",
+            path.display()
+        ))
+        .into());
+    }
+    Ok(config::parse(&path.display().to_string(), &text)?)
 }
 
 pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let policy = args.policy()?;
     let root = cgroup::mount();
     let plan = Plan::new(&policy, root.as_deref())?;
+    if args.check_config {
+        Table::new(&plan.endpoints)?;
+        let mut sink = output::stdout(NAME, settings);
+        sink.event(OffsetDateTime::now_utc(), &Checked::new(&plan))?;
+        return Ok(sink.flush()?);
+    }
     let bpffs = pin::bpffs(args.place.bpffs.as_deref(), args.pin)?;
 
     let stop = Stop::on_signals()?;
@@ -146,7 +192,14 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let (_instance, squatted) = pinned::only()?;
     let hold = match &bpffs {
         Some(bpffs) if args.pin => {
-            let statement = Statement::new(&policy, None, false, &plan, OffsetDateTime::now_utc());
+            let config = args.guarded.config.as_deref();
+            let mixed = config
+                .map(read)
+                .transpose()?
+                .is_some_and(|read| read != policy);
+            let config = config.map(absolute).transpose()?;
+            let now = OffsetDateTime::now_utc();
+            let statement = Statement::new(&policy, config, mixed, &plan, now);
             Hold::by_pins(&policy, &plan, &statement, root.as_deref(), bpffs)?
         }
         _ => Hold::by_process(&policy, &plan, root.as_deref(), bpffs.as_deref())?,

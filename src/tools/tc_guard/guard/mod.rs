@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The guard's part in the kernel: gates that are attached, and behind them the programs of the
+//! policy in force.
+//!
+//! Everything here is held by descriptors of its own, so that a policy can go while the gates stay,
+//! and all of it can be pinned.
+
+mod gates;
+mod programs;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+
+pub use self::gates::Hook;
+use self::gates::{FIRST_BANK, Gate, Gates, SECOND_BANK};
+use self::programs::{Kept, Programs, Settings};
+use super::event::Summary;
+use super::plan::Plan;
+use super::report::{self, Key};
+use crate::failure::Failure;
+use crate::kernel::interfaces::Interface;
+use crate::kernel::pin::Shelf;
+use crate::kernel::privileges::Capability;
+use crate::kernel::program::{self, Ran};
+use crate::kernel::tc::{Attachment, Method, Side};
+use crate::kernel::{bpf, cgroup, clock, features};
+use crate::skel::tc_guard::types::{guard_counter, guard_verdict};
+
+/// What loading and attaching need. Before kernel 6.6 a program may compare packet pointers with
+/// CAP_PERFMON only (commit d75e30dddf73).
+pub fn needed(method: Method) -> &'static [Capability] {
+    match method {
+        Method::Tcx => &[Capability::Bpf, Capability::NetAdmin],
+        Method::Clsact => &[Capability::Bpf, Capability::NetAdmin, Capability::Perfmon],
+    }
+}
+
+/// The guard in the kernel. It judges nothing until it is attached and armed.
+pub struct Guard {
+    gates: Gates,
+    policy: Programs,
+    kept: Kept,
+    method: Method,
+}
+
+/// A policy that is loaded and not yet in force.
+pub struct Next {
+    policy: Programs,
+}
+
+impl fmt::Debug for Next {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Next").finish_non_exhaustive()
+    }
+}
+
+impl Next {
+    /// Which policy it will be.
+    pub fn generation(&self) -> u16 {
+        self.policy.generation
+    }
+
+    /// What has to be pinned for it, with a name for each.
+    pub fn held(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        self.policy.held()
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("method", &self.method)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Guard {
+    /// The better of the ways to attach that this kernel has.
+    pub fn method() -> Method {
+        if features::tcx() {
+            Method::Tcx
+        } else {
+            Method::Clsact
+        }
+    }
+
+    /// Loads gates, and `plan`'s programs behind them. The layer in connect() and sendmsg() is loaded if
+    /// the plan wants it and `cgroup_root`, the cgroup2 mount, is given.
+    ///
+    /// # Errors
+    /// What the kernel refuses; missing capabilities are named. [`Failure::Usage`] for more endpoints
+    /// than there is room for.
+    pub fn load(plan: &Plan, method: Method, cgroup_root: Option<&Path>) -> Result<Self> {
+        if !bpf::has_btf() {
+            return Err(Failure::blocked(
+                "this kernel does not describe its types (/sys/kernel/btf/vmlinux)",
+                "use a kernel built with CONFIG_DEBUG_INFO_BTF",
+            )
+            .into());
+        }
+        let root = cgroup_root.filter(|_| !plan.packets_only);
+        let (gates, home_netns) = Gates::load(method, root)?;
+        let settings = Settings {
+            method,
+            calls: root.is_some() && home_netns != 0,
+            home_netns,
+            judged: random_mark()?,
+            generation: 0,
+        };
+        let (policy, kept) = Programs::load(plan, settings, None)?;
+        let guard = Self {
+            gates,
+            policy,
+            kept,
+            method,
+        };
+        guard.gates.write(|state| {
+            state.judged = settings.judged;
+            state.since_ns = clock::boot_ns();
+        })?;
+        guard.gates.fill(FIRST_BANK, &guard.policy)?;
+        Ok(guard)
+    }
+
+    /// The guard that is pinned on `shelf`.
+    ///
+    /// # Errors
+    /// If something is missing there.
+    pub fn open(shelf: &Shelf) -> Result<Self> {
+        let names = shelf.names();
+        let map = |name: &str| {
+            MapHandle::from_pinned_path(shelf.pin(name))
+                .with_context(|| format!("cannot open {}", shelf.pin(name).display()))
+        };
+        let mut all = Vec::new();
+        for hook in Hook::PACKETS.into_iter().chain(Hook::CALLS) {
+            let gate = format!("gate_{}", hook.name());
+            if names.contains(&gate) {
+                all.push(Gate {
+                    hook,
+                    program: program::open(&shelf.pin(&gate))?,
+                    slot: map(&format!("slot_{}", hook.name()))?,
+                });
+            }
+        }
+        let gates = Gates {
+            all,
+            state: map("state")?,
+        };
+        let generation = gates.read()?.generation;
+        let mut programs = Vec::new();
+        for gate in &gates.all {
+            let name = format!("judge_{}_{generation}", gate.hook.name());
+            if names.contains(&name) {
+                programs.push((gate.hook, program::open(&shelf.pin(&name))?));
+            }
+        }
+        Ok(Self {
+            policy: Programs {
+                all: programs,
+                cgroups: map(&format!("cgroups_{generation}"))?,
+                generation,
+            },
+            kept: Kept {
+                counters: map("counters")?,
+                reports: map("reports")?,
+                events: map("events")?,
+                callers: map("callers")?,
+            },
+            gates,
+            method: Self::method(),
+        })
+    }
+
+    /// Loads the programs of a policy that is to replace the one in force. Counters and reports go on;
+    /// the reports of the new policy have a generation of their own.
+    ///
+    /// # Errors
+    /// Those of [`Guard::load`].
+    pub fn prepare(&self, plan: &Plan, cgroup_root: Option<&Path>) -> Result<Next> {
+        let state = self.gates.read()?;
+        let has_calls = self.gates.program(Hook::Connect4).is_some();
+        let settings = Settings {
+            method: self.method,
+            calls: has_calls && !plan.packets_only && state.home_netns != 0,
+            home_netns: state.home_netns,
+            judged: state.judged,
+            generation: state.generation.wrapping_add(1),
+        };
+        let (policy, _) = Programs::load(plan, settings, Some(&self.kept))?;
+        policy.allow_cgroups(plan, cgroup_root)?;
+        Ok(Next { policy })
+    }
+
+    /// Puts the policy that was prepared in force, in one step at all hooks: no packet is judged by a
+    /// part of each. The one that it replaces stays in its bank until the next comes, as a processor
+    /// may still be on its way there.
+    ///
+    /// # Errors
+    /// What the kernel refuses; the old policy stays in force then.
+    pub fn switch(&mut self, next: Next) -> Result<()> {
+        let bank = match self.gates.read()?.armed {
+            FIRST_BANK => SECOND_BANK,
+            _ => FIRST_BANK,
+        };
+        self.gates.fill(bank, &next.policy)?;
+        self.gates.write(|state| {
+            state.armed = bank;
+            state.generation = next.policy.generation;
+        })?;
+        self.policy = next.policy;
+        Ok(())
+    }
+
+    /// Starts to judge, at all hooks that are attached, in one step.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn arm(&self) -> Result<()> {
+        self.gates.write(|state| state.armed = FIRST_BANK)
+    }
+
+    /// Stops to judge, at all hooks in one step.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn disarm(&self) -> Result<()> {
+        self.gates.write(|state| state.armed = 0)
+    }
+
+    /// Whether it judges.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn armed(&self) -> Result<bool> {
+        Ok(self.gates.read()?.armed != 0)
+    }
+
+    /// When it was loaded, on the kernel's boot clock; which policy is in force now, whoever put it
+    /// there; and the cookie of the network namespace that it guards, or 0 if that is not known.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn facts(&self) -> Result<(u64, u16, u64)> {
+        let state = self.gates.read()?;
+        Ok((state.since_ns, state.generation, state.home_netns))
+    }
+
+    /// The gates' programs, by hook.
+    pub fn gates(&self) -> impl Iterator<Item = (Hook, BorrowedFd<'_>)> {
+        let gates = self.gates.all.iter();
+        gates.map(|gate| (gate.hook, gate.program.as_fd()))
+    }
+
+    /// Attaches to `interfaces`, to the egress of each and the ingress of veth: to all of them or, if
+    /// one fails, to none.
+    ///
+    /// # Errors
+    /// What the kernel refuses; missing capabilities are named.
+    pub fn attach(&self, interfaces: &[Interface]) -> Result<Vec<Attachment>> {
+        let mut attached = Vec::new();
+        for interface in interfaces {
+            let egress = if interface.ethernet {
+                Hook::EgressEth
+            } else {
+                Hook::EgressIp
+            };
+            attached.push(self.attach_to(interface, Side::Egress, egress)?);
+            if interface.veth {
+                attached.push(self.attach_to(interface, Side::Ingress, Hook::IngressEth)?);
+            }
+        }
+        Ok(attached)
+    }
+
+    fn attach_to(&self, interface: &Interface, side: Side, hook: Hook) -> Result<Attachment> {
+        let gate = self.gates.program(hook).context("no gate of this kind")?;
+        Attachment::new(gate, interface, side, self.method)
+            .map_err(|err| bpf::explain_any(err, "attach the guard", needed(self.method)))
+    }
+
+    /// Attaches the layer in connect() and sendmsg() to the root of the cgroup2 tree; nothing if it was
+    /// not loaded. The hooks are gone with their descriptors.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn attach_calls(&self, cgroup_root: &Path) -> Result<Vec<OwnedFd>> {
+        let at = || format!("cannot attach to the cgroup {}", cgroup_root.display());
+        let cgroup = File::open(cgroup_root).with_context(at)?;
+        let calls = self.gates.all.iter().filter(|gate| self.judges(gate.hook));
+        calls
+            .filter_map(|gate| {
+                Hook::CALLS
+                    .contains(&gate.hook)
+                    .then(|| gate.hook.attach_type(self.method))?
+                    .map(|hook| (gate, hook))
+            })
+            .map(|(gate, hook)| {
+                cgroup::attach(gate.program.as_fd(), &cgroup, hook).with_context(at)
+            })
+            .collect()
+    }
+
+    fn judges(&self, hook: Hook) -> bool {
+        self.policy.all.iter().any(|(judged, _)| *judged == hook)
+    }
+
+    /// Whether the layer in connect() and sendmsg() was loaded.
+    pub fn calls(&self) -> bool {
+        self.judges(Hook::Connect4)
+    }
+
+    /// How the gates attach to interfaces.
+    pub fn attach_method(&self) -> Method {
+        self.method
+    }
+
+    /// Which policy is in force: 0 for the first.
+    pub fn generation(&self) -> u16 {
+        self.policy.generation
+    }
+
+    /// The ring of events.
+    pub fn events(&self) -> &MapHandle {
+        &self.kept.events
+    }
+
+    /// Everything that has to be pinned for the guard to outlive its process, with a name for each;
+    /// besides, the links that attach it.
+    pub fn held(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let mut held = Vec::new();
+        for gate in &self.gates.all {
+            held.push((format!("gate_{}", gate.hook.name()), gate.program.as_fd()));
+            held.push((format!("slot_{}", gate.hook.name()), gate.slot.as_fd()));
+        }
+        held.push(("state".to_owned(), self.gates.state.as_fd()));
+        held.extend(self.policy.held());
+        for (name, map) in self.kept.named() {
+            held.push((name.to_owned(), map.as_fd()));
+        }
+        held
+    }
+
+    /// Writes those of the plan's cgroups that are there to the policy.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn allow_cgroups(&self, plan: &Plan, cgroup_root: Option<&Path>) -> Result<()> {
+        self.policy.allow_cgroups(plan, cgroup_root)
+    }
+
+    /// The subjects that are cgroups: `id` is allowed what `rules` open, or nothing any more.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn allow_cgroup(&self, id: u64, rules: Option<u64>) -> Result<()> {
+        let key = id.to_ne_bytes();
+        let map = &self.policy.cgroups;
+        match rules {
+            Some(rules) => map.update(&key, &rules.to_ne_bytes(), MapFlags::ANY),
+            None => map.delete(&key),
+        }
+        .with_context(|| format!("cannot write cgroup {id} to the policy"))
+    }
+
+    /// What the guard says to `packet` at a hook of the packet layer, run `repeat` times, once it is
+    /// armed. The packet has no socket but that which the kernel's test run gives it: one of this
+    /// network namespace, whose uid is 0.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn test_run(&self, hook: Hook, packet: &[u8], repeat: u32) -> Result<Ran> {
+        let gate = self.gates.program(hook).context("no gate of this kind")?;
+        let mut out = vec![0; packet.len() + 256];
+        program::test_run(gate, packet, &mut out, repeat).context("cannot run the guard")
+    }
+
+    fn counter(&self, index: u32) -> Result<u64> {
+        let values = self
+            .kept
+            .counters
+            .lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)?
+            .context("no such counter")?;
+        Ok(values
+            .iter()
+            .filter_map(|value| Some(u64::from_ne_bytes(value.as_slice().try_into().ok()?)))
+            .sum())
+    }
+
+    /// Packets and calls per key, since the start.
+    ///
+    /// # Errors
+    /// If the kernel does not give them.
+    pub fn reports(&self) -> Result<Vec<(Key, u64)>> {
+        let map = &self.kept.reports;
+        let mut found = Vec::new();
+        for key in map.keys() {
+            if let Some(value) = map.lookup(&key, MapFlags::ANY)? {
+                found.push((Key::from_bytes(&key)?, report::total_from_bytes(&value)?));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The kernel's counters; `delivered` packets were told of.
+    ///
+    /// # Errors
+    /// If the kernel does not give them.
+    pub fn summary(&self, report_allowed: bool, delivered: u64) -> Result<Summary> {
+        let verdict = |verdict: guard_verdict| self.counter(verdict.0);
+        let counter = |counter: guard_counter| self.counter(counter.0);
+        let allowed = verdict(guard_verdict::GUARD_ALLOWED)?;
+        let denied = verdict(guard_verdict::GUARD_DENIED)?;
+        let would_deny = verdict(guard_verdict::GUARD_WOULD_DENY)?;
+        let seen = denied + would_deny + if report_allowed { allowed } else { 0 };
+        Ok(Summary {
+            seen,
+            delivered,
+            lost: seen.saturating_sub(delivered),
+            allowed,
+            denied,
+            would_deny,
+            passed: verdict(guard_verdict::GUARD_PASSED)?,
+            calls: counter(guard_counter::GUARD_CALLS)?,
+            resets: counter(guard_counter::GUARD_RESETS)?,
+            prohibited: counter(guard_counter::GUARD_PROHIBITED)?,
+            unanswered: counter(guard_counter::GUARD_UNANSWERED)?,
+            limited: counter(guard_counter::GUARD_LIMITED)?,
+            events_lost: counter(guard_counter::GUARD_EVENTS_LOST)?,
+            unwritten: 0,
+        })
+    }
+
+    /// Whether sockets of other network namespaces are told from the machine's own in the packet layer.
+    pub fn knows_namespaces(&self) -> bool {
+        self.gates
+            .read()
+            .is_ok_and(|state| state.home_netns != 0 && features::tc_knows_namespaces())
+    }
+}
+
+/// What packets are marked with that were judged as they came in: nobody else's number, and not 0,
+/// which is no mark.
+fn random_mark() -> Result<u16> {
+    let mut bytes = [0; 2];
+    File::open("/dev/urandom")
+        .and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes))
+        .context("cannot read /dev/urandom")?;
+    Ok(u16::from_ne_bytes(bytes).max(1))
+}
