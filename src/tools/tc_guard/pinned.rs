@@ -142,9 +142,9 @@ impl Pinned {
         // What is left of an earlier interface with this index, or of a process that was killed at
         // this point.
         self.forget(interface)?;
-        for (at, side, (priority, handle)) in filters(guard)? {
-            if at.index == interface.index {
-                hooks::remove_filter(at.index, side, priority, handle)?;
+        for filter in filters(guard)? {
+            if filter.index == interface.index {
+                filter.remove()?;
             }
         }
         for attachment in guard.attach(std::slice::from_ref(interface))? {
@@ -229,9 +229,7 @@ impl Pinned {
             // Of another version, whose links go with their pins.
             Err(_) => every_filter(|at| at.name.as_deref().is_some_and(is_gate))?,
         };
-        for (interface, side, (priority, handle)) in left {
-            hooks::remove_filter(interface.index, side, priority, handle)?;
-        }
+        left.iter().try_for_each(Filter::remove)?;
         self.shelf.remove(&self.lock)
     }
 
@@ -356,8 +354,21 @@ pub fn gate_ids(guard: &Guard) -> Result<BTreeSet<u32>> {
         .collect()
 }
 
-/// Priority and handle of the guard's own filters, where it is attached by such.
-fn filters(guard: &Guard) -> Result<Vec<(Interface, Side, (u32, u32))>> {
+/// A filter of a guard, where it is attached by such.
+struct Filter {
+    index: i32,
+    side: Side,
+    priority: u32,
+    handle: u32,
+}
+
+impl Filter {
+    fn remove(&self) -> Result<()> {
+        hooks::remove_filter(self.index, self.side, self.priority, self.handle)
+    }
+}
+
+fn filters(guard: &Guard) -> Result<Vec<Filter>> {
     let ids = gate_ids(guard)?;
     every_filter(|at| at.program.is_some_and(|id| ids.contains(&id)))
 }
@@ -376,15 +387,10 @@ pub fn sweep(pinned: Option<&Guard>) -> Result<()> {
     let left = every_filter(|at| {
         at.name.as_deref().is_some_and(is_gate) && at.program.is_none_or(|id| !spared.contains(&id))
     })?;
-    for (interface, side, (priority, handle)) in left {
-        hooks::remove_filter(interface.index, side, priority, handle)?;
-    }
-    Ok(())
+    left.iter().try_for_each(Filter::remove)
 }
 
-fn every_filter(
-    wanted: impl Fn(&hooks::Attached) -> bool,
-) -> Result<Vec<(Interface, Side, (u32, u32))>> {
+fn every_filter(wanted: impl Fn(&hooks::Attached) -> bool) -> Result<Vec<Filter>> {
     let mut found = Vec::new();
     for interface in interfaces::all()? {
         for side in [Side::Egress, Side::Ingress] {
@@ -394,7 +400,12 @@ fn every_filter(
                 } = at.how
                     && wanted(&at)
                 {
-                    found.push((interface.clone(), side, (priority, handle)));
+                    found.push(Filter {
+                        index: interface.index,
+                        side,
+                        priority,
+                        handle,
+                    });
                 }
             }
         }
