@@ -3,7 +3,7 @@
 //! `ebpfkit tc-guard run`: from arguments to a guard at work, and from what it reports to lines.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
@@ -22,6 +22,7 @@ use super::{Guard, NAME};
 use crate::endpoint::Endpoint;
 use crate::endpoint_table::Table;
 use crate::failure::{self, Failure};
+use crate::kernel::cgroup_follow::Follower;
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
@@ -181,13 +182,8 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
         Some(root) if kernel.calls() => kernel.attach_calls(root)?,
         _ => Vec::new(),
     };
-    if let Some(root) = &root {
-        for (path, rules) in &plan.cgroups {
-            if let Some(id) = cgroup::id(root, path) {
-                kernel.allow_cgroup(id, Some(*rules))?;
-            }
-        }
-    }
+    let mut cgroups = Cgroups::new(&plan, root.as_deref())?;
+    cgroups.follow(&kernel)?;
     kernel.arm()?;
     let attached = Attached {
         _calls: calls,
@@ -229,7 +225,7 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     };
     reporter.know(kernel.generation(), &plan);
     let reporter = RefCell::new(reporter);
-    let drained = drain(&kernel, &reporter, &stop, attached);
+    let drained = drain(&kernel, &reporter, &stop, &mut cgroups, attached);
     let mut reporter = reporter.into_inner();
     if let Err(err) = &drained
         && failure::is_closed_pipe(err)
@@ -270,11 +266,54 @@ fn ready(plan: &Plan, kernel: &Guard, interfaces: &[Interface]) -> Ready {
     }
 }
 
+/// The cgroups that rules name, whose ids the kernel is told of as they come and go.
+struct Cgroups {
+    rules: BTreeMap<String, u64>,
+    /// Nothing if no rule names one.
+    follower: Option<Follower>,
+}
+
+impl Cgroups {
+    fn new(plan: &Plan, root: Option<&Path>) -> Result<Self> {
+        let follower = match root {
+            _ if plan.cgroups.is_empty() => None,
+            Some(root) => Some(Follower::new(root, plan.cgroups.keys().cloned())?),
+            None => {
+                return Err(Failure::blocked(
+                    "rules for cgroups need cgroup2, which is not mounted",
+                    "mount it (mount -t cgroup2 none /sys/fs/cgroup), or name users instead",
+                )
+                .into());
+            }
+        };
+        Ok(Self {
+            rules: plan.cgroups.clone(),
+            follower,
+        })
+    }
+
+    fn follow(&mut self, kernel: &Guard) -> Result<()> {
+        let Some(follower) = &mut self.follower else {
+            return Ok(());
+        };
+        for change in follower.changes()? {
+            if let Some(id) = change.gone {
+                kernel.allow_cgroup(id, None)?;
+            }
+            if let Some(id) = change.come {
+                kernel.allow_cgroup(id, self.rules.get(&change.path).copied())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Tells of what the kernel reports until it is to stop; then detaches and tells of the rest.
 fn drain(
     kernel: &Guard,
     reporter: &RefCell<Reporter>,
     stop: &Stop,
+    cgroups: &mut Cgroups,
     attached: Attached,
 ) -> Result<()> {
     let ring = Ring::new(kernel.events(), |record| {
@@ -285,8 +324,15 @@ fn drain(
     let mut sweep_at: Option<Instant> = None;
     loop {
         let left = sweep_at.map(|at| at.saturating_duration_since(Instant::now()));
-        if stop.wait(&[ring.fd()], left)?.stopped {
+        let woken = match cgroups.follower.as_ref().map(Follower::fd) {
+            Some(cgroups) => stop.wait(&[ring.fd(), cgroups], left)?,
+            None => stop.wait(&[ring.fd()], left)?,
+        };
+        if woken.stopped {
             break;
+        }
+        if woken.ready.get(1).is_some_and(|ready| *ready) {
+            cgroups.follow(kernel)?;
         }
         if ring.drain()? > 0 && sweep_at.is_none() {
             sweep_at = Some(Instant::now() + SWEEP);
