@@ -76,8 +76,25 @@ mod root {
             let root = cgroup::mount().expect("cgroup2 is mounted");
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = format!("/ebpfkit-{}-{number}", std::process::id());
-            fs::create_dir_all(root.join(&path[1..]).join("child")).unwrap();
-            Self { path, root }
+            let cgroups = Self { path, root };
+            cgroups.make();
+            cgroups
+        }
+
+        fn make(&self) {
+            fs::create_dir_all(self.root.join(&self.path[1..]).join("child")).unwrap();
+        }
+
+        fn remove(&self) {
+            let at = self.root.join(&self.path[1..]);
+            // A process that has just ended may still be there for a moment.
+            for _ in 0..1000 {
+                let _ = fs::remove_dir(at.join("child"));
+                if fs::remove_dir(&at).is_ok() || !at.exists() {
+                    return;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
         }
 
         /// A python as `uid` in this cgroup or the one below it.
@@ -98,9 +115,7 @@ mod root {
 
     impl Drop for Cgroups {
         fn drop(&mut self) {
-            let at = self.root.join(&self.path[1..]);
-            let _ = fs::remove_dir(at.join("child"));
-            let _ = fs::remove_dir(at);
+            self.remove();
         }
     }
 
@@ -334,6 +349,30 @@ mod root {
         let ended = guard.stop();
         let events = denials(&ended);
         assert_eq!(events[0]["cgroup"], other.path.as_str(), "{events:?}");
+    }
+
+    #[test]
+    fn a_cgroup_that_comes_later_or_comes_again_is_allowed() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let later = Cgroups::new();
+        later.remove();
+        let guard = guard(&network, &["--cloud", "aws", "--allow-cgroup", &later.path]);
+        let attempt = attempt("connect", "AF_INET", IMDS4);
+        for _ in 0..2 {
+            later.make();
+            // The guard hears of it by and by: in less than a service takes to start.
+            let mut answer = String::new();
+            for _ in 0..2000 {
+                answer = python(later.command(&network.machine, "child", ALICE), &attempt);
+                if answer == "ok" {
+                    break;
+                }
+            }
+            assert_eq!(answer, "ok");
+            later.remove();
+        }
+        guard.stop();
     }
 
     #[test]

@@ -35,24 +35,24 @@ __u64 asking;
  * 6.18, its attach type: so each gate has a slot of its own.
  * Key: bank less 1, 4 bytes. Value: the program's descriptor, 4 bytes.
  */
-#define GATE(section, context, hook, otherwise)                    \
-	struct {                                                   \
-		__uint(type, BPF_MAP_TYPE_PROG_ARRAY);             \
-		__uint(max_entries, 2);                            \
-		__type(key, __u32);                                \
-		__type(value, __u32);                              \
-	} slot_##hook SEC(".maps");                                \
-                                                                   \
-	SEC(section)                                               \
-	int gate_##hook(struct context *ctx)                       \
-	{                                                          \
-		__u8 bank = armed;                                 \
-                                                                   \
-		if (bank == 1)                                     \
+#define GATE(section, context, hook, otherwise)                     \
+	struct {                                                    \
+		__uint(type, BPF_MAP_TYPE_PROG_ARRAY);              \
+		__uint(max_entries, 2);                             \
+		__type(key, __u32);                                 \
+		__type(value, __u32);                               \
+	} slot_##hook SEC(".maps");                                 \
+                                                                    \
+	SEC(section)                                                \
+	int gate_##hook(struct context *ctx)                        \
+	{                                                           \
+		__u8 bank = armed;                                  \
+                                                                    \
+		if (bank == 1)                                      \
 			bpf_tail_call_static(ctx, &slot_##hook, 0); \
-		else if (bank == 2)                                \
+		else if (bank == 2)                                 \
 			bpf_tail_call_static(ctx, &slot_##hook, 1); \
-		return otherwise;                                  \
+		return otherwise;                                   \
 	}
 
 GATE("tc", __sk_buff, egress_eth, TC_ACT_UNSPEC)

@@ -286,6 +286,6 @@ int egress_ip_ns(struct __sk_buff *skb)
 SEC("tc")
 int ingress_eth_ns(struct __sk_buff *skb)
 {
-	return guard_frame(
-		skb, (struct place){ .ethernet = true, .ingress = true, .namespaces = true });
+	return guard_frame(skb,
+			   (struct place){ .ethernet = true, .ingress = true, .namespaces = true });
 }

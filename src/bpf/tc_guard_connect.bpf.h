@@ -74,8 +74,8 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 	caller.generation = generation;
 	/* For the packet layer too, which may judge another user: so whoever it is. */
 	if (perfmon && any_groups)
-		caller.group_rules =
-			rules_of_group(caller.who.gid) | rules_of_supplementary_groups();
+		caller.group_rules = rules_of_group(caller.who.gid) |
+				     rules_of_supplementary_groups();
 	/* Containers are judged as their packets come in, by their cgroup. */
 	home = bpf_get_netns_cookie(ctx) == home_netns;
 	if (home && !opened_to_caller(&caller, mask, &key.reason) && mask & GUARD_ENFORCED) {
@@ -140,16 +140,16 @@ static __always_inline int judge_call_v6(struct bpf_sock_addr *ctx, bool perfmon
 /* Each twice: the second reads the task's name and its supplementary groups, which takes
  * CAP_PERFMON.
  */
-#define CALL(section, hook, version)                            \
-	SEC(section)                                            \
-	int hook(struct bpf_sock_addr *ctx)                     \
-	{                                                       \
-		return judge_call_##version(ctx, false);        \
-	}                                                       \
-	SEC(section)                                            \
-	int hook##_perfmon(struct bpf_sock_addr *ctx)            \
-	{                                                       \
-		return judge_call_##version(ctx, true);         \
+#define CALL(section, hook, version)                     \
+	SEC(section)                                     \
+	int hook(struct bpf_sock_addr *ctx)              \
+	{                                                \
+		return judge_call_##version(ctx, false); \
+	}                                                \
+	SEC(section)                                     \
+	int hook##_perfmon(struct bpf_sock_addr *ctx)    \
+	{                                                \
+		return judge_call_##version(ctx, true);  \
 	}
 
 CALL("cgroup/connect4", connect4, v4)

@@ -103,7 +103,7 @@ static __always_inline void send_event(const struct packet *pkt, const struct gu
  * no longer needs, the verifier objects without CAP_PERFMON.
  */
 static __noinline void report(const struct packet *pkt, const struct guard_key *key,
-				   const struct sighting *seen)
+			      const struct sighting *seen)
 {
 	struct guard_report *entry = bpf_map_lookup_elem(&reports, key);
 	struct guard_report fresh = {};

@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod cgroup_follow;
 pub mod clock;
 pub mod endpoints;
 pub mod features;

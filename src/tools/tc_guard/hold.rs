@@ -165,6 +165,27 @@ impl Hold {
         self.monitor.fd()
     }
 
+    /// Looks whether another process has given the pinned guard another policy, and what it says of
+    /// itself, if so.
+    ///
+    /// # Errors
+    /// If what is pinned cannot be opened.
+    pub fn catch_up(&mut self) -> Result<Option<Statement>> {
+        let Holder::Pins(bpffs) = &self.holder else {
+            return Ok(None);
+        };
+        let (_, generation, _) = self.guard.facts()?;
+        if generation == self.guard.generation() {
+            return Ok(None);
+        }
+        let pinned = Pinned::lock(bpffs)?;
+        let Found::Guard(guard) = pinned.find()? else {
+            return Ok(None);
+        };
+        self.guard = *guard;
+        pinned.statement(&self.guard).map(Some)
+    }
+
     /// Guards the interfaces that have come, and forgets those that have gone.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! `ebpfkit tc-guard run`: from arguments to a guard at work, and from what it reports to lines.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ use super::{Guard, NAME};
 use crate::endpoint::Endpoint;
 use crate::endpoint_table::Table;
 use crate::failure::{self, Failure};
+use crate::kernel::cgroup_follow::Follower;
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
@@ -205,6 +206,8 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
         _ => Hold::by_process(&policy, &plan, root.as_deref(), bpffs.as_deref())?,
     };
     let kernel = &hold.guard;
+    let mut cgroups = Cgroups::new(&plan, root.as_deref())?;
+    cgroups.follow(kernel)?;
     sink.ready(&ready(&plan, &hold))?;
     if let Some(squatted) = squatted {
         sink.note(&squatted);
@@ -260,7 +263,7 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     }
     let pinned = hold.bpffs().is_some();
     let reporter = RefCell::new(reporter);
-    let (kernel, drained) = drain(hold, &reporter, &stop);
+    let (kernel, drained) = drain(hold, &reporter, &stop, &mut cgroups);
     let mut reporter = reporter.into_inner();
     if let Err(err) = &drained
         && failure::is_closed_pipe(err)
@@ -317,11 +320,58 @@ fn ready(plan: &Plan, hold: &Hold) -> Ready {
     }
 }
 
+/// The cgroups that rules name, whose ids the kernel is told of as they come and go.
+struct Cgroups {
+    rules: BTreeMap<String, u64>,
+    /// Nothing if no rule names one.
+    follower: Option<Follower>,
+}
+
+impl Cgroups {
+    fn new(plan: &Plan, root: Option<&Path>) -> Result<Self> {
+        let follower = match root {
+            _ if plan.cgroups.is_empty() => None,
+            Some(root) => Some(Follower::new(root, plan.cgroups.keys().cloned())?),
+            None => {
+                return Err(Failure::blocked(
+                    "rules for cgroups need cgroup2, which is not mounted",
+                    "mount it (mount -t cgroup2 none /sys/fs/cgroup), or name users instead",
+                )
+                .into());
+            }
+        };
+        Ok(Self {
+            rules: plan.cgroups.clone(),
+            follower,
+        })
+    }
+
+    fn follow(&mut self, kernel: &Guard) -> Result<()> {
+        let Some(follower) = &mut self.follower else {
+            return Ok(());
+        };
+        for change in follower.changes()? {
+            if let Some(id) = change.gone {
+                kernel.allow_cgroup(id, None)?;
+            }
+            if let Some(id) = change.come {
+                kernel.allow_cgroup(id, self.rules.get(&change.path).copied())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Tells of what the kernel reports, and follows the interfaces, until it is to stop; then detaches what
 /// is not pinned and tells of the rest.
-fn drain(hold: Hold, reporter: &RefCell<Reporter>, stop: &Stop) -> (Guard, Result<()>) {
+fn drain(
+    hold: Hold,
+    reporter: &RefCell<Reporter>,
+    stop: &Stop,
+    cgroups: &mut Cgroups,
+) -> (Guard, Result<()>) {
     let mut hold = hold;
-    let drained = drain_until_stop(&mut hold, reporter, stop);
+    let drained = drain_until_stop(&mut hold, reporter, stop, cgroups);
     let events = MapHandle::try_from(hold.guard.events());
     let kernel = hold.release();
     let rest = || -> Result<()> {
@@ -336,7 +386,12 @@ fn drain(hold: Hold, reporter: &RefCell<Reporter>, stop: &Stop) -> (Guard, Resul
     (kernel, rest)
 }
 
-fn drain_until_stop(hold: &mut Hold, reporter: &RefCell<Reporter>, stop: &Stop) -> Result<()> {
+fn drain_until_stop(
+    hold: &mut Hold,
+    reporter: &RefCell<Reporter>,
+    stop: &Stop,
+    cgroups: &mut Cgroups,
+) -> Result<()> {
     let events = MapHandle::try_from(hold.guard.events())?;
     let ring = Ring::new(&events, |record| reporter.borrow_mut().record(record))?;
     // An event starts a quiet second for its key, at whose end the table may know more. Whatever
@@ -344,10 +399,16 @@ fn drain_until_stop(hold: &mut Hold, reporter: &RefCell<Reporter>, stop: &Stop) 
     let mut sweep_at: Option<Instant> = None;
     loop {
         let left = sweep_at.map(|at| at.saturating_duration_since(Instant::now()));
-        let woken = stop.wait(&[ring.fd(), hold.fd()], left)?;
+        let mut sources = vec![ring.fd(), hold.fd()];
+        sources.extend(cgroups.follower.as_ref().map(Follower::fd));
+        let woken = stop.wait(&sources, left)?;
         if woken.stopped {
             return Ok(());
         }
+        if let Some(statement) = hold.catch_up()? {
+            *cgroups = reporter.borrow_mut().another(&statement)?;
+        }
+        cgroups.follow(&hold.guard)?;
         if woken.ready[1] {
             let changes = hold.follow()?;
             let mut reporter = reporter.borrow_mut();
@@ -397,6 +458,14 @@ impl Reporter {
             .sink
             .event(OffsetDateTime::now_utc(), &InterfaceEvent::from(change));
         self.written(told)
+    }
+
+    /// Another process has given the guard another policy: its cgroups are to be followed.
+    fn another(&mut self, statement: &Statement) -> Result<Cgroups> {
+        self.sink.note("another policy is in force");
+        let root = cgroup::mount();
+        let plan = Plan::new(&statement.policy()?, root.as_deref())?;
+        Cgroups::new(&plan, root.as_deref())
     }
 
     /// The names of a policy's endpoints, for its reports.
