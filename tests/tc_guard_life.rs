@@ -6,7 +6,8 @@
 mod common;
 
 mod root {
-    use std::process::{Command, Output};
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Output, Stdio};
     use std::thread;
     use std::time::Instant;
 
@@ -16,7 +17,8 @@ mod root {
     use serde_json::Value;
 
     use super::common::{
-        ALICE, BOB, Bpffs, IMDS4, MetadataService, Netns, Network, Tool, ebpfkit_path, sh,
+        ALICE, BOB, Bpffs, CLOUD4, IMDS4, MetadataService, Netns, Network, Tool, ebpfkit_path,
+        python3, sh,
     };
 
     const V4: &str = "http://169.254.169.254/latest/meta-data/";
@@ -380,5 +382,220 @@ mod root {
             }
         }
         assert!(whole > 0 && nothing > 0, "{whole} whole, {nothing} nothing");
+    }
+    /// Two endpoints, one of which is open to Alice by each policy.
+    fn policies(folder: &std::path::Path) -> [String; 2] {
+        [("9001", "9002"), ("9002", "9001")].map(|(open, closed)| {
+            let path = folder.join(format!("{open}.toml"));
+            let text = format!(
+                "report-allowed = true\n\
+                 [[rule]]\nendpoints = [\"{CLOUD4}:{open}/udp\"]\nusers = [{ALICE}]\n\
+                 [[rule]]\nendpoints = [\"{CLOUD4}:{closed}/udp\"]\nusers = [{BOB}]\n"
+            );
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        })
+    }
+
+    /// Alice sends to both endpoints in turns until the pipe to it is closed, and says how often.
+    const SENDER: &str = "
+import os, select, socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sent = 0
+print('ready', flush=True)
+while sent < 400000 and not select.select([0], [], [], 0)[0]:
+    for port in (9001, 9002):
+        try:
+            s.sendto(b'x', (sys.argv[1], port))
+        except PermissionError:
+            pass
+        sent += 1
+print(sent, flush=True)
+";
+
+    #[test]
+    fn no_packet_is_judged_by_parts_of_two_policies() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let folder = tempfile::tempdir().unwrap();
+        let policies = policies(folder.path());
+        // One neighbour lookup, and no packet waits for it later.
+        network.curl(ALICE, &[&format!("http://{CLOUD4}/")]);
+        let guard = Tool::start(
+            &network.machine,
+            &[
+                "tc-guard",
+                "run",
+                "--pin",
+                "--bpffs",
+                bpffs.text(),
+                "--config",
+                &policies[0],
+            ],
+        );
+        let mut sender = network
+            .machine
+            .command_as(ALICE, python3())
+            .args(["-c", SENDER, CLOUD4])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(sender.stdout.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        const RELOADS: usize = 12;
+        for round in 1..=RELOADS {
+            let output = tc_guard(
+                &network,
+                &bpffs,
+                &["reload", "--config", &policies[round % 2]],
+            );
+            assert!(output.status.success(), "{}", stderr(&output));
+        }
+        drop(sender.stdin.take());
+        line.clear();
+        said.read_line(&mut line).unwrap();
+        assert!(sender.wait().unwrap().success());
+        let sent: u64 = line.trim().parse().unwrap();
+        let status = status(&network, &bpffs);
+        assert_eq!(status["policy"], RELOADS);
+        assert_eq!(status["config"], policies[0].as_str());
+        let ended = guard.stop();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        tc_guard(&network, &bpffs, &["stop"]);
+
+        // Each was judged once, and as the policy that judged it says.
+        let mut judged = 0;
+        let mut seen = std::collections::BTreeSet::new();
+        for event in ended.kind("verdict") {
+            assert_eq!(event["uid"], ALICE, "{event}");
+            let policy = event["policy"].as_u64().unwrap();
+            let open = if policy % 2 == 0 {
+                ":9001/udp"
+            } else {
+                ":9002/udp"
+            };
+            let allowed = event["endpoint"].as_str().unwrap().ends_with(open);
+            let verdict = if allowed { "allowed" } else { "denied" };
+            assert_eq!(event["verdict"], verdict, "{event}");
+            judged += event["count"].as_u64().unwrap();
+            seen.insert(policy);
+        }
+        assert_eq!(judged, sent, "{}", ended.summary());
+        assert!(
+            seen.len() > 2,
+            "{seen:?}: nothing was sent while policies came"
+        );
+    }
+
+    #[test]
+    fn a_bad_policy_leaves_the_old_one_in_force() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.toml");
+        let write = |users: &str| {
+            std::fs::write(
+                &path,
+                format!("[[rule]]\nclouds = [\"aws\"]\nusers = [{users}]\n"),
+            )
+            .unwrap();
+        };
+        write(&BOB.to_string());
+        let config = path.to_str().unwrap();
+        let nothing = tc_guard(&network, &bpffs, &["reload", "--config", config]);
+        assert_eq!(nothing.status.code(), Some(1));
+        Tool::start(
+            &network.machine,
+            &[
+                "tc-guard",
+                "run",
+                "--pin",
+                "--bpffs",
+                bpffs.text(),
+                "--config",
+                config,
+            ],
+        )
+        .stop();
+        write("\"no such user\"");
+        let bad = tc_guard(&network, &bpffs, &["reload"]);
+        assert_eq!(bad.status.code(), Some(2), "{}", stderr(&bad));
+        assert!(stderr(&bad).contains("policy.toml:3:"), "{}", stderr(&bad));
+        assert!(allowed(&network, BOB) && !allowed(&network, ALICE));
+        assert_eq!(status(&network, &bpffs)["policy"], 0);
+        // The file that run was given is read anew.
+        write(&ALICE.to_string());
+        let good = tc_guard(&network, &bpffs, &["reload"]);
+        assert!(good.status.success(), "{}", stderr(&good));
+        assert!(allowed(&network, ALICE) && !allowed(&network, BOB));
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+    }
+
+    #[test]
+    fn a_reload_that_is_killed_leaves_the_old_policy_or_the_new_one() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let folder = tempfile::tempdir().unwrap();
+        let policies = [ALICE, BOB].map(|user| {
+            let path = folder.path().join(format!("{user}.toml"));
+            std::fs::write(
+                &path,
+                format!("[[rule]]\nclouds = [\"aws\"]\nusers = [{user}]\n"),
+            )
+            .unwrap();
+            path.to_str().unwrap().to_owned()
+        });
+        Tool::start(
+            &network.machine,
+            &[
+                "tc-guard",
+                "run",
+                "--pin",
+                "--bpffs",
+                bpffs.text(),
+                "--config",
+                &policies[0],
+            ],
+        )
+        .stop();
+        let reload = |policy: &str| {
+            let mut command = network.machine.command(ebpfkit_path());
+            command.args([
+                "tc-guard",
+                "reload",
+                "--bpffs",
+                bpffs.text(),
+                "--config",
+                policy,
+            ]);
+            Tool::spawn(command)
+        };
+        let start = Instant::now();
+        assert_eq!(reload(&policies[1]).ended().code, Some(0));
+        let took = start.elapsed();
+        let mut in_force = 1;
+        let (mut old, mut new) = (0, 0);
+        for round in 0..12_u32 {
+            let tool = reload(&policies[1 - in_force]);
+            thread::sleep(took * round / 10);
+            tool.signal(Signal::SIGKILL);
+            tool.ended();
+            let open = [ALICE, BOB].map(|user| allowed(&network, user));
+            assert_ne!(open[0], open[1], "round {round}");
+            if open[in_force] {
+                old += 1;
+            } else {
+                in_force = 1 - in_force;
+                new += 1;
+            }
+            let status = status(&network, &bpffs);
+            assert_eq!(status["config"], policies[in_force].as_str(), "{status}");
+        }
+        assert!(old > 0 && new > 0, "{old} old, {new} new");
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
     }
 }

@@ -26,6 +26,8 @@ pub struct VerdictEvent {
     pub reason: &'static str,
     /// The endpoint's name.
     pub endpoint: String,
+    /// Which policy judged: 0 for a guard's first, and one more with each that replaced another.
+    pub policy: u16,
     /// The interface's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
@@ -80,6 +82,7 @@ impl VerdictEvent {
             }),
             reason: reason(key.verdict, key.reason),
             endpoint: endpoint.to_owned(),
+            policy: key.generation,
             interface: sample
                 .filter(|sample| sample.ifindex != 0)
                 .and_then(|sample| interface(sample.ifindex)),
@@ -431,7 +434,7 @@ mod tests {
             json,
             serde_json::json!({
                 "verdict": "denied", "layer": "tc", "reason": "user-not-allowed",
-                "endpoint": "aws", "interface": "eth0", "direction": "egress",
+                "endpoint": "aws", "policy": 0, "interface": "eth0", "direction": "egress",
                 "protocol": "tcp", "src": "10.0.0.2:40000", "dst": "169.254.169.254:80",
                 "count": 3, "uid": 0, "user": "root"
             })

@@ -31,6 +31,9 @@ const FOLDER: &str = "ebpfkit";
 /// What a process that guards this network namespace is known by.
 const INSTANCE: &str = "ebpfkit-tc-guard";
 
+/// Of so many policies the statement stays when others have replaced them.
+const KEPT_STATEMENTS: u16 = 64;
+
 /// The one guard of this network namespace, pinned or not.
 #[derive(Debug)]
 pub struct Pinned {
@@ -194,14 +197,13 @@ impl Pinned {
         self.tidy(guard)
     }
 
-    /// Removes the pins of policies that are not in force.
+    /// Removes the pins of policies that are not in force, but for what the last of them said: a
+    /// process may have yet to tell of what they did.
     fn tidy(&self, guard: &Guard) -> Result<()> {
-        let kept: BTreeSet<String> = guard
-            .held()
-            .into_iter()
-            .map(|(name, _)| name)
-            .chain([statement_name(guard.generation())])
-            .collect();
+        let generation = guard.generation();
+        let said = (0..KEPT_STATEMENTS).map(|ago| statement_name(generation.wrapping_sub(ago)));
+        let held = guard.held().into_iter().map(|(name, _)| name);
+        let kept: BTreeSet<String> = held.chain(said).collect();
         let of_a_policy = |name: &&String| {
             ["judge_", "cgroups_", "statement_"]
                 .iter()
