@@ -893,6 +893,9 @@ fn configure(
     for (to, level) in rodata.cgroup_level.iter_mut().zip(plan.cgroup_levels()) {
         *to = level;
     }
+    if plan.report_each {
+        rodata.event_interval_ns = 0;
+    }
     if let Some(limit) = plan.limit {
         rodata.limit_interval_ns = limit.interval_ns();
         rodata.limit_tolerance_ns = limit.tolerance_ns();
