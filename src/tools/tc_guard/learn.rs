@@ -151,7 +151,7 @@ impl Observer {
         let foreign = event.reason == "foreign-socket";
         let endpoint = reported.key.endpoint;
         // What the ring had no room for is only counted: as theirs who were seen.
-        let identity = match (reported.sample, self.seen.get(&reported.key)) {
+        let identity = match (&reported.sample, self.seen.get(&reported.key)) {
             (None, Some(seen)) => seen,
             _ => &event.identity,
         };
