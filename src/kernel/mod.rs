@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod endpoints;
 pub mod features;
+pub mod hold;
 pub mod identity;
 pub mod interfaces;
 pub mod mmap_events;

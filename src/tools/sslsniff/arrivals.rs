@@ -21,6 +21,7 @@ use super::discover::{FileId, Found, Library, MappedAs};
 use super::event::{Arrived, Skipped};
 use super::maps::{self, Mapping};
 use super::probes::Attacher;
+use crate::kernel::hold::{self, Held};
 use crate::kernel::mmap_events::{Mapped, MmapEvents};
 use crate::kernel::stop::Stop;
 use crate::kernel::uprobes::{Probes, Scope};
@@ -72,6 +73,8 @@ pub struct Filter {
     pub only: Vec<PathBuf>,
     /// Whether a process is watched.
     pub process: Box<dyn Fn(u32) -> bool + Send>,
+    /// Processes wait until their new library is probed.
+    pub hold: bool,
 }
 
 impl std::fmt::Debug for Filter {
@@ -187,6 +190,7 @@ impl Arrivals {
         let thread = std::thread::Builder::new()
             .name("libraries".to_owned())
             .spawn(move || {
+                hold::hurry();
                 let result = self.work(events.as_mut(), &filter, &stopped, &sender);
                 let mut all = Probes::default();
                 for (_, watched) in self.watched.drain() {
@@ -266,7 +270,11 @@ impl Arrivals {
                 let Some(library) = self.found.mapped(mapped.pid, &mapping) else {
                     return;
                 };
+                // Gone already, or another user's: probed all the same.
+                let held = (filter.hold && !self.found.libraries.is_empty())
+                    .then(|| Held::stop(mapped.pid));
                 self.probe_new(Some(mapped.pid), arrived);
+                drop(held);
                 if self.remembered.len() >= MOST_REMEMBERED {
                     self.remembered.clear();
                 }

@@ -107,6 +107,10 @@ pub struct Args {
     /// Room for payload that is not yet shown: a power of two, with K or M
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = plan::parse_ring)]
     buffer: u64,
+    /// Stop a program that begins to use a library which is not watched yet (SIGSTOP), until it is a
+    /// moment later (SIGCONT), so that its first call is not missed
+    #[arg(long)]
+    hold: bool,
     /// Run this command and watch only it and its children
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -163,6 +167,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
             .filter_map(|path| path.canonicalize().ok())
             .collect(),
         process: watch.by_number()?,
+        hold: args.hold,
     };
     let mut following = arrivals.follow(events.ok(), filter, &stop)?;
     sink.ready(&Ready {
@@ -359,6 +364,7 @@ fn follow(
 fn show_arrivals(following: &Following, session: &mut Session<impl std::io::Write>) -> Result<()> {
     for arrived in following.arrived() {
         session.sink().event(OffsetDateTime::now_utc(), &arrived)?;
+        session.sink().flush()?;
     }
     Ok(())
 }
