@@ -23,6 +23,7 @@ use super::maps::{self, Mapping};
 use super::probes::Attacher;
 use crate::kernel::hold::{self, Held};
 use crate::kernel::mmap_events::{Mapped, MmapEvents};
+use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::stop::Stop;
 use crate::kernel::uprobes::{Probes, Scope};
 
@@ -381,7 +382,14 @@ fn users(files: &HashMap<MappedAs, FileId>) -> Option<HashMap<FileId, Vec<u32>>>
                     }
                 }
             }
-            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => return None,
+            // Even root meets a process or two that it may not look into; without that privilege they
+            // are many, and any of them may be a user.
+            Err(err)
+                if err.kind() == io::ErrorKind::PermissionDenied
+                    && !Capabilities::effective().has(Capability::SysPtrace) =>
+            {
+                return None;
+            }
             Err(_) => {}
         }
     }
