@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcHook, TcHookBuilder, libbpf_sys};
 
 use super::interfaces::Interface;
-use super::program;
+use super::{netlink, program};
 
 /// The side of an interface, seen from the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub enum Side {
 pub enum Method {
     /// A TCX link (kernel 6.6): gone with its descriptor, and never in another program's place.
     Tcx,
-    /// A filter at a clsact qdisc, under a priority that the kernel picks: ahead of the filters
-    /// that are there.
+    /// A filter at a clsact qdisc, under a priority ahead of the filters that are there, or right behind
+    /// one that has the first.
     Clsact,
 }
 
@@ -137,6 +137,9 @@ fn attach_tcx(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> Res
         .with_context(|| format!("cannot attach to {} by TCX", interface.name))
 }
 
+/// Priorities have 16 bits (`linux/rtnetlink.h`, TC_H_MAJ of `tcm_info`).
+const LAST_PRIORITY: u32 = 0xffff;
+
 fn attach_clsact(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> Result<Held> {
     let mut hook = TcHookBuilder::new(program)
         .ifindex(interface.index)
@@ -147,6 +150,17 @@ fn attach_clsact(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> 
         });
     let at = || format!("cannot attach to {} by clsact", interface.name);
     hook.create().with_context(at)?;
+    // The kernel's choice is one less than the first that is there, which no filter has ahead of 1:
+    // then the next that is free.
+    let taken: Vec<_> = netlink::filters(interface.index, side)?
+        .iter()
+        .map(|filter| filter.priority)
+        .collect();
+    if taken.contains(&1)
+        && let Some(free) = (2..=LAST_PRIORITY).find(|priority| !taken.contains(priority))
+    {
+        hook.priority(free);
+    }
     let hook = hook.attach().with_context(at)?;
     if hook.get_handle() == 0 || hook.get_priority() == 0 {
         bail!("{}: the kernel did not say under which priority", at());
