@@ -134,19 +134,24 @@ mod root {
     }
 
     #[test]
-    fn a_guard_by_clsact_goes_right_behind_a_filter_that_has_the_first_priority() {
+    fn a_guard_by_clsact_goes_ahead_of_others_but_for_the_first_priority() {
+        guard_beside("1", 2);
+        guard_beside("20", 19);
+    }
+
+    fn guard_beside(others: &str, expected: u32) {
         let netns = Netns::new();
         netns.ip(&["link", "add", "a0", "type", "veth", "peer", "name", "a1"]);
         for args in [
             "qdisc add dev a0 clsact",
-            "filter add dev a0 egress prio 1 protocol ip u32 match u32 0 0",
+            &format!("filter add dev a0 egress prio {others} protocol ip u32 match u32 0 0"),
         ] {
             sh(Command::new("tc")
                 .args(["-n", netns.name()])
                 .args(args.split(' ')));
         }
         netns
-            .enter(|| {
+            .enter(move || {
                 let endpoints = ["10.0.0.1:80/tcp".parse().unwrap()];
                 let plan = Plan::new(&Policy::of(&endpoints, &[]), None).unwrap();
                 let guard = Guard::load(&plan, Method::Clsact, None).unwrap();
@@ -158,10 +163,10 @@ mod root {
                     gate.map(|at| at.how).collect::<Vec<_>>()
                 };
                 let attached = guard.attach(std::slice::from_ref(&a0)).unwrap();
+                let found = gates();
                 assert!(
-                    matches!(gates()[..], [How::Filter { priority: 2, .. }]),
-                    "{:?}",
-                    gates()
+                    matches!(found[..], [How::Filter { priority, .. }] if priority == expected),
+                    "{found:?}"
                 );
                 drop(attached);
                 assert_eq!(gates(), []);

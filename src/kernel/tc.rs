@@ -150,16 +150,19 @@ fn attach_clsact(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> 
         });
     let at = || format!("cannot attach to {} by clsact", interface.name);
     hook.create().with_context(at)?;
-    // The kernel's choice is one less than the first that is there, which no filter has ahead of 1:
-    // then the next that is free.
+    // The kernel's choice is behind all that were given a priority below 32768 (tc_new_tfilter of
+    // net/sched/cls_api.c). Nothing goes ahead of 1: then it is the next that is free.
     let taken: Vec<_> = netlink::filters(interface.index, side)?
         .iter()
         .map(|filter| filter.priority)
         .collect();
-    if taken.contains(&1)
-        && let Some(free) = (2..=LAST_PRIORITY).find(|priority| !taken.contains(priority))
-    {
-        hook.priority(free);
+    let ahead = match taken.iter().min() {
+        Some(1) => (2..=LAST_PRIORITY).find(|priority| !taken.contains(priority)),
+        Some(first) => Some(first - 1),
+        None => None,
+    };
+    if let Some(priority) = ahead {
+        hook.priority(priority);
     }
     let hook = hook.attach().with_context(at)?;
     if hook.get_handle() == 0 || hook.get_priority() == 0 {
