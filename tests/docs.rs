@@ -183,10 +183,10 @@ fn understood(commands: &Commands, at_least: usize) {
     for (file, words) in commands {
         let mut words = words.clone();
         "ebpfkit".clone_into(&mut words[0]);
-        if let Err(err) = Cli::try_parse_from(&words) {
-            if err.use_stderr() {
-                wrong.push(format!("{}: {}\n{err}", file.display(), words.join(" ")));
-            }
+        if let Err(err) = Cli::try_parse_from(&words)
+            && err.use_stderr()
+        {
+            wrong.push(format!("{}: {}\n{err}", file.display(), words.join(" ")));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
