@@ -4,16 +4,23 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod cgroup_follow;
 pub mod clock;
 pub mod endpoints;
 pub mod features;
+pub mod hooks;
 pub mod identity;
+pub mod instance;
 pub mod interfaces;
 pub mod namespace;
+pub mod netlink;
 pub mod packet_socket;
+pub mod pin;
 pub mod privileges;
+pub mod program;
 pub mod ring;
 pub mod socket_table;
 pub mod stop;
 pub mod tc;
+pub mod text;
 pub mod uprobes;

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! What stays in the kernel when its process has ended: programs, maps and links under bpffs.
+//!
+//! A [`Shelf`] is a folder of pins that appears as a whole or not at all: pins are put into a folder
+//! beside it, which is then renamed. Whoever changes a shelf has its lock.
+
+use std::ffi::CString;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use libbpf_rs::libbpf_sys;
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::statfs;
+use procfs::process::Process;
+
+use crate::failure::Failure;
+
+/// Where systemd and most distributions mount it.
+const USUAL: &str = "/sys/fs/bpf";
+/// The folder that the tools' shelves are in.
+pub const FOLDER: &str = "ebpfkit";
+/// `BPF_FS_MAGIC` of `linux/magic.h`.
+const MAGIC: i64 = 0xcafe_4a11;
+
+/// The mount point of a bpffs: `wanted`, or the usual one, or any that is mounted; where there is
+/// none and `mount` says so, one is mounted at the usual place.
+///
+/// # Errors
+/// `wanted` is none (usage); there is none and none can be mounted (blocked).
+pub fn bpffs(wanted: Option<&Path>, may_mount: bool) -> Result<Option<PathBuf>> {
+    if let Some(wanted) = wanted {
+        if !is_bpffs(wanted) {
+            return Err(Failure::usage(format!(
+                "{} is no bpffs; expected a folder where one is mounted (mount -t bpf bpf FOLDER)",
+                wanted.display()
+            ))
+            .into());
+        }
+        return Ok(Some(wanted.to_owned()));
+    }
+    // A service sees only its own folder there, below a place that is none (TemporaryFileSystem= and
+    // BindPaths= of systemd), as the mount itself is root's alone.
+    if is_bpffs(Path::new(USUAL)) || is_bpffs(&Path::new(USUAL).join(FOLDER)) {
+        return Ok(Some(USUAL.into()));
+    }
+    let mounts = Process::myself()?
+        .mountinfo()
+        .context("cannot read /proc/self/mountinfo")?;
+    let other = mounts.into_iter().find(|mount| mount.fs_type == "bpf");
+    if let Some(other) = other {
+        return Ok(Some(other.mount_point));
+    }
+    if !may_mount {
+        return Ok(None);
+    }
+    // A mount in a mount namespace of this process's own, as `ip netns exec` and many a service have
+    // it, would end with it, and everything pinned there too.
+    if !same_mounts_as_init() {
+        return Err(Failure::blocked(
+            "no bpffs is mounted in this mount namespace, which is not that of the machine",
+            "mount one outside (mount -t bpf bpf /sys/fs/bpf); to run in a network namespace, use \
+             nsenter --net=FILE, as ip netns exec hides what is mounted below /sys",
+        )
+        .into());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    match mount(Some("bpf"), USUAL, Some("bpf"), flags, Some("mode=0700")) {
+        Ok(()) => Ok(Some(USUAL.into())),
+        Err(err) => Err(Failure::blocked(
+            format!("no bpffs is mounted, and it cannot be mounted at {USUAL} ({err})"),
+            format!("as root: mount -t bpf bpf {USUAL}"),
+        )
+        .into()),
+    }
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    #[allow(trivial_numeric_casts, clippy::unnecessary_cast)]
+    statfs(path).is_ok_and(|found| found.filesystem_type().0 as i64 & 0xffff_ffff == MAGIC)
+}
+
+fn same_mounts_as_init() -> bool {
+    let id = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/mnt")).map(|file| file.ino());
+    matches!((id("self"), id("1")), (Ok(own), Ok(init)) if own == init)
+}
+
+/// A folder of pins under bpffs.
+#[derive(Debug, Clone)]
+pub struct Shelf {
+    parent: PathBuf,
+    name: String,
+}
+
+/// Keeps others from changing the shelves of a folder, as long as it lives.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Shelf {
+    /// The shelf `name` in the folder `folder` of this bpffs. Nothing is made yet.
+    pub fn new(bpffs: &Path, folder: &str, name: &str) -> Self {
+        Self {
+            parent: bpffs.join(folder),
+            name: name.to_owned(),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.parent.join(&self.name)
+    }
+
+    /// Where the pin `name` on it is.
+    pub fn pin(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// Whether it is there.
+    pub fn exists(&self) -> bool {
+        self.path().is_dir()
+    }
+
+    /// The names of what is pinned on it, in order.
+    pub fn names(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path()) else {
+            return Vec::new();
+        };
+        let mut names: Vec<_> = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Waits for the lock, and makes the folder where it is missing, for this user alone.
+    ///
+    /// # Errors
+    /// If the folder cannot be made or opened.
+    pub fn lock(&self) -> Result<Lock> {
+        let at = || format!("cannot lock {}", self.parent.display());
+        loop {
+            match DirBuilder::new().mode(0o700).create(&self.parent) {
+                Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(err).with_context(at);
+                }
+                _ => {}
+            }
+            let folder = match File::open(&self.parent) {
+                Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.with_context(at)?,
+            };
+            let locked = Flock::lock(folder, FlockArg::LockExclusive);
+            let file = locked
+                .map_err(|(_, err)| io::Error::from(err))
+                .with_context(at)?;
+            // Who had the lock may have removed the folder meanwhile.
+            let number =
+                |metadata: io::Result<fs::Metadata>| metadata.ok().map(|found| found.ino());
+            if number(fs::metadata(&self.parent)) == number(file.metadata()) {
+                return Ok(Lock { _file: file });
+            }
+        }
+    }
+
+    /// An empty shelf that will be this one when it is committed. One that a process left unfinished
+    /// is emptied first.
+    ///
+    /// # Errors
+    /// What bpffs says.
+    pub fn draft(&self, _lock: &Lock) -> Result<Draft> {
+        let draft = Self {
+            parent: self.parent.clone(),
+            name: format!("{}:new", self.name),
+        };
+        draft.remove_all()?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(draft.path())
+            .with_context(|| format!("cannot make {}", draft.path().display()))?;
+        Ok(Draft {
+            draft,
+            shelf: self.clone(),
+        })
+    }
+
+    /// Pins what `fd` is, a program, a map or a link, as `name` on this shelf.
+    ///
+    /// # Errors
+    /// What bpffs says.
+    pub fn add(&self, _lock: &Lock, name: &str, fd: BorrowedFd<'_>) -> Result<()> {
+        pin(fd, &self.pin(name))
+    }
+
+    /// Pins what `fd` is as `name`, in one step in place of what has the name.
+    ///
+    /// # Errors
+    /// What bpffs says.
+    pub fn replace(&self, _lock: &Lock, name: &str, fd: BorrowedFd<'_>) -> Result<()> {
+        let fresh = self.pin(&format!("{name}:new"));
+        unlink(&fresh)?;
+        pin(fd, &fresh)?;
+        fs::rename(&fresh, self.pin(name))
+            .with_context(|| format!("cannot replace {}", self.pin(name).display()))
+    }
+
+    /// Removes the pin `name`, if it is there.
+    ///
+    /// # Errors
+    /// What bpffs says.
+    pub fn forget(&self, _lock: &Lock, name: &str) -> Result<()> {
+        unlink(&self.pin(name))
+    }
+
+    /// Removes the shelf with all its pins, and a draft of it. It has gone in one step, before the
+    /// first of its pins.
+    ///
+    /// # Errors
+    /// What bpffs says.
+    pub fn remove(&self, lock: &Lock) -> Result<()> {
+        let draft = self.draft(lock)?;
+        if self.exists() {
+            fs::rename(self.path(), draft.draft.path())
+                .with_context(|| format!("cannot remove {}", self.path().display()))?;
+        }
+        draft.draft.remove_all()?;
+        // Others may have shelves there.
+        let _ = fs::remove_dir(&self.parent);
+        Ok(())
+    }
+
+    fn remove_all(&self) -> Result<()> {
+        for name in self.names() {
+            unlink(&self.pin(&name))?;
+        }
+        match fs::remove_dir(self.path()) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                Err(err).with_context(|| format!("cannot remove {}", self.path().display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A shelf under way. Dropping it removes it, unless it was committed.
+#[derive(Debug)]
+pub struct Draft {
+    draft: Shelf,
+    shelf: Shelf,
+}
+
+impl Draft {
+    /// Pins what `fd` is as `name`.
+    ///
+    /// # Errors
+    /// What bpffs says.
+    pub fn add(&self, name: &str, fd: BorrowedFd<'_>) -> Result<()> {
+        pin(fd, &self.draft.pin(name))
+    }
+
+    /// Makes it the shelf, in one step. There must be none.
+    ///
+    /// # Errors
+    /// What bpffs says.
+    pub fn commit(self) -> Result<Shelf> {
+        if self.shelf.exists() {
+            bail!("{} is there already", self.shelf.path().display());
+        }
+        fs::rename(self.draft.path(), self.shelf.path())
+            .with_context(|| format!("cannot make {}", self.shelf.path().display()))?;
+        Ok(self.shelf.clone())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = self.draft.remove_all();
+    }
+}
+
+fn pin(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let at = || format!("cannot pin {}", path.display());
+    let name = CString::new(path.as_os_str().as_bytes()).with_context(at)?;
+    #[allow(unsafe_code)]
+    // SAFETY: the path outlives the call.
+    let ret = unsafe { libbpf_sys::bpf_obj_pin(fd.as_raw_fd(), name.as_ptr()) };
+    if ret < 0 {
+        return Err(io::Error::from_raw_os_error(-ret)).with_context(at);
+    }
+    Ok(())
+}
+
+fn unlink(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            Err(err).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `ebpfkit tc-guard reload` and `stop`: what is done to a pinned guard, whether its process runs or
+//! not.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use time::OffsetDateTime;
+
+use super::NAME;
+use super::pinned::{self, Found, Pinned};
+use super::plan::Plan;
+use super::policy::Policy;
+use super::run::{self, Place};
+use super::statement::Statement;
+use crate::failure::Failure;
+use crate::kernel::{cgroup, pin};
+use crate::output::{self, Settings};
+
+/// What `reload` is told.
+#[derive(Debug, clap::Args)]
+pub struct ReloadArgs {
+    /// The new policy in TOML; without it the policy in force is read and looked up anew
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// What `stop` is told.
+#[derive(Debug, clap::Args)]
+pub struct StopArgs {
+    #[command(flatten)]
+    place: Place,
+}
+
+/// How long the guard's process may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn nothing_here() -> anyhow::Error {
+    match pinned::process() {
+        Some(pid) => anyhow::anyhow!(
+            "the guard here is not pinned: it is process {pid}'s, and ends with it (kill {pid})"
+        ),
+        None => anyhow::anyhow!(
+            "no guard is pinned in this network namespace; ebpfkit tc-guard run --pin starts one"
+        ),
+    }
+}
+
+fn bpffs(place: &Place) -> Result<PathBuf> {
+    pin::bpffs(place.bpffs.as_deref(), false)?.ok_or_else(nothing_here)
+}
+
+/// Puts another policy in force, or the one that is, read and looked up anew.
+///
+/// # Errors
+/// If the policy is wrong or the kernel refuses it: then the old one stays in force.
+pub fn reload(args: &ReloadArgs, settings: Settings) -> Result<()> {
+    let bpffs = bpffs(&args.place)?;
+    let pinned = Pinned::lock(&bpffs)?;
+    let Found::Guard(mut guard) = pinned.find()? else {
+        return Err(nothing_here());
+    };
+    let old = pinned.statement(&guard)?;
+    let (policy, config) = policy(args.config.as_deref(), &old)?;
+    if policy.interfaces != old.interfaces() {
+        bail!(
+            "the interfaces of a guard are those it was started with: {}; stop it and run it anew to \
+             guard others",
+            if old.interfaces().is_empty() {
+                "all but loopback".to_owned()
+            } else {
+                old.interfaces().join(", ")
+            }
+        );
+    }
+    let root = cgroup::mount();
+    let plan = Plan::new(&policy, root.as_deref())?;
+    let statement = Statement::new(&policy, config, false, &plan, OffsetDateTime::now_utc());
+    pinned.replace(&mut guard, &plan, &statement, root.as_deref())?;
+    let sink = output::stdout(NAME, settings);
+    sink.note(&format!(
+        "policy {} is in force: {} endpoints, {} users, {} groups, {} cgroups, {}",
+        guard.generation(),
+        plan.endpoints.len(),
+        plan.users.len(),
+        plan.groups.len(),
+        plan.cgroups.len(),
+        plan.mode()
+    ));
+    Ok(())
+}
+
+/// The policy in the file that is named, or the one in force as it is written now.
+fn policy(config: Option<&Path>, old: &Statement) -> Result<(Policy, Option<PathBuf>)> {
+    let Some(path) = config.or(old.config.as_deref()) else {
+        return Ok((old.policy()?, None));
+    };
+    if config.is_none() && old.mixed {
+        return Err(Failure::usage(format!(
+            "the policy in force is from {} and from the command line of run; expected --config FILE \
+             with the whole of the new one",
+            path.display()
+        ))
+        .into());
+    }
+    Ok((run::read(path)?, Some(run::absolute(path)?)))
+}
+
+/// Ends the guard's process, if one runs, and takes the guard away.
+///
+/// # Errors
+/// If there is none, or the kernel refuses.
+pub fn stop(args: &StopArgs, settings: Settings) -> Result<()> {
+    let bpffs = bpffs(&args.place)?;
+    if !pinned::shelf(&bpffs)?.exists() {
+        return Err(nothing_here());
+    }
+    // It would go on to guard interfaces as they come.
+    if let Some(pid) = pinned::process() {
+        end(pid)?;
+    }
+    Pinned::lock(&bpffs)?.remove()?;
+    output::stdout(NAME, settings).note("the guard has been taken away");
+    Ok(())
+}
+
+fn end(pid: u32) -> Result<()> {
+    let process = Pid::from_raw(pid.cast_signed());
+    // It may have ended by itself.
+    let _ = kill(process, Signal::SIGTERM);
+    let start = Instant::now();
+    while pinned::process() == Some(pid) {
+        if start.elapsed() > PATIENCE {
+            bail!("the guard's process {pid} does not end; nothing was changed");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

@@ -1,0 +1,545 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `ebpfkit tc-guard run`: from arguments to a guard at work, and from what it reports to lines.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use libbpf_rs::MapHandle;
+use time::OffsetDateTime;
+
+use super::config;
+use super::event::{Checked, InterfaceEvent, Ready, Summary, VerdictEvent};
+use super::hold::{Change, Hold};
+use super::pinned::{self, Found};
+use super::plan::Plan;
+use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
+use super::report::{Reported, Sample, Tally};
+use super::statement::Statement;
+use super::{Guard, NAME};
+use crate::endpoint::Endpoint;
+use crate::endpoint_table::Table;
+use crate::failure::{self, Failure};
+use crate::kernel::cgroup_follow::Follower;
+use crate::kernel::interfaces::{self, Interface};
+use crate::kernel::ring::Ring;
+use crate::kernel::stop::Stop;
+use crate::kernel::{cgroup, clock, pin};
+use crate::metadata;
+use crate::output::{self, Settings};
+use crate::process::Directory;
+
+/// How long after the last event the kernel's table is read for packets that came without one: a
+/// little longer than the kernel's own pause between two events of a key, of a second.
+const SWEEP: Duration = Duration::from_millis(1100);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    guarded: Guarded,
+    /// Users who may reach the endpoints, by name or uid; nobody if none is given
+    #[arg(long = "allow-user", value_name = "USER", value_delimiter = ',')]
+    users: Vec<String>,
+    /// Groups whose members may, by name or gid, supplementary ones included
+    #[arg(long = "allow-group", value_name = "GROUP", value_delimiter = ',')]
+    groups: Vec<String>,
+    /// Cgroups whose processes may, with all below them: a path below the cgroup2 mount or a systemd
+    /// unit
+    #[arg(long = "allow-cgroup", value_name = "PATH|UNIT", value_delimiter = ',')]
+    cgroups: Vec<String>,
+    /// Interfaces to guard, as they come; all but loopback if none is given
+    #[arg(short, long = "interface", value_name = "IFACE")]
+    interfaces: Vec<String>,
+    /// Deny nothing, report what would be denied
+    #[arg(long)]
+    audit: bool,
+    /// How a denied sender hears of it
+    #[arg(long, value_enum, value_name = "HOW")]
+    deny: Option<Deny>,
+    /// Packets a second that each user may send to each endpoint; more are dropped
+    #[arg(long, value_name = "N/s")]
+    limit: Option<Limit>,
+    /// Judge packets only, do not refuse in connect() and sendmsg()
+    #[arg(long)]
+    packets_only: bool,
+    /// Report what is allowed, too
+    #[arg(long)]
+    all: bool,
+    /// Check the policy, say what it comes to, and end
+    #[arg(long)]
+    check_config: bool,
+    /// Keep guarding when this process ends; a guard that stays is taken over
+    #[arg(long)]
+    pin: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Where a guard is pinned.
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// Where bpffs is mounted; found, or mounted at /sys/fs/bpf, if it is not given
+    #[arg(long, value_name = "FOLDER")]
+    pub bpffs: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+struct Guarded {
+    /// Clouds whose metadata service is guarded: names, or all
+    #[arg(long = "cloud", value_name = "NAME", value_delimiter = ',')]
+    clouds: Vec<String>,
+    /// What else is guarded: ADDR[/PREFIX][:PORT[-PORT]][/tcp|udp]
+    #[arg(long = "endpoint", value_name = "ENDPOINT")]
+    endpoints: Vec<Endpoint>,
+    /// A policy in TOML; what the command line says comes on top of it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Args {
+    /// The policy of the file and the command line together.
+    fn policy(&self) -> Result<Policy> {
+        let mut policy = match &self.guarded.config {
+            Some(path) => read(path)?,
+            None => Policy::default(),
+        };
+        let mut endpoints = metadata::endpoints(&self.guarded.clouds)?;
+        endpoints.extend_from_slice(&self.guarded.endpoints);
+        let subjects = |texts: &[String]| -> Vec<_> {
+            let subject = |text: &String| Subject::from(text.as_str());
+            texts.iter().map(subject).collect()
+        };
+        let rule = Rule {
+            endpoints,
+            users: subjects(&self.users),
+            groups: subjects(&self.groups),
+            cgroups: subjects(&self.cgroups),
+            mode: Mode::Enforce,
+        };
+        if !rule.endpoints.is_empty() {
+            policy.rules.push(rule);
+        } else if rule != Rule::default() {
+            return Err(Failure::usage(
+                "--allow-user, --allow-group and --allow-cgroup are for the endpoints of the command \
+                 line; expected --cloud or --endpoint with them",
+            )
+            .into());
+        }
+        if self.audit {
+            policy.mode = Mode::Audit;
+        }
+        policy.deny = self.deny.unwrap_or(policy.deny);
+        policy.limit = self.limit.or(policy.limit);
+        policy.report_allowed |= self.all;
+        policy.packets_only |= self.packets_only;
+        if !self.interfaces.is_empty() {
+            policy.interfaces.clone_from(&self.interfaces);
+        }
+        Ok(policy)
+    }
+}
+
+/// `path` for whoever has another working directory.
+///
+/// # Errors
+/// If the working directory has gone.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context("cannot find the working directory")
+}
+
+/// As much of a policy as is read: ten thousand subjects are some hundred thousand bytes.
+const LONGEST_POLICY: u64 = 4 << 20;
+
+/// The policy in a file.
+///
+/// # Errors
+/// [`Failure::Usage`] if it is no policy; those of the system if it cannot be read.
+pub fn read(path: &Path) -> Result<Policy> {
+    let at = || format!("cannot read the policy {}", path.display());
+    let mut text = String::new();
+    let file = File::open(path).with_context(at)?;
+    let mut start = file.take(LONGEST_POLICY + 1);
+    start.read_to_string(&mut text).with_context(at)?;
+    if text.len() as u64 > LONGEST_POLICY {
+        return Err(Failure::usage(format!(
+            "{}: longer than the {LONGEST_POLICY} bytes that a policy may have",
+            path.display()
+        ))
+        .into());
+    }
+    Ok(config::parse(&path.display().to_string(), &text)?)
+}
+
+pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
+    let policy = args.policy()?;
+    let root = cgroup::mount();
+    let plan = Plan::new(&policy, root.as_deref())?;
+    if args.check_config {
+        Table::new(&plan.endpoints)?;
+        let mut sink = output::stdout(NAME, settings);
+        sink.event(OffsetDateTime::now_utc(), &Checked::new(&plan))?;
+        return Ok(sink.flush()?);
+    }
+    let bpffs = pin::bpffs(args.place.bpffs.as_deref(), args.pin)?;
+
+    let stop = Stop::on_signals()?;
+    let mut sink = output::stdout(NAME, settings);
+    let (_instance, squatted) = pinned::only()?;
+    let hold = match &bpffs {
+        Some(bpffs) if args.pin => {
+            let config = args.guarded.config.as_deref();
+            let mixed = config
+                .map(read)
+                .transpose()?
+                .is_some_and(|read| read != policy);
+            let config = config.map(absolute).transpose()?;
+            let now = OffsetDateTime::now_utc();
+            let statement = Statement::new(&policy, config, mixed, &plan, now);
+            Hold::by_pins(&policy, &plan, &statement, root.as_deref(), bpffs)?
+        }
+        _ => Hold::by_process(&policy, &plan, root.as_deref(), bpffs.as_deref())?,
+    };
+    let kernel = &hold.guard;
+    let mut cgroups = Cgroups::new(&plan, root.as_deref())?;
+    cgroups.follow(kernel)?;
+    sink.ready(&ready(&plan, &hold))?;
+    if let Some(squatted) = squatted {
+        sink.note(&squatted);
+    }
+    if hold.taken_over {
+        sink.note("took over the guard that was pinned here, with this policy");
+    }
+    if hold.interfaces.is_empty() {
+        sink.note("there is no network interface to guard yet; each will be guarded as it comes");
+    }
+    if policy.interfaces.is_empty() {
+        for local in interfaces::addresses()? {
+            let own = plan
+                .endpoints
+                .iter()
+                .find(|target| target.endpoint.contains(local));
+            if let Some(target) = own {
+                sink.note(&format!(
+                    "{local} ({}) is an address of this machine, and what goes there stays on the \
+                     loopback interface, which is not guarded: name it with -i lo, too",
+                    target.endpoint.name
+                ));
+            }
+        }
+    }
+    if plan.allows_nobody() {
+        sink.note("nobody is allowed: not even root reaches the endpoints");
+    }
+    if !kernel.calls() && !plan.packets_only {
+        sink.note(
+            "connect() and sendmsg() are not guarded, only packets, as cgroup2 is not mounted: \
+             denials do not name the process",
+        );
+    }
+
+    let mut reporter = Reporter {
+        sink,
+        tally: Tally::default(),
+        directory: Directory::new(root),
+        endpoints: HashMap::new(),
+        interfaces: hold.interfaces.clone(),
+        unwritten: 0,
+        bpffs: hold.bpffs().map(Path::to_owned),
+    };
+    reporter.know(kernel.generation(), &plan);
+    let mut before = Summary::default();
+    if hold.taken_over {
+        // Whoever had it before has told of these.
+        for (key, total) in kernel.reports()? {
+            reporter.tally.skip(key, total);
+        }
+        before = kernel.summary(plan.report_allowed, 0)?;
+    }
+    let pinned = hold.bpffs().is_some();
+    let reporter = RefCell::new(reporter);
+    let (kernel, drained) = drain(hold, &reporter, &stop, &mut cgroups);
+    let mut reporter = reporter.into_inner();
+    if let Err(err) = &drained
+        && failure::is_closed_pipe(err)
+    {
+        return drained;
+    }
+    // The summary is due whatever else went wrong.
+    let mut summary = kernel
+        .summary(plan.report_allowed, reporter.tally.delivered())?
+        .since(&before);
+    summary.unwritten = reporter.unwritten;
+    let written = reporter.sink.summary(&summary);
+    if pinned && process_leaves_a_guard(bpffs.as_deref()) {
+        reporter.sink.note(
+            "the guard stays, and follows no new interfaces until run --pin takes it over; \
+             ebpfkit tc-guard stop takes it away",
+        );
+    }
+    drained?;
+    Ok(written?)
+}
+
+/// Whether a guard is pinned here still: `stop` may be why this process ends.
+fn process_leaves_a_guard(bpffs: Option<&Path>) -> bool {
+    bpffs.is_some_and(|bpffs| matches!(pinned::look(bpffs), Ok((_, Found::Guard(_)))))
+}
+
+fn ready(plan: &Plan, hold: &Hold) -> Ready {
+    let kernel = &hold.guard;
+    Ready {
+        interfaces: hold
+            .interfaces
+            .iter()
+            .map(|interface| interface.name.clone())
+            .collect(),
+        method: kernel.attach_method().name(),
+        mode: plan.mode(),
+        layers: if kernel.calls() {
+            vec!["tc", "connect"]
+        } else {
+            vec!["tc"]
+        },
+        endpoints: plan
+            .endpoints
+            .iter()
+            .map(|target| target.endpoint.to_string())
+            .collect(),
+        users: plan.users.len(),
+        groups: plan.groups.len(),
+        cgroups: plan.cgroups.len(),
+        limit: plan.limit.map(|limit| limit.to_string()),
+        namespaces: kernel.knows_namespaces(),
+        pinned: hold.bpffs().is_some(),
+    }
+}
+
+/// The cgroups that rules name, whose ids the kernel is told of as they come and go.
+struct Cgroups {
+    rules: BTreeMap<String, u64>,
+    /// Nothing if no rule names one.
+    follower: Option<Follower>,
+}
+
+impl Cgroups {
+    fn new(plan: &Plan, root: Option<&Path>) -> Result<Self> {
+        let follower = match root {
+            _ if plan.cgroups.is_empty() => None,
+            Some(root) => Some(Follower::new(root, plan.cgroups.keys().cloned())?),
+            None => {
+                return Err(Failure::blocked(
+                    "rules for cgroups need cgroup2, which is not mounted",
+                    "mount it (mount -t cgroup2 none /sys/fs/cgroup), or name users instead",
+                )
+                .into());
+            }
+        };
+        Ok(Self {
+            rules: plan.cgroups.clone(),
+            follower,
+        })
+    }
+
+    fn follow(&mut self, kernel: &Guard) -> Result<()> {
+        let Some(follower) = &mut self.follower else {
+            return Ok(());
+        };
+        for change in follower.changes()? {
+            if let Some(id) = change.gone {
+                kernel.allow_cgroup(id, None)?;
+            }
+            if let Some(id) = change.come {
+                kernel.allow_cgroup(id, self.rules.get(&change.path).copied())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tells of what the kernel reports, and follows the interfaces, until it is to stop; then detaches what
+/// is not pinned and tells of the rest.
+fn drain(
+    hold: Hold,
+    reporter: &RefCell<Reporter>,
+    stop: &Stop,
+    cgroups: &mut Cgroups,
+) -> (Guard, Result<()>) {
+    let mut hold = hold;
+    let drained = drain_until_stop(&mut hold, reporter, stop, cgroups);
+    let events = MapHandle::try_from(hold.guard.events());
+    let kernel = hold.release();
+    let rest = || -> Result<()> {
+        drained?;
+        let events = events?;
+        let ring = Ring::new(&events, |record| reporter.borrow_mut().record(record))?;
+        while ring.drain()? > 0 {}
+        reporter.borrow_mut().sweep(&kernel)?;
+        reporter.borrow_mut().flush()
+    };
+    let rest = rest();
+    (kernel, rest)
+}
+
+fn drain_until_stop(
+    hold: &mut Hold,
+    reporter: &RefCell<Reporter>,
+    stop: &Stop,
+    cgroups: &mut Cgroups,
+) -> Result<()> {
+    let events = MapHandle::try_from(hold.guard.events())?;
+    let ring = Ring::new(&events, |record| reporter.borrow_mut().record(record))?;
+    // An event starts a quiet second for its key, at whose end the table may know more. Whatever
+    // comes until then does not put that off.
+    let mut sweep_at: Option<Instant> = None;
+    loop {
+        let left = sweep_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let mut sources = vec![ring.fd(), hold.fd()];
+        sources.extend(cgroups.follower.as_ref().map(Follower::fd));
+        let woken = stop.wait(&sources, left)?;
+        if woken.stopped {
+            return Ok(());
+        }
+        if let Some(statement) = hold.catch_up()? {
+            *cgroups = reporter.borrow_mut().another(&statement)?;
+        }
+        cgroups.follow(&hold.guard)?;
+        if woken.ready[1] {
+            let changes = hold.follow()?;
+            let mut reporter = reporter.borrow_mut();
+            reporter.interfaces.clone_from(&hold.interfaces);
+            for change in changes {
+                reporter.change(&change)?;
+            }
+        }
+        if ring.drain()? > 0 && sweep_at.is_none() {
+            sweep_at = Some(Instant::now() + SWEEP);
+        }
+        if sweep_at.is_some_and(|at| at <= Instant::now()) {
+            let more = reporter.borrow_mut().sweep(&hold.guard)?;
+            sweep_at = more.then(|| Instant::now() + SWEEP);
+        }
+        reporter.borrow_mut().flush()?;
+    }
+}
+
+/// From records to lines.
+struct Reporter {
+    sink: output::Stdout,
+    tally: Tally,
+    directory: Directory,
+    /// Names of the endpoints of each generation of the policy.
+    endpoints: HashMap<u16, Vec<String>>,
+    interfaces: Vec<Interface>,
+    unwritten: u64,
+    /// Where the guard is pinned: another process may give it another policy.
+    bpffs: Option<PathBuf>,
+}
+
+impl Reporter {
+    /// Tells of an interface: of one that cannot be guarded aloud, else for who wants to know.
+    fn change(&mut self, change: &Change) -> Result<()> {
+        if let Change::Failed(interface, err) = change {
+            self.sink
+                .note(&format!("{} is not guarded: {err:#}", interface.name));
+        }
+        if self.sink.settings().format == output::Format::Text {
+            let event = InterfaceEvent::from(change);
+            self.sink
+                .detail(&format!("{}: {}", event.interface, event.change));
+            return Ok(());
+        }
+        let told = self
+            .sink
+            .event(OffsetDateTime::now_utc(), &InterfaceEvent::from(change));
+        self.written(told)
+    }
+
+    /// Another process has given the guard another policy: its cgroups are to be followed.
+    fn another(&mut self, statement: &Statement) -> Result<Cgroups> {
+        self.sink.note("another policy is in force");
+        let root = cgroup::mount();
+        let plan = Plan::new(&statement.policy()?, root.as_deref())?;
+        Cgroups::new(&plan, root.as_deref())
+    }
+
+    /// The names of a policy's endpoints, for its reports.
+    fn know(&mut self, generation: u16, plan: &Plan) {
+        let names = plan.endpoints.iter();
+        let names = names.map(|target| target.endpoint.name.clone()).collect();
+        self.endpoints.insert(generation, names);
+    }
+
+    /// Only a closed pipe ends the guard: whoever can fill the disk that its lines go to must not be
+    /// able to open the way.
+    fn written(&mut self, result: io::Result<()>) -> Result<()> {
+        match result {
+            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Err(err.into()),
+            Err(err) => {
+                if self.unwritten == 0 {
+                    self.sink
+                        .note(&format!("cannot write ({err}); guarding on without"));
+                }
+                self.unwritten += 1;
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let flushed = self.sink.flush();
+        self.written(flushed)
+    }
+
+    fn record(&mut self, record: &[u8]) -> Result<()> {
+        let sample = Sample::from_bytes(record)?;
+        let time = clock::wall(sample.time_ns);
+        match self.tally.sample(sample) {
+            Some(reported) => self.tell(time, &reported),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells of what the table knows and no record told; says whether there was any.
+    fn sweep(&mut self, kernel: &Guard) -> Result<bool> {
+        let mut any = false;
+        for (key, total) in kernel.reports()? {
+            if let Some(reported) = self.tally.total(key, total) {
+                self.tell(OffsetDateTime::now_utc(), &reported)?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+
+    fn tell(&mut self, time: OffsetDateTime, reported: &Reported) -> Result<()> {
+        let interface = |index| {
+            let found = self
+                .interfaces
+                .iter()
+                .find(|i| u32::try_from(i.index) == Ok(index));
+            found.map(|interface| interface.name.clone())
+        };
+        let generation = reported.key.generation;
+        if !self.endpoints.contains_key(&generation)
+            && let Some(names) = self
+                .bpffs
+                .as_deref()
+                .and_then(|at| pinned::names(at, generation))
+        {
+            self.endpoints.insert(generation, names);
+        }
+        let names = self.endpoints.get(&generation);
+        let endpoint = names.and_then(|names| names.get(reported.key.endpoint));
+        let endpoint = endpoint.map_or("", String::as_str);
+        let event = VerdictEvent::new(reported, endpoint, interface, &mut self.directory);
+        let told = self.sink.event(time, &event);
+        self.written(told)
+    }
+}

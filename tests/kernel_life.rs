@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! What the kernel tells of interfaces, hooks and pins, on the real kernel.
+
+mod common;
+
+mod root {
+    use std::os::fd::AsFd as _;
+    use std::process::Command;
+
+    use ebpfkit::kernel::hooks::{self, How};
+    use ebpfkit::kernel::netlink::{Changes, Monitor};
+    use ebpfkit::kernel::pin::{self, Shelf};
+    use ebpfkit::kernel::tc::Side;
+    use ebpfkit::kernel::text;
+    use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, libbpf_sys};
+
+    use super::common::{Bpffs, Netns, PATIENCE, sh};
+
+    /// What has changed, once something has.
+    fn next(monitor: &Monitor) -> Changes {
+        let start = std::time::Instant::now();
+        loop {
+            let changes = monitor.changes().unwrap();
+            if changes.any {
+                return changes;
+            }
+            assert!(start.elapsed() < PATIENCE, "no change was told");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    fn in_netns(netns: &Netns) -> impl Fn(&[&str]) + use<> {
+        let name = netns.name().to_owned();
+        move |args| {
+            sh(Command::new("ip").args(["-n", &name]).args(args));
+        }
+    }
+
+    #[test]
+    fn an_interface_is_told_of_as_it_comes_and_as_it_goes() {
+        let netns = Netns::new();
+        let ip = in_netns(&netns);
+        netns
+            .enter(move || {
+                let monitor = Monitor::new().unwrap();
+                assert_eq!(monitor.changes().unwrap(), Changes::default());
+                ip(&[
+                    "link", "add", "late0", "type", "veth", "peer", "name", "late1",
+                ]);
+                assert_eq!(next(&monitor).gone, [0_i32; 0]);
+                let all = ebpfkit::kernel::interfaces::all().unwrap();
+                let late = all.iter().find(|at| at.name == "late0").unwrap();
+                while monitor.changes().unwrap().any {}
+                ip(&["link", "del", "late0"]);
+                let mut gone = Vec::new();
+                while !gone.contains(&late.index) {
+                    gone.extend(next(&monitor).gone);
+                }
+            })
+            .join()
+            .unwrap();
+    }
+
+    #[test]
+    fn more_changes_than_there_is_room_for_still_are_a_change() {
+        let netns = Netns::new();
+        let ip = in_netns(&netns);
+        netns
+            .enter(move || {
+                ip(&["link", "add", "a0", "type", "veth", "peer", "name", "a1"]);
+                let monitor = Monitor::new().unwrap();
+                let room: libc::c_int = 0;
+                nix::sys::socket::setsockopt(
+                    &monitor.fd(),
+                    nix::sys::socket::sockopt::RcvBuf,
+                    &usize::try_from(room).unwrap(),
+                )
+                .unwrap();
+                for _ in 0..8 {
+                    ip(&["link", "set", "a0", "up"]);
+                    ip(&["link", "set", "a0", "down"]);
+                }
+                assert!(monitor.changes().unwrap().any);
+                // It goes on hearing.
+                ip(&["link", "set", "a0", "up"]);
+                assert!(next(&monitor).any);
+            })
+            .join()
+            .unwrap();
+    }
+
+    #[test]
+    fn filters_are_listed_in_the_order_in_which_they_run() {
+        let netns = Netns::new();
+        netns.ip(&["link", "add", "a0", "type", "veth", "peer", "name", "a1"]);
+        let tc = |args: &str| {
+            sh(Command::new("tc")
+                .args(["-n", netns.name()])
+                .args(args.split(' ')))
+        };
+        let look = || {
+            netns
+                .enter(|| {
+                    let all = ebpfkit::kernel::interfaces::all().unwrap();
+                    let index = all.iter().find(|at| at.name == "a0").unwrap().index;
+                    [Side::Egress, Side::Ingress].map(|side| hooks::at(index, side).unwrap())
+                })
+                .join()
+                .unwrap()
+        };
+        assert_eq!(look(), [vec![], vec![]]);
+        tc("qdisc add dev a0 clsact");
+        assert_eq!(look(), [vec![], vec![]]);
+        tc("filter add dev a0 egress prio 20 protocol all u32 match u32 0 0");
+        tc("filter add dev a0 egress prio 10 protocol ip u32 match u32 0 0");
+        let [egress, ingress] = look();
+        assert_eq!(ingress, []);
+        let priorities: Vec<_> = egress
+            .iter()
+            .filter_map(|attached| match &attached.how {
+                How::Filter { kind, priority, .. } if kind == "u32" => Some(*priority),
+                _ => None,
+            })
+            .collect();
+        // u32 lists its hash tables as well.
+        let mut once = priorities.clone();
+        once.dedup();
+        assert_eq!(once, [10, 20], "{egress:?}");
+        assert_eq!(priorities.len(), egress.len());
+    }
+
+    fn map(value: u32) -> MapHandle {
+        let opts = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+            ..Default::default()
+        };
+        let map = MapHandle::create(MapType::Array, Some("life"), 4, 4, 1, &opts).unwrap();
+        map.update(&0_u32.to_ne_bytes(), &value.to_ne_bytes(), MapFlags::ANY)
+            .unwrap();
+        map
+    }
+
+    fn value(shelf: &Shelf, name: &str) -> u32 {
+        let map = MapHandle::from_pinned_path(shelf.pin(name)).unwrap();
+        let value = map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).unwrap();
+        u32::from_ne_bytes(value.unwrap().try_into().unwrap())
+    }
+
+    #[test]
+    fn a_shelf_appears_as_a_whole_or_not_at_all() {
+        let bpffs = Bpffs::new();
+        let shelf = Shelf::new(bpffs.path(), "folder", "shelf");
+        let lock = shelf.lock().unwrap();
+        let draft = shelf.draft(&lock).unwrap();
+        draft.add("one", map(1).as_fd()).unwrap();
+        assert!(!shelf.exists());
+        // A draft that nobody commits is gone; one that a killed process left is replaced.
+        drop(draft);
+        std::mem::forget(shelf.draft(&lock).unwrap());
+        let draft = shelf.draft(&lock).unwrap();
+        draft.add("one", map(1).as_fd()).unwrap();
+        draft.add("two", map(2).as_fd()).unwrap();
+        let shelf = draft.commit().unwrap();
+        assert_eq!(shelf.names(), ["one", "two"]);
+        assert_eq!((value(&shelf, "one"), value(&shelf, "two")), (1, 2));
+
+        shelf.replace(&lock, "two", map(3).as_fd()).unwrap();
+        shelf.add(&lock, "four", map(4).as_fd()).unwrap();
+        assert_eq!(value(&shelf, "two"), 3);
+        shelf.forget(&lock, "one").unwrap();
+        shelf.forget(&lock, "one").unwrap();
+        assert_eq!(shelf.names(), ["four", "two"]);
+
+        shelf.remove(&lock).unwrap();
+        assert!(!shelf.exists() && !bpffs.path().join("folder").exists());
+        shelf.remove(&shelf.lock().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn text_comes_back_as_it_was_stored_and_stays_so() {
+        for length in [0, 1, 4088, 4089, 100_000] {
+            let text: String = "grün".chars().cycle().take(length).collect();
+            let map = text::store("life", &text).unwrap();
+            assert_eq!(text::load(&map).unwrap(), text);
+            map.update(&0_u32.to_ne_bytes(), &[0; 4096], MapFlags::ANY)
+                .unwrap_err();
+        }
+        text::load(&map(7)).unwrap_err();
+    }
+
+    #[test]
+    fn a_folder_that_is_no_bpffs_is_refused_by_name() {
+        let err = pin::bpffs(Some(std::path::Path::new("/proc")), true).unwrap_err();
+        assert_eq!(ebpfkit::failure::exit_code(&err), ebpfkit::failure::USAGE);
+        assert!(err.to_string().contains("/proc is no bpffs"), "{err}");
+        let bpffs = Bpffs::new();
+        assert_eq!(
+            pin::bpffs(Some(bpffs.path()), false).unwrap().as_deref(),
+            Some(bpffs.path())
+        );
+    }
+}

@@ -1,0 +1,601 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The life of `ebpfkit tc-guard` on a machine: interfaces that come and go, a guard that stays, and
+//! what is done to it.
+
+mod common;
+
+mod root {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Output, Stdio};
+    use std::thread;
+    use std::time::Instant;
+
+    use ebpfkit::kernel::tc::Method;
+    use ebpfkit::tools::tc_guard::Guard;
+    use nix::sys::signal::Signal;
+    use serde_json::Value;
+
+    use super::common::{
+        ALICE, BOB, Bpffs, CLOUD4, IMDS4, MetadataService, Netns, Network, Tool, ebpfkit_path,
+        python3, sh,
+    };
+
+    const V4: &str = "http://169.254.169.254/latest/meta-data/";
+
+    /// A guard of the AWS addresses that allows Bob.
+    fn args<'a>(bpffs: &'a Bpffs, bob: &'a str) -> Vec<&'a str> {
+        let guarded = ["--cloud", "aws", "--allow-user", bob];
+        let mut all = vec!["tc-guard", "run", "--bpffs", bpffs.text()];
+        all.extend(guarded);
+        all
+    }
+
+    fn start(network: &Network, bpffs: &Bpffs, more: &[&str]) -> Tool {
+        let bob = BOB.to_string();
+        let mut all = args(bpffs, &bob);
+        all.extend(more);
+        Tool::start(&network.machine, &all)
+    }
+
+    fn tc_guard(network: &Network, bpffs: &Bpffs, args: &[&str]) -> Output {
+        let mut command = network.machine.command(ebpfkit_path());
+        command.args(["-o", "json", "tc-guard"]).args(args);
+        command.args(["--bpffs", bpffs.text()]);
+        command.output().expect("ebpfkit runs")
+    }
+
+    fn status(network: &Network, bpffs: &Bpffs) -> Value {
+        let output = tc_guard(network, bpffs, &["status"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|err| panic!("{err}: {output:?}"))
+    }
+
+    fn stderr(output: &Output) -> String {
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn allowed(network: &Network, uid: u32) -> bool {
+        network.curl(uid, &[V4]).status.success()
+    }
+
+    /// What is at an interface's hooks, as `tc` and, where it can, bpftool see it.
+    fn filters(network: &Network, side: &str) -> String {
+        sh(Command::new("tc")
+            .args(["-n", network.machine.name()])
+            .args(["filter", "show", "dev", "eth0", side]))
+    }
+
+    #[test]
+    fn a_pinned_guard_stays_when_its_process_ends_until_it_is_stopped() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        assert_eq!(status(&network, &bpffs)["state"], "none");
+        let guard = start(&network, &bpffs, &["--pin"]);
+        let running = status(&network, &bpffs);
+        assert_eq!(running["state"], "pinned");
+        assert_eq!(running["pid"], guard.pid());
+        assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
+
+        let ended = guard.stop();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(ended.stderr.contains("the guard stays"), "{}", ended.stderr);
+        assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
+        let alone = status(&network, &bpffs);
+        assert_eq!(alone["state"], "pinned");
+        assert!(alone.get("pid").is_none(), "{alone}");
+        assert_eq!(alone["mode"], "enforce");
+        assert_eq!(alone["policy"], 0);
+        assert_eq!(alone["users"], 1);
+        assert_eq!(alone["endpoints"][0], "169.254.169.254:80/tcp");
+        assert_eq!(alone["interfaces"][0]["name"], "eth0");
+        assert_eq!(alone["interfaces"][0]["whole"], true);
+        assert!(alone["since"].as_str().unwrap().ends_with('Z'));
+        let denied = |status: &Value| status["counters"]["denied"].as_u64().unwrap();
+        assert!(denied(&alone) >= denied(&running) + 2, "{running} {alone}");
+
+        let stopped = tc_guard(&network, &bpffs, &["stop"]);
+        assert!(stopped.status.success(), "{}", stderr(&stopped));
+        assert!(allowed(&network, ALICE));
+        assert_eq!(status(&network, &bpffs)["state"], "none");
+        assert_eq!(
+            filters(&network, "egress") + &filters(&network, "ingress"),
+            ""
+        );
+        assert!(!bpffs.path().join("ebpfkit").exists());
+        let again = tc_guard(&network, &bpffs, &["stop"]);
+        assert_eq!(again.status.code(), Some(1));
+        assert!(
+            stderr(&again).contains("no guard is pinned"),
+            "{}",
+            stderr(&again)
+        );
+    }
+    #[test]
+    fn a_second_guard_is_refused_and_a_pinned_one_is_taken_over() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let refused = |args: &[&str], said: &str| {
+            let bob = BOB.to_string();
+            let mut all = vec!["run", "--cloud", "aws", "--allow-user", &bob];
+            all.extend(args);
+            let output = tc_guard(&network, &bpffs, &all);
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            assert!(stderr(&output).contains(said), "{}", stderr(&output));
+        };
+        let first = start(&network, &bpffs, &[]);
+        let who = format!("process {}", first.pid());
+        refused(&[], &who);
+        refused(&["--pin"], &who);
+        let foreground = status(&network, &bpffs);
+        assert_eq!(foreground["state"], "foreground");
+        assert_eq!(foreground["pid"], first.pid());
+        let not_pinned = tc_guard(&network, &bpffs, &["stop"]);
+        assert!(
+            stderr(&not_pinned).contains(&who),
+            "{}",
+            stderr(&not_pinned)
+        );
+        assert!(!allowed(&network, ALICE));
+        first.stop();
+
+        start(&network, &bpffs, &["--pin"]).stop();
+        refused(&[], "pinned in this network namespace already");
+        assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
+        // Another process, with another policy, goes on with it.
+        let alice = ALICE.to_string();
+        let second = Tool::start(
+            &network.machine,
+            &[
+                "tc-guard",
+                "run",
+                "--pin",
+                "--bpffs",
+                bpffs.text(),
+                "--cloud",
+                "aws",
+                "--allow-user",
+                &alice,
+            ],
+        );
+        assert!(allowed(&network, ALICE) && !allowed(&network, BOB));
+        assert_eq!(status(&network, &bpffs)["policy"], 1);
+        let ended = second.stop();
+        assert!(ended.stderr.contains("took over"), "{}", ended.stderr);
+        // It tells of what it saw itself, and not of what the first one did.
+        let summary = ended.summary();
+        assert_eq!(summary["seen"], summary["delivered"], "{summary}");
+        assert_eq!(summary["denied"], 1, "{summary}");
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+        assert!(allowed(&network, BOB) && allowed(&network, ALICE));
+    }
+
+    #[test]
+    fn stopping_ends_the_process_too() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let guard = start(&network, &bpffs, &["--pin"]);
+        let stopped = tc_guard(&network, &bpffs, &["stop"]);
+        assert!(stopped.status.success(), "{}", stderr(&stopped));
+        let ended = guard.ended();
+        assert_eq!(ended.code, Some(0));
+        assert_eq!(status(&network, &bpffs)["state"], "none");
+    }
+
+    /// A veth of the machine whose other end is a cloud of its own: packets to the metadata address go
+    /// there from now on.
+    fn second_cloud(network: &Network) -> Netns {
+        let cloud = Netns::new();
+        network.machine.ip(&[
+            "link",
+            "add",
+            "late0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            cloud.name(),
+        ]);
+        network
+            .machine
+            .ip(&["addr", "add", "10.214.0.2/24", "dev", "late0"]);
+        cloud.ip(&["addr", "add", "10.214.0.1/24", "dev", "eth0"]);
+        cloud.ip(&["addr", "add", &format!("{IMDS4}/32"), "dev", "eth0"]);
+        cloud.ip(&["link", "set", "eth0", "up"]);
+        network.machine.ip(&["link", "set", "late0", "up"]);
+        network
+            .machine
+            .ip(&["route", "add", IMDS4, "via", "10.214.0.1", "dev", "late0"]);
+        cloud
+    }
+
+    #[test]
+    fn interfaces_are_guarded_as_they_come_and_forgotten_as_they_go() {
+        for pin in [&["--packets-only"][..], &["--packets-only", "--pin"][..]] {
+            let network = Network::new();
+            let bpffs = Bpffs::new();
+            let guard = start(&network, &bpffs, pin);
+            for round in 1..3 {
+                let cloud = second_cloud(&network);
+                let service = MetadataService::on(&cloud, &[(IMDS4, 80)]);
+                guard.wait("guarded", |guard| {
+                    let is = |event: &Value| {
+                        event["change"] == "guarded" && event["interface"] == "late0"
+                    };
+                    guard.events().iter().filter(|event| is(event)).count() == round
+                });
+                assert!(
+                    !allowed(&network, ALICE) && allowed(&network, BOB),
+                    "{pin:?}"
+                );
+                // It ends by a connection to its address, which goes with the interface.
+                drop(service);
+                network.machine.ip(&["link", "del", "late0"]);
+                guard.wait("gone", |guard| {
+                    let is = |event: &Value| event["change"] == "gone";
+                    guard.events().iter().filter(|event| is(event)).count() == round
+                });
+            }
+            if pin.contains(&"--pin") {
+                let names = status(&network, &bpffs)["interfaces"].clone();
+                assert_eq!(names.as_array().unwrap().len(), 1, "{names}");
+            }
+            let ended = guard.stop();
+            assert_eq!(ended.code, Some(0));
+            assert!(
+                ended
+                    .kind("interface")
+                    .iter()
+                    .all(|event| event["change"] != "failed")
+            );
+            assert!(!ended.stderr.contains("late0"), "{}", ended.stderr);
+        }
+    }
+
+    #[test]
+    fn a_named_interface_may_come_later_and_others_are_left_alone() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        network.machine.ip(&[
+            "link", "add", "late0", "type", "veth", "peer", "name", "late1",
+        ]);
+        let guard = start(&network, &bpffs, &["-i", "eth0", "-i", "late0"]);
+        network.machine.ip(&["link", "del", "late0"]);
+        guard.wait_for("gone", |event| event["change"] == "gone");
+        network.machine.ip(&[
+            "link", "add", "other0", "type", "veth", "peer", "name", "other1",
+        ]);
+        network.machine.ip(&[
+            "link", "add", "late0", "type", "veth", "peer", "name", "late1",
+        ]);
+        guard.wait_for("guarded", |event| event["change"] == "guarded");
+        let ended = guard.stop();
+        let named: Vec<_> = ended.kind("interface");
+        assert!(
+            named.iter().all(|event| event["interface"] == "late0"),
+            "{named:?}"
+        );
+    }
+
+    #[test]
+    fn a_killed_guard_leaves_nothing_that_judges_and_the_next_one_clears_up() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        for more in [&[][..], &["--packets-only"][..]] {
+            let guard = start(&network, &bpffs, more);
+            assert!(!allowed(&network, ALICE));
+            guard.signal(Signal::SIGKILL);
+            guard.ended();
+            assert!(allowed(&network, ALICE));
+            assert_eq!(status(&network, &bpffs)["state"], "none");
+        }
+        start(&network, &bpffs, &[]).stop();
+        assert_eq!(
+            filters(&network, "egress") + &filters(&network, "ingress"),
+            ""
+        );
+    }
+
+    #[test]
+    fn filters_of_others_stay_and_the_status_names_what_runs_ahead() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let tc = |args: &str| {
+            sh(Command::new("tc")
+                .args(["-n", network.machine.name()])
+                .args(args.split(' ')))
+        };
+        tc("qdisc add dev eth0 clsact");
+        let ahead = "filter add dev eth0 egress prio 1 protocol ip u32 match u32 0 0";
+        let behind = "filter add dev eth0 ingress prio 60000 protocol ip u32 match u32 0 0";
+        tc(ahead);
+        tc(behind);
+        let before = (filters(&network, "egress"), filters(&network, "ingress"));
+        start(&network, &bpffs, &["--pin"]).stop();
+        let eth0 = status(&network, &bpffs)["interfaces"][0].clone();
+        assert_eq!(eth0["whole"], true, "{eth0}");
+        match Guard::method() {
+            // TCX runs ahead of all filters.
+            Method::Tcx => assert!(eth0.get("ahead").is_none(), "{eth0}"),
+            Method::Clsact => {
+                let ahead = eth0["ahead"][0].as_str().unwrap();
+                assert!(ahead.starts_with("u32 filter"), "{eth0}");
+            }
+        }
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+        assert_eq!(
+            (filters(&network, "egress"), filters(&network, "ingress")),
+            before
+        );
+    }
+
+    /// Twenty starts, each killed at another moment, from right away to after it was ready.
+    #[test]
+    fn a_guard_that_is_killed_as_it_starts_is_whole_or_judges_nothing() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let bob = BOB.to_string();
+        let took = {
+            let start = Instant::now();
+            let guard = self::start(&network, &bpffs, &["--pin"]);
+            let took = start.elapsed();
+            guard.stop();
+            assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+            took
+        };
+        let (mut whole, mut nothing) = (0, 0);
+        for round in 0..20_u32 {
+            let mut command = network.machine.command(ebpfkit_path());
+            command.args(args(&bpffs, &bob)).arg("--pin");
+            let tool = Tool::spawn(command);
+            thread::sleep(took * round / 18);
+            tool.signal(Signal::SIGKILL);
+            tool.ended();
+            let status = status(&network, &bpffs);
+            let denied = !allowed(&network, ALICE);
+            match status["state"].as_str().unwrap() {
+                "pinned" => {
+                    assert!(denied && allowed(&network, BOB), "{status}");
+                    assert_eq!(status["interfaces"][0]["whole"], true, "{status}");
+                    assert_eq!(status["layers"], serde_json::json!(["tc", "connect"]));
+                    whole += 1;
+                }
+                "none" | "remains" => {
+                    assert!(!denied, "{status}");
+                    nothing += 1;
+                }
+                other => panic!("{other}"),
+            }
+            if round % 3 == 0 {
+                // What is left is cleared away; else the next start finds it.
+                tc_guard(&network, &bpffs, &["stop"]);
+                assert_eq!(self::status(&network, &bpffs)["state"], "none");
+                assert_eq!(
+                    filters(&network, "egress") + &filters(&network, "ingress"),
+                    ""
+                );
+            }
+        }
+        assert!(whole > 0 && nothing > 0, "{whole} whole, {nothing} nothing");
+    }
+    /// Two endpoints, one of which is open to Alice by each policy.
+    fn policies(folder: &std::path::Path) -> [String; 2] {
+        [("9001", "9002"), ("9002", "9001")].map(|(open, closed)| {
+            let path = folder.join(format!("{open}.toml"));
+            let text = format!(
+                "report-allowed = true\n\
+                 [[rule]]\nendpoints = [\"{CLOUD4}:{open}/udp\"]\nusers = [{ALICE}]\n\
+                 [[rule]]\nendpoints = [\"{CLOUD4}:{closed}/udp\"]\nusers = [{BOB}]\n"
+            );
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        })
+    }
+
+    /// Alice sends to both endpoints in turns until the pipe to it is closed, and says how often.
+    const SENDER: &str = "
+import os, select, socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sent = 0
+print('ready', flush=True)
+while sent < 400000 and not select.select([0], [], [], 0)[0]:
+    for port in (9001, 9002):
+        try:
+            s.sendto(b'x', (sys.argv[1], port))
+        except PermissionError:
+            pass
+        sent += 1
+print(sent, flush=True)
+";
+
+    #[test]
+    fn no_packet_is_judged_by_parts_of_two_policies() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let folder = tempfile::tempdir().unwrap();
+        let policies = policies(folder.path());
+        // One neighbour lookup, and no packet waits for it later.
+        network.curl(ALICE, &[&format!("http://{CLOUD4}/")]);
+        let guard = Tool::start(
+            &network.machine,
+            &[
+                "tc-guard",
+                "run",
+                "--pin",
+                "--bpffs",
+                bpffs.text(),
+                "--config",
+                &policies[0],
+            ],
+        );
+        let mut sender = network
+            .machine
+            .command_as(ALICE, python3())
+            .args(["-c", SENDER, CLOUD4])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(sender.stdout.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        const RELOADS: usize = 12;
+        for round in 1..=RELOADS {
+            let output = tc_guard(
+                &network,
+                &bpffs,
+                &["reload", "--config", &policies[round % 2]],
+            );
+            assert!(output.status.success(), "{}", stderr(&output));
+        }
+        drop(sender.stdin.take());
+        line.clear();
+        said.read_line(&mut line).unwrap();
+        assert!(sender.wait().unwrap().success());
+        let sent: u64 = line.trim().parse().unwrap();
+        let status = status(&network, &bpffs);
+        assert_eq!(status["policy"], RELOADS);
+        assert_eq!(status["config"], policies[0].as_str());
+        let ended = guard.stop();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        tc_guard(&network, &bpffs, &["stop"]);
+
+        // Each was judged once, and as the policy that judged it says.
+        let mut judged = 0;
+        let mut seen = std::collections::BTreeSet::new();
+        for event in ended.kind("verdict") {
+            assert_eq!(event["uid"], ALICE, "{event}");
+            let policy = event["policy"].as_u64().unwrap();
+            let open = if policy % 2 == 0 {
+                ":9001/udp"
+            } else {
+                ":9002/udp"
+            };
+            let allowed = event["endpoint"].as_str().unwrap().ends_with(open);
+            let verdict = if allowed { "allowed" } else { "denied" };
+            assert_eq!(event["verdict"], verdict, "{event}");
+            judged += event["count"].as_u64().unwrap();
+            seen.insert(policy);
+        }
+        assert_eq!(judged, sent, "{}", ended.summary());
+        assert!(
+            seen.len() > 2,
+            "{seen:?}: nothing was sent while policies came"
+        );
+    }
+
+    #[test]
+    fn a_bad_policy_leaves_the_old_one_in_force() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.toml");
+        let write = |users: &str| {
+            std::fs::write(
+                &path,
+                format!("[[rule]]\nclouds = [\"aws\"]\nusers = [{users}]\n"),
+            )
+            .unwrap();
+        };
+        write(&BOB.to_string());
+        let config = path.to_str().unwrap();
+        let nothing = tc_guard(&network, &bpffs, &["reload", "--config", config]);
+        assert_eq!(nothing.status.code(), Some(1));
+        Tool::start(
+            &network.machine,
+            &[
+                "tc-guard",
+                "run",
+                "--pin",
+                "--bpffs",
+                bpffs.text(),
+                "--config",
+                config,
+            ],
+        )
+        .stop();
+        write("\"no such user\"");
+        let bad = tc_guard(&network, &bpffs, &["reload"]);
+        assert_eq!(bad.status.code(), Some(2), "{}", stderr(&bad));
+        assert!(stderr(&bad).contains("policy.toml:3:"), "{}", stderr(&bad));
+        assert!(allowed(&network, BOB) && !allowed(&network, ALICE));
+        assert_eq!(status(&network, &bpffs)["policy"], 0);
+        // The file that run was given is read anew.
+        write(&ALICE.to_string());
+        let good = tc_guard(&network, &bpffs, &["reload"]);
+        assert!(good.status.success(), "{}", stderr(&good));
+        assert!(allowed(&network, ALICE) && !allowed(&network, BOB));
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+    }
+
+    #[test]
+    fn a_reload_that_is_killed_leaves_the_old_policy_or_the_new_one() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let folder = tempfile::tempdir().unwrap();
+        let policies = [ALICE, BOB].map(|user| {
+            let path = folder.path().join(format!("{user}.toml"));
+            std::fs::write(
+                &path,
+                format!("[[rule]]\nclouds = [\"aws\"]\nusers = [{user}]\n"),
+            )
+            .unwrap();
+            path.to_str().unwrap().to_owned()
+        });
+        Tool::start(
+            &network.machine,
+            &[
+                "tc-guard",
+                "run",
+                "--pin",
+                "--bpffs",
+                bpffs.text(),
+                "--config",
+                &policies[0],
+            ],
+        )
+        .stop();
+        let reload = |policy: &str| {
+            let mut command = network.machine.command(ebpfkit_path());
+            command.args([
+                "tc-guard",
+                "reload",
+                "--bpffs",
+                bpffs.text(),
+                "--config",
+                policy,
+            ]);
+            Tool::spawn(command)
+        };
+        let start = Instant::now();
+        assert_eq!(reload(&policies[1]).ended().code, Some(0));
+        let took = start.elapsed();
+        let mut in_force = 1;
+        let (mut old, mut new) = (0, 0);
+        for round in 0..12_u32 {
+            let tool = reload(&policies[1 - in_force]);
+            thread::sleep(took * round / 10);
+            tool.signal(Signal::SIGKILL);
+            tool.ended();
+            let open = [ALICE, BOB].map(|user| allowed(&network, user));
+            assert_ne!(open[0], open[1], "round {round}");
+            if open[in_force] {
+                old += 1;
+            } else {
+                in_force = 1 - in_force;
+                new += 1;
+            }
+            let status = status(&network, &bpffs);
+            assert_eq!(status["config"], policies[in_force].as_str(), "{status}");
+        }
+        assert!(old > 0 && new > 0, "{old} old, {new} new");
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+    }
+}
