@@ -312,14 +312,14 @@ fn commands_in_units_are_understood() {
                 }
             });
             let words: Vec<_> = words
-                .skip_while(|word| !word.ends_with("/ebpfkit"))
+                .skip_while(|word| !word.ends_with("/bin/ebpfkit"))
                 .collect();
             if !words.is_empty() {
                 commands.push((unit.clone(), words));
             }
         }
     }
-    understood(&commands, 2);
+    understood(&commands, 3);
 }
 
 #[test]
@@ -356,4 +356,61 @@ fn a_wrong_command_would_be_noticed() {
     assert_eq!(joined(["a \\", "   b", "c"].into_iter()), ["a b", "c"]);
     assert_eq!(links("[a](b.md#c) `[d](e)` [f](g)"), ["b.md#c", "g"]);
     assert!(anchors("# It's *here*, now").contains("its-here-now"));
+}
+
+/// The words in backquotes after "expected one of", in what the guard says of a wrong policy.
+fn expected_in(policy: &str) -> Vec<String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("policy.toml");
+    fs::write(&file, policy).expect("it is written");
+    let output = assert_cmd::Command::cargo_bin("ebpfkit")
+        .expect("the binary")
+        .args(["tc-guard", "run", "--check-config", "--config"])
+        .arg(&file)
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    let (_, listed) = said.split_once("expected one of").expect("a list");
+    let words = listed.split('`').skip(1).step_by(2);
+    words.map(str::to_owned).collect()
+}
+
+#[test]
+fn the_policy_s_page_has_every_field_and_no_other() {
+    let page = read(&root().join("docs/man/ebpfkit-tc-guard.toml.5")).replace("\\-", "-");
+    let section = |from: &str, to: &str| -> BTreeSet<String> {
+        let (_, rest) = page.split_once(from).expect("the section");
+        let (text, _) = rest.split_once(to).expect("its end");
+        text.lines()
+            .filter_map(|line| line.strip_prefix("\\fB")?.split_once("\\fR = "))
+            .map(|(name, _)| name.to_owned())
+            .collect()
+    };
+    let known = |policy| expected_in(policy).into_iter().collect::<BTreeSet<_>>();
+    let mut for_all = section(".SH FOR ALL RULES", ".SH RULES");
+    for_all.insert("rule".to_owned());
+    assert_eq!(for_all, known("nosuch = 1\n"));
+    assert_eq!(
+        section(".SH RULES", ".SH FILES"),
+        known("[[rule]]\nnosuch = 1\n")
+    );
+}
+
+#[test]
+fn policies_in_manual_pages_and_packages_are_good() {
+    let page = read(&root().join("docs/man/ebpfkit-tc-guard.toml.5")).replace("\\-", "-");
+    let (_, example) = page.split_once("\n.EX\n").expect("an example");
+    let (example, _) = example.split_once(".EE\n").expect("its end");
+    let installed = read(&root().join("packaging/config/tc-guard.toml"));
+    let folder = tempfile::tempdir().expect("a folder");
+    for policy in [example, &installed] {
+        let file = folder.path().join("policy.toml");
+        fs::write(&file, policy).expect("it is written");
+        assert_cmd::Command::cargo_bin("ebpfkit")
+            .expect("the binary")
+            .args(["tc-guard", "run", "--check-config", "--config"])
+            .arg(&file)
+            .assert()
+            .success();
+    }
 }

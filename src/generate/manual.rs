@@ -36,6 +36,13 @@ const WRITTEN: &[(&str, &str)] = &[
     ),
 ];
 
+/// Pages of files, which clap knows nothing of: name, section, text from NAME on.
+const FILES: &[(&str, &str, &str)] = &[(
+    "ebpfkit-tc-guard.toml",
+    "5",
+    include_str!("../../docs/man/ebpfkit-tc-guard.toml.5"),
+)];
+
 /// One manual page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
@@ -54,7 +61,7 @@ impl Page {
     }
 }
 
-/// The pages of `command` and of each tool that its help shows, as of `date` (`YYYY-MM-DD`).
+/// The pages of `command`, of each tool that its help shows and of files, as of `date` (`YYYY-MM-DD`).
 ///
 /// # Errors
 /// If a tool has no sections in `docs/man`.
@@ -62,6 +69,13 @@ pub fn pages(command: &Command, date: &str) -> Result<Vec<Page>> {
     let mut pages = vec![program_page(command, date)?];
     for tool in visible(command) {
         pages.push(tool_page(command, tool, date)?);
+    }
+    for (name, section, text) in FILES {
+        pages.push(Page {
+            name: (*name).to_owned(),
+            section,
+            text: tidy(&(header(name, section, date) + text)),
+        });
     }
     Ok(pages)
 }
@@ -74,7 +88,7 @@ fn visible(command: &Command) -> impl Iterator<Item = &Command> {
 
 fn program_page(command: &Command, date: &str) -> Result<Page> {
     let name = command.get_name().to_owned();
-    let mut text = header(&name, date);
+    let mut text = header(&name, SECTION, date);
     let _ = write!(text, ".SH NAME\n{name} \\- {}\n", about(command));
     // The exit status, which the help ends with, is told in full in a section by hand.
     let man = Man::new(command.clone().after_help(""));
@@ -94,7 +108,7 @@ fn program_page(command: &Command, date: &str) -> Result<Page> {
 fn tool_page(program: &Command, tool: &Command, date: &str) -> Result<Page> {
     let name = format!("{}-{}", program.get_name(), tool.get_name());
     let spoken = format!("{} {}", program.get_name(), tool.get_name());
-    let mut text = header(&name, date);
+    let mut text = header(&name, SECTION, date);
     let _ = write!(text, ".SH NAME\n{} \\- {}\n", escape(&name), about(tool));
     text.push_str(".SH SYNOPSIS\n");
     let commands: Vec<_> = visible(tool).collect();
@@ -145,11 +159,11 @@ fn page(name: String, text: &str) -> Page {
     }
 }
 
-fn header(name: &str, date: &str) -> String {
+fn header(name: &str, section: &str, date: &str) -> String {
     format!(
         ".\\\" Made by `ebpfkit generate man` from what --help is made from, and docs/man.\n\
          .ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n\
-         .TH {} {SECTION} {date} \"ebpfkit {}\" \"ebpfkit manual\"\n",
+         .TH {} {section} {date} \"ebpfkit {}\" \"ebpfkit manual\"\n",
         escape(name).to_uppercase(),
         env!("CARGO_PKG_VERSION"),
     )
@@ -313,7 +327,10 @@ mod tests {
     #[test]
     fn pages_have_the_sections_that_readers_look_for() {
         for page in all() {
-            for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "SEE ALSO"] {
+            let program = page.section == SECTION;
+            let wanted = ["NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "SEE ALSO"];
+            let of_files = |section: &&str| program || *section != "EXIT STATUS";
+            for section in wanted.into_iter().filter(of_files) {
                 let heading = format!("\n.SH {section}\n");
                 let times = page.text.matches(&heading).count();
                 assert_eq!(times, 1, "{}: {section}", page.name);

@@ -11,6 +11,8 @@ import json
 import os
 import pathlib
 import re
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -45,27 +47,44 @@ def as_service(name, words):
     (user,) = unit_values(name, "User")
     assert user == UNITS[name]
     caps = "-all," + ",".join("+" + word.removeprefix("CAP_").lower() for word in capabilities.split())
+    # BindPaths= below a TemporaryFileSystem=: of what is there, the service sees one folder.
+    view = []
+    for place in unit_values(name, "BindPaths"):
+        (above,) = unit_values(name, "TemporaryFileSystem")
+        above = above.split(":")[0]
+        script = (f"mkdir -p /run/kept && mount --bind {place} /run/kept && mount -t tmpfs -o mode=0755 tmpfs {above} && "
+                  f"mkdir {place} && mount --bind /run/kept {place} && umount /run/kept && exec \"$@\"")
+        view = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
     # --clear-groups, and not --init-groups: nobody has put the user into another group.
-    return ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--inh-caps", caps, "--ambient-caps", caps,
+    return [*view, "setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--inh-caps", caps, "--ambient-caps", caps,
             "--bounding-set", caps, "--no-new-privs", *words]
 
 
-def command_of(name):
-    """ExecStart, with the variables of its EnvironmentFile as systemd puts them in: $NAME is split at blanks."""
-    (path,) = unit_values(name, "EnvironmentFile")
-    settings = dict(line.split("=", 1) for line in pathlib.Path(path).read_text().splitlines()
-                    if line and not line.startswith("#"))
-    (start,) = unit_values(name, "ExecStart")
+def command_of(name, key="ExecStart"):
+    """The unit's command, with the variables of its EnvironmentFile as systemd puts them in: $NAME is split at blanks."""
+    settings = {}
+    for path in unit_values(name, "EnvironmentFile"):
+        settings |= dict(line.split("=", 1) for line in pathlib.Path(path).read_text().splitlines()
+                         if line and not line.startswith("#"))
+    (start,) = unit_values(name, key)
     words = []
     for word in start.split():
         words += settings[word[1:]].split() if word.startswith("$") else [word]
     return words
 
 
+def prepare(name):
+    """What the unit has root do before it starts."""
+    for line in unit_values(name, "ExecStartPre"):
+        assert line.startswith("+"), line
+        run(*shlex.split(line[1:]))
+
+
 class Service:
     """A tool that has said that it is ready, to the socket that a service manager would have given it."""
 
     def __init__(self, name, words):
+        prepare(name)
         with tempfile.TemporaryDirectory(dir="/run") as folder:
             os.chmod(folder, 0o755)
             path = f"{folder}/notify"
@@ -126,7 +145,7 @@ def try_documents():
     pages = sorted(pathlib.Path("/usr/share/man").glob("man*/ebpfkit*"))
     names = {page.name.removesuffix(".gz") for page in pages}
     assert {"ebpfkit.8", "ebpfkit-tc-guard.8", "ebpfkit-imds-watch.8", "ebpfkit-sslsniff.8",
-            "ebpfkit-doctor.8"} <= names, names
+            "ebpfkit-doctor.8", "ebpfkit-tc-guard.toml.5"} <= names, names
     for page in pages:
         # -W all would be the same: the default level of -T lint is style, the lowest.
         complaints = subprocess.run(["mandoc", "-T", "lint", page], text=True, stdout=subprocess.PIPE).stdout
@@ -154,26 +173,75 @@ def try_units():
     assert run("id", "-u", "ebpfkit-guard") != run("id", "-u", "ebpfkit-watch")
     for path in pathlib.Path("/etc/ebpfkit").iterdir():
         assert path.stat().st_uid == 0 and path.stat().st_mode & 0o022 == 0, path
-    assert "--audit" in pathlib.Path("/etc/ebpfkit/tc-guard.conf").read_text(), "the first run has to deny nothing"
+    settings = "/etc/ebpfkit/tc-guard.toml"
+    assert '\nmode = "audit"\n' in pathlib.Path(settings).read_text(), "the first run has to deny nothing"
+    run(PROGRAM, "tc-guard", "run", "--config", settings, "--check-config")
 
 
 def try_services_as_configured():
     """With the options that were installed: they get ready, and end well."""
     for name in UNITS:
         Service(name, command_of(name)).end()
+    run(PROGRAM, "tc-guard", "stop", stderr=subprocess.DEVNULL)
+
+
+def server():
+    serve("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/tests", "8080")
+    wait_for(8080)
+
+
+def nobody_gets_through():
+    return subprocess.run(["setpriv", "--reuid", "nobody", "--clear-groups", "curl", "--silent", "--output", "/dev/null",
+                           "--max-time", "10", "http://127.0.0.1:8080/"], timeout=PATIENCE).returncode == 0
+
+
+def try_life_of_the_guard_s_unit():
+    """Audit first, a reload that enforces, a wrong one that changes nothing, and no gap when the process dies, is started
+    again, or ends."""
+    name = "ebpfkit-tc-guard"
+    settings = pathlib.Path("/etc/ebpfkit/tc-guard.toml")
+    installed = settings.read_text()
+    policy = 'interfaces = ["lo"]\n[[rule]]\nendpoints = ["127.0.0.1:8080/tcp"]\nusers = ["root"]\n'
+    server()
+    try:
+        settings.write_text('mode = "audit"\n' + policy)
+        guard = Service(name, command_of(name))
+        assert nobody_gets_through()
+
+        settings.write_text(policy)
+        run(*as_service(name, command_of(name, "ExecReload")), stderr=subprocess.DEVNULL)
+        assert not nobody_gets_through() and curl("http://127.0.0.1:8080/") == 0
+
+        settings.write_text("nonsense\n" + policy)
+        wrong = subprocess.run(as_service(name, command_of(name, "ExecReload")), stderr=subprocess.PIPE, text=True)
+        assert wrong.returncode == 2 and "tc-guard.toml:1:" in wrong.stderr, wrong
+        assert not nobody_gets_through()
+
+        settings.write_text(policy)
+        guard.process.send_signal(signal.SIGKILL)
+        guard.process.wait()
+        assert not nobody_gets_through(), "killing the process has opened the way"
+        guard = Service(name, command_of(name))
+        assert not nobody_gets_through()
+        guard.end()
+        assert not nobody_gets_through(), "ending the service has opened the way"
+
+        run(PROGRAM, "-o", "json", "tc-guard", "status")
+        run(PROGRAM, "tc-guard", "stop", stderr=subprocess.DEVNULL)
+        assert nobody_gets_through()
+    finally:
+        settings.write_text(installed)
 
 
 def try_guard():
-    serve("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/tests", "8080")
-    wait_for(8080)
+    server()
     words = [PROGRAM, "-o", "json", "tc-guard", "run", "--endpoint", "127.0.0.1:8080/tcp", "-i", "lo",
              "--allow-user", "root"]
     guard = Service("ebpfkit-tc-guard", words)
     allowed = curl("http://127.0.0.1:8080/")
-    denied = subprocess.run(["setpriv", "--reuid", "nobody", "--clear-groups", "curl", "--silent", "--output",
-                             "/dev/null", "--max-time", "3", "http://127.0.0.1:8080/"], timeout=PATIENCE).returncode
+    denied = not nobody_gets_through()
     lines = guard.end()
-    assert allowed == 0 and denied != 0, (allowed, denied)
+    assert allowed == 0 and denied, (allowed, denied)
     verdicts = {line["user"] for line in lines if line["kind"] == "verdict" and line["verdict"] == "denied"}
     assert verdicts == {"nobody"}, lines
     assert curl("http://127.0.0.1:8080/") == 0
@@ -208,7 +276,8 @@ def main():
     run("ip", "link", "set", "lo", "up")
     # An interface that is not loopback, and leads nowhere: the configured guard wants one.
     run("ip", "link", "add", "veth-a", "type", "veth", "peer", "name", "veth-b")
-    for trial in [try_program, try_documents, try_units, try_services_as_configured, try_guard, try_sslsniff]:
+    for trial in [try_program, try_documents, try_units, try_services_as_configured,
+                  try_life_of_the_guard_s_unit, try_guard, try_sslsniff]:
         print(f"    {trial.__name__.replace('_', ' ')}", flush=True)
         try:
             trial()
