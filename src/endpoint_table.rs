@@ -27,6 +27,9 @@ pub const PORT_KEY_BYTES: usize = 4 + 8;
 /// Bytes of `struct endpoint_target`: a mask, an index, padding.
 pub const TARGET_BYTES: usize = 16;
 
+/// Bytes of `struct exact_key` of `tc_guard_policy.bpf.h`: an address, a port, a protocol, padding.
+pub const EXACT_KEY_BYTES: usize = 16 + 4;
+
 /// `enum endpoint_question` of `endpoints.bpf.h`.
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
@@ -179,6 +182,32 @@ impl Table {
         Ok(table)
     }
 
+    /// What is at each single port of a single address that a target names, with TCP or UDP, in the form
+    /// of `exact_endpoints` of `tc_guard_policy.bpf.h`: the same that the table says of it. As many as
+    /// there may be prefixes, twice, at most.
+    pub fn exact(targets: &[Target]) -> BTreeMap<[u8; EXACT_KEY_BYTES], [u8; TARGET_BYTES]> {
+        let mut exact = BTreeMap::new();
+        for target in targets {
+            let prefix = Prefix::of(&target.endpoint);
+            let port = *target.endpoint.ports.start();
+            if prefix.length != 128 || port != *target.endpoint.ports.end() {
+                continue;
+            }
+            let covering = covering(targets, prefix);
+            for protocol in [Protocol::Tcp as u8, Protocol::Udp as u8] {
+                let here = covering.iter().copied().filter(|(_, target)| {
+                    holds(target, protocol) && target.endpoint.ports.contains(&port)
+                });
+                if exact.len() < 2 * MAX_PREFIXES
+                    && let Some(what) = What::all(here)
+                {
+                    exact.insert(exact_key(prefix, port, protocol), what.value());
+                }
+            }
+        }
+        exact
+    }
+
     fn write_group(&mut self, group: u32, segments: &[Segments], covering: &[(usize, &Target)]) {
         for (protocol, segments) in PROTOCOLS.iter().zip(segments) {
             for segment in segments {
@@ -326,6 +355,14 @@ fn key(prefix: Prefix) -> [u8; KEY_BYTES] {
     key
 }
 
+fn exact_key(prefix: Prefix, port: u16, protocol: u8) -> [u8; EXACT_KEY_BYTES] {
+    let mut key = [0; EXACT_KEY_BYTES];
+    key[..16].copy_from_slice(&prefix.bits.to_be_bytes());
+    key[16..18].copy_from_slice(&port.to_be_bytes());
+    key[18] = protocol;
+    key
+}
+
 /// `length` bits of the port count.
 fn port_key(
     group: u32,
@@ -375,7 +412,7 @@ fn set(bitmap: &mut [u64; BITMAP_WORDS], first: u16, last: u16) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::net::{IpAddr, Ipv6Addr};
 
     use proptest::prelude::*;
 
@@ -447,6 +484,41 @@ mod tests {
             .filter(|(key, _)| (0..length(key)).all(|at| bit(&key[4..], at) == bit(asked, at)))
             .max_by_key(|(key, _)| length(key))
             .map(|(_, value)| value)
+    }
+
+    #[test]
+    fn what_is_exact_is_what_the_table_says() {
+        let targets: Vec<_> = [
+            ("169.254.169.254:80/tcp", 1),
+            ("169.254.0.0/16:80", 2),
+            ("169.254.169.254", 4),
+            ("169.254.169.254:53/udp", 8),
+            ("[fd00::1]:443", 16),
+            ("0.0.0.0/0:8080", 32),
+        ]
+        .into_iter()
+        .map(|(text, mask)| Target {
+            mask,
+            ..target(text)
+        })
+        .collect();
+        let table = Table::new(&targets).unwrap();
+        let exact = Table::exact(&targets);
+        assert_eq!(exact.len(), 6);
+        for (key, value) in &exact {
+            let address = Ipv6Addr::from(<[u8; 16]>::try_from(&key[..16]).unwrap());
+            let port = u16::from_be_bytes([key[16], key[17]]);
+            let found = search(
+                &table,
+                address.to_canonical(),
+                port,
+                key[18],
+                Question::Port,
+            );
+            let (endpoint, mask) = found.unwrap();
+            assert_eq!(value[..8], mask.to_ne_bytes());
+            assert_eq!(value[8..12], endpoint.to_ne_bytes());
+        }
     }
 
     #[test]

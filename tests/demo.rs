@@ -170,7 +170,7 @@ mod root {
             "root reads metadata as before",
             "refused over IPv4 after ",
             "denied     user nobody",
-            "-> 169.254.169.254:80/tcp (aws) on eth0",
+            "-> 169.254.169.254:80/tcp (aws) in connect()",
             "the metadata service heard nothing of it",
             " imdsv1,credentials GET /latest/meta-data/iam/security-credentials/demo-role by curl[",
             "        POST /orders HTTP/1.1",

@@ -12,6 +12,8 @@ mod root {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use ebpfkit::kernel::cgroup;
+    use ebpfkit::tools::tc_guard::plan::Plan;
+    use ebpfkit::tools::tc_guard::{Guard, config};
 
     use super::common::{
         ALICE, BOB, Ended, IMDS4, IMDS6, MetadataService, Netns, Network, Tool, ebpfkit_path,
@@ -469,6 +471,24 @@ mod root {
         assert_eq!(output.status.code(), Some(3));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(stderr.contains("CAP_PERFMON"), "{stderr}");
+    }
+
+    #[test]
+    fn every_policy_of_the_examples_is_taken_by_the_kernel() {
+        let root = cgroup::mount();
+        let mut loaded = 0;
+        for entry in fs::read_dir("examples").unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|end| end == "toml") {
+                let text = fs::read_to_string(&path).unwrap();
+                let policy = config::parse(path.to_str().unwrap(), &text).unwrap();
+                let plan = Plan::new(&policy, root.as_deref()).unwrap();
+                let guard = Guard::load(&plan, Guard::method(), root.as_deref()).unwrap();
+                assert!(guard.calls());
+                loaded += 1;
+            }
+        }
+        assert!(loaded >= 4, "{loaded}");
     }
 
     #[test]

@@ -113,11 +113,14 @@ mod root {
     fn an_acknowledgement_in_time_wait_passes_though_it_has_no_owner() {
         let network = Network::new();
         let _service = MetadataService::start(&network);
-        let guard = guard(&network, &["--cloud", "aws", "--allow-user", "root"]);
+        let guard = guard(
+            &network,
+            &["--cloud", "aws", "--allow-user", &ALICE.to_string()],
+        );
         // The side that closes first waits.
         let port = python(
             &network.machine,
-            0,
+            ALICE,
             "import socket, time\n\
              s = socket.create_connection(('169.254.169.254', 80))\n\
              port = s.getsockname()[1]\n\
@@ -205,6 +208,34 @@ mod root {
             assert_eq!(ended.kind("verdict")[0]["uid"], ALICE);
             assert_eq!(ended.summary()["denied"], 1);
         }
+    }
+
+    #[test]
+    fn a_socket_that_may_reach_one_endpoint_may_not_reach_another() {
+        let network = Network::new();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let policy = format!(
+            "[[rule]]\nendpoints = [\"{IMDS4}:9991/udp\", \"{IMDS4}:9993/udp\"]\nusers = [{ALICE}]\n\
+             [[rule]]\nendpoints = [\"{IMDS4}:9992/udp\", \"{IMDS4}:9993/udp\"]\nusers = [{BOB}]\n"
+        );
+        std::fs::write(file.path(), policy).unwrap();
+        let guard = guard(&network, &["--config", file.path().to_str().unwrap()]);
+        // One socket, in turns: what it was allowed is remembered, and opens nothing else.
+        python(
+            &network.machine,
+            ALICE,
+            "import socket\n\
+             s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+             for port in 9991, 9991, 9993, 9993, 9992, 9991, 9992:\n\
+             \x20   try: s.sendto(b'x', ('169.254.169.254', port))\n\
+             \x20   except OSError: pass\n",
+        );
+        let ended = guard.stop();
+        let summary = ended.summary();
+        assert_eq!(summary["denied"], 2);
+        assert_eq!(summary["allowed"], 5);
+        let events = ended.kind("verdict");
+        assert_eq!(events[0]["dst"], "169.254.169.254:9992");
     }
 
     #[test]

@@ -14,6 +14,9 @@
 #include "tc_guard_connect.bpf.h"
 #include "lib/answer.bpf.h"
 
+/* sys/socket.h */
+#define SOCK_RAW 3
+
 /* Where a program runs, and what it may ask. Constants in each program. */
 struct place {
 	/* Packets begin with an Ethernet header. */
@@ -34,6 +37,8 @@ struct owner {
 	__u8 reason;
 	/* Whether there is a socket with enough of it to be asked. */
 	bool socket;
+	/* Whether it is a raw one: the kernel answers from such a socket of its own, with uid 0. */
+	bool raw;
 };
 
 /* The socket that sent the packet, as far as it says who it is: bpf_get_socket_uid() answers 65534
@@ -51,6 +56,7 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	if (!sk)
 		return;
 	owner->socket = true;
+	owner->raw = sk->type == SOCK_RAW;
 	owner->caller = bpf_sk_storage_get(&callers, sk, NULL, 0);
 	owner->reason = GUARD_FOREIGN_SOCKET;
 	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth is a
@@ -65,14 +71,14 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 
 /* A reset ends a connection and says nothing else; the kernel sends it from a socket of its own,
  * or from none. An acknowledgement or the end of a stream without payload comes without an owner
- * when the socket is gone or waits in TIME_WAIT.
+ * when the socket is gone or waits in TIME_WAIT, or from the kernel's own socket (before 6.12 or so).
  */
 static __always_inline bool carries_nothing(const struct packet *pkt, const struct owner *owner)
 {
 	if (pkt->transport_state != TRANSPORT_KNOWN || pkt->protocol != PROTO_TCP ||
 	    pkt->payload_len || pkt->tcp_flags & TCP_FLAG_SYN)
 		return false;
-	return pkt->tcp_flags & TCP_FLAG_RST || !owner->socket;
+	return pkt->tcp_flags & TCP_FLAG_RST || !owner->socket || owner->raw;
 }
 
 /* Turns the packet into the answer that its sender gets instead. */
@@ -98,29 +104,135 @@ unanswered:
 	return TC_ACT_SHOT;
 }
 
-/* Whether a rule opens an endpoint of this mask to the packet's owner. Writes what the verdict is made
- * from: GUARD_USER, GUARD_GROUP or GUARD_CGROUP or, if nothing opens it, the owner's own reason.
+/* The rules by which the packet's owner may reach an endpoint of this mask, or 0. Writes what the verdict
+ * is made from: GUARD_USER, GUARD_GROUP or GUARD_CGROUP or, if nothing opens it, the owner's own reason.
  */
-static __noinline bool opened(struct __sk_buff *skb, const struct owner *owner, __u64 mask,
-			      __u8 *reason)
+static __noinline __u64 opened(struct __sk_buff *skb, const struct owner *owner, __u64 mask,
+			       __u8 *reason)
 {
 	const struct caller *caller = owner->caller;
-	__u64 rules = mask & ~GUARD_ENFORCED;
+	__u64 rules;
 
+	mask &= ~GUARD_ENFORCED;
 	*reason = owner->reason;
 	if (owner->reason == GUARD_USER) {
-		if (rules_of_user(owner->uid) & rules)
-			return true;
-		if (caller && caller->generation == generation && caller->group_rules & rules) {
-			*reason = GUARD_GROUP;
-			return true;
+		rules = rules_of_user(owner->uid) & mask;
+		if (rules)
+			return rules;
+		if (caller && caller->generation == generation) {
+			rules = caller->group_rules & mask;
+			if (rules) {
+				*reason = GUARD_GROUP;
+				return rules;
+			}
 		}
 	}
-	if (owner->socket && cgroup_level[0] && rules_of_cgroups(skb) & rules) {
-		*reason = GUARD_CGROUP;
-		return true;
+	if (owner->socket && cgroup_level[0]) {
+		rules = rules_of_cgroups(skb) & mask;
+		if (rules) {
+			*reason = GUARD_CGROUP;
+			return rules;
+		}
 	}
+	return 0;
+}
+
+/* Whether the packet's socket was allowed the same endpoint before: a connection is judged once, and then
+ * looked up.
+ */
+static __always_inline bool granted_before(struct __sk_buff *skb, const struct exact_key *key)
+{
+	const struct endpoint_target *target;
+	struct bpf_sock *sk;
+	__u64 *granted;
+
+	if (!has_ports(key->protocol))
+		return false;
+	target = bpf_map_lookup_elem(&exact_endpoints, key);
+	if (!target)
+		return false;
+	sk = skb->sk;
+	if (!sk)
+		return false;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return false;
+	granted = bpf_sk_storage_get(&grants, sk, NULL, 0);
+	/* Never with GUARD_ENFORCED. */
+	return granted && *granted & target->mask;
+}
+
+/* Only packets of the usual form; for whatever is not one, judge() has an answer. Not inline, one for each
+ * place of the header and each version: of branches side by side clang makes one access with an offset
+ * that differs, which the verifier refuses without CAP_PERFMON.
+ */
+#define ALLOWED_BEFORE(place, network)                                                    \
+	static __noinline bool allowed_before_v4_##place(struct __sk_buff *skb)           \
+	{                                                                                 \
+		void *end = (void *)(long)skb->data_end;                                  \
+		struct iphdr *ip = (void *)(long)skb->data + network;                     \
+		__be16 *ports = (void *)(ip + 1);                                         \
+		struct exact_key key = {};                                                \
+                                                                                          \
+		if ((void *)(ports + 2) > end || *(__u8 *)ip != 0x45 ||                   \
+		    ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET)) \
+			return false;                                                     \
+		address_map_v4(&key.address, ip->daddr);                                  \
+		key.protocol = ip->protocol;                                              \
+		key.port = ports[1];                                                      \
+		return granted_before(skb, &key);                                         \
+	}                                                                                 \
+	static __noinline bool allowed_before_v6_##place(struct __sk_buff *skb)           \
+	{                                                                                 \
+		void *end = (void *)(long)skb->data_end;                                  \
+		struct ipv6hdr *ip = (void *)(long)skb->data + network;                   \
+		__be16 *ports = (void *)(ip + 1);                                         \
+		struct exact_key key = {};                                                \
+                                                                                          \
+		if ((void *)(ports + 2) > end || ip->version != 6)                        \
+			return false;                                                     \
+		key.address.word[0] = *(volatile __be32 *)&ip->daddr.in6_u.u6_addr32[0];  \
+		key.address.word[1] = *(volatile __be32 *)&ip->daddr.in6_u.u6_addr32[1];  \
+		key.address.word[2] = *(volatile __be32 *)&ip->daddr.in6_u.u6_addr32[2];  \
+		key.address.word[3] = *(volatile __be32 *)&ip->daddr.in6_u.u6_addr32[3];  \
+		key.protocol = ip->nexthdr;                                               \
+		key.port = ports[1];                                                      \
+		return granted_before(skb, &key);                                         \
+	}
+
+ALLOWED_BEFORE(eth, ETH_HLEN)
+ALLOWED_BEFORE(ip, 0)
+
+/* Lets the packet go at once if it may. `network` is a constant. */
+static __always_inline bool allowed_before(struct __sk_buff *skb, __u32 network)
+{
+	/* Each packet of these is to be told of, or counted. */
+	if (report_allowed || limit_interval_ns)
+		return false;
+	if (network == ETH_HLEN)
+		return allowed_before_v4_eth(skb) || allowed_before_v6_eth(skb);
+	if (network == 0)
+		return allowed_before_v4_ip(skb) || allowed_before_v6_ip(skb);
 	return false;
+}
+
+/* Remembers rules by which a socket's owner may, for the packets that follow. Whatever that was made
+ * from stays as long as the socket and the policy do. Another CPU may do the same: what is lost by that
+ * is found again by the next packet.
+ */
+static __always_inline void remember(struct __sk_buff *skb, __u64 rules)
+{
+	struct bpf_sock *sk = skb->sk;
+	__u64 *granted;
+
+	if (!sk)
+		return;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return;
+	granted = bpf_sk_storage_get(&grants, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (granted)
+		*granted |= rules;
 }
 
 /* A packet whose destination may be guarded. */
@@ -131,7 +243,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 	struct guard_key key = {};
 	struct owner owner = {};
 	struct packet pkt;
-	__u64 mask;
+	__u64 mask, rules;
 
 	if (packet_parse(skb, network, &pkt))
 		return TC_ACT_UNSPEC;
@@ -157,13 +269,16 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 	key.uid = owner.uid;
 	if (owner.reason == GUARD_FOREIGN_SOCKET)
 		key.cgroup = bpf_skb_cgroup_id(skb);
-	if (opened(skb, &owner, mask, &key.reason)) {
+	rules = opened(skb, &owner, mask, &key.reason);
+	if (rules) {
 		if (limit_interval_ns &&
 		    over_limit(key.cgroup, key.uid, key.endpoint, skb->gso_segs ?: 1)) {
 			key.reason = GUARD_OVER_LIMIT;
 			count(GUARD_LIMITED);
 		} else {
 			key.verdict = GUARD_ALLOWED;
+			if (!place.ingress)
+				remember(skb, rules);
 		}
 	}
 	count(key.verdict);
@@ -214,6 +329,10 @@ static __always_inline int guard_network(struct __sk_buff *skb, __u32 network, s
 
 	if (!concerns(data + network, end))
 		return TC_ACT_UNSPEC;
+	if (!place.ingress && allowed_before(skb, network)) {
+		count(GUARD_ALLOWED);
+		return TC_ACT_UNSPEC;
+	}
 	return judge(skb, network, place);
 }
 

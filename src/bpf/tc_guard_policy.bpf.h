@@ -69,6 +69,36 @@ struct {
 	__type(value, __u64);
 } cgroups SEC(".maps");
 
+struct exact_key {
+	union address address;
+	__be16 port;
+	/* IANA; TCP or UDP */
+	__u8 protocol;
+	__u8 pad;
+};
+
+/* Endpoints that are a single port of a single address, as the table of endpoints has them: those that
+ * a metadata service has. One lookup in place of two longer ones.
+ * Key: struct exact_key, 20 bytes. Value: struct endpoint_target, 16 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 2 * MAX_ENDPOINT_PREFIXES);
+	__type(key, struct exact_key);
+	__type(value, struct endpoint_target);
+} exact_endpoints SEC(".maps");
+
+/* Rules by which a socket's owner was allowed before.
+ * Key: the socket. Value: a bit per rule, 8 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u64);
+} grants SEC(".maps");
+
 struct bucket_key {
 	/* Zero for sockets whose uid counts. */
 	__u64 cgroup;

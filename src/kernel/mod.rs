@@ -24,3 +24,4 @@ pub mod stop;
 pub mod tc;
 pub mod text;
 pub mod uprobes;
+pub mod user;

@@ -51,7 +51,7 @@ struct FileRule {
 
 /// A user or group: a name, or a number with or without quotes.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a name in quotes or a number")]
+#[serde(untagged, expecting = "expected a name in quotes or a number")]
 enum Id {
     Number(u32),
     Name(String),
@@ -256,10 +256,11 @@ mode = "audit"
             ),
             (
                 "[[rule]]\nclouds = [\"aws\"]\nusers = [true]\n",
-                "f:3:10:",
-                "a name in quotes or a number",
+                // The list: which of its entries it is, the reader does not say.
+                "f:3:9:",
+                "expected a name in quotes or a number",
             ),
-            ("[[rule]\n", "f:1:8:", "expected `]]`"),
+            ("[[rule]\n", "f:1:8:", "unclosed array table, expected"),
             (
                 "[[rule]]\nclouds = [\"aws\"]\nclouds = [\"gcp\"]\n",
                 "f:3:1:",

@@ -893,6 +893,9 @@ fn configure(
     for (to, level) in rodata.cgroup_level.iter_mut().zip(plan.cgroup_levels()) {
         *to = level;
     }
+    if plan.report_each {
+        rodata.event_interval_ns = 0;
+    }
     if let Some(limit) = plan.limit {
         rodata.limit_interval_ns = limit.interval_ns();
         rodata.limit_tolerance_ns = limit.tolerance_ns();
@@ -913,6 +916,11 @@ fn write_maps(skel: &TcGuardSkel<'_>, plan: &Plan, table: &Table, generation: u1
             .with_context(|| format!("cannot allow gid {gid}"))?;
     }
     kernel_endpoints::write(table, &maps.endpoints, &maps.endpoint_ports)?;
+    for (key, value) in Table::exact(&plan.endpoints) {
+        maps.exact_endpoints
+            .update(&key, &value, MapFlags::ANY)
+            .context("cannot write the table of endpoints")?;
+    }
     let at = "cannot write the table of reports";
     for endpoint in 0..plan.endpoints.len() {
         // Whoever finds the table of reports full is counted here.

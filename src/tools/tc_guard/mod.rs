@@ -7,6 +7,7 @@
 //! author writes, [`plan`] what the kernel is told, [`Guard`] the kernel's part of it, [`report`] turns
 //! records into counts and [`event`] into lines.
 
+pub mod check;
 pub mod config;
 mod control;
 pub mod event;
@@ -14,6 +15,8 @@ pub mod follow;
 pub mod guard;
 pub mod hold;
 pub mod holders;
+pub mod learn;
+pub mod learned;
 pub mod pinned;
 pub mod plan;
 pub mod policy;
@@ -21,6 +24,7 @@ pub mod report;
 pub(crate) mod run;
 pub mod statement;
 pub mod status;
+pub mod trial;
 
 use anyhow::Result;
 
@@ -55,6 +59,10 @@ enum Command {
     Status(status::Args),
     /// Give the guard that is pinned here another policy, in one step
     Reload(control::ReloadArgs),
+    /// Watch who uses what, and write a policy that would allow just that
+    Learn(learn::Args),
+    /// Say what can get past the guard on this machine, and what closes that
+    Check(check::Args),
     /// Take away the guard that is pinned here, and nothing else
     Stop(control::StopArgs),
 }
@@ -68,6 +76,8 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         Command::Run(args) => run::run(args, settings),
         Command::Status(args) => status::run(args, settings),
         Command::Reload(args) => control::reload(args, settings),
+        Command::Check(args) => check::run(args, settings),
+        Command::Learn(args) => learn::run(args, settings),
         Command::Stop(args) => control::stop(args, settings),
     }
 }

@@ -43,6 +43,8 @@ pub struct Plan {
     pub limit: Option<Limit>,
     /// The layer in connect() and sendmsg() is left out.
     pub packets_only: bool,
+    /// Every packet is reported, not one a second of a kind.
+    pub report_each: bool,
 }
 
 impl Plan {
@@ -63,6 +65,7 @@ impl Plan {
             report_allowed: policy.report_allowed,
             limit: policy.limit,
             packets_only: policy.packets_only,
+            report_each: false,
         };
         let mut targets = Vec::new();
         for (rule, bit) in policy.rules.iter().zip(bits(&policy.rules)?) {

@@ -238,8 +238,8 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     }
     if !kernel.calls() && !plan.packets_only {
         sink.note(
-            "connect() and sendmsg() are not guarded, only packets, as cgroup2 is not mounted: \
-             denials do not name the process",
+            "connect() and sendmsg() are not guarded, only packets, as there is no cgroup2 whose hooks \
+             could be used: denials do not name the process",
         );
     }
 

@@ -202,7 +202,10 @@ fn describe(guard: &Guard, statement: &Statement) -> Result<PinnedStatus> {
 }
 
 /// The interfaces that are guarded or should be.
-fn interfaces_of(guard: &Guard, wanted: &[String]) -> Result<Vec<InterfaceStatus>> {
+///
+/// # Errors
+/// What the kernel says.
+pub fn interfaces_of(guard: &Guard, wanted: &[String]) -> Result<Vec<InterfaceStatus>> {
     let gates = pinned::gate_ids(guard)?;
     let ours = |at: &Attached| at.program.is_some_and(|id| gates.contains(&id));
     let mut found = Vec::new();

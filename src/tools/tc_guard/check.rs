@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `ebpfkit tc-guard check`: what can get past the guard on this machine, and what closes that.
+
+use std::io::{self, Write as _};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::guard::Guard;
+use super::holders::{self, Survey};
+use super::pinned::{self, Found};
+use super::plan::Plan;
+use super::run::Place;
+use super::statement::Statement;
+use super::status::{self, InterfaceStatus};
+use super::{NAME, trial};
+use crate::kernel::hooks;
+use crate::kernel::interfaces;
+use crate::kernel::tc::{Method, Side};
+use crate::kernel::{cgroup, features, pin};
+use crate::output::{self, Event, Line, Printable, Settings, Style};
+use crate::process::Directory;
+
+/// What `check` is told.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Do not try the guard by connecting as an allowed and as a denied user
+    #[arg(long)]
+    no_trial: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// How it is with one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// Worth knowing, and no fault.
+    Note,
+    /// Something can get past the guard.
+    Gap,
+}
+
+/// What was found about one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// `guard`, `interface`, `order`, `privileges`, `namespaces`, `kernel`, `trial`.
+    pub check: &'static str,
+    /// How it is.
+    pub state: State,
+    /// In words.
+    pub what: String,
+    /// What closes the gap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    /// As it should be.
+    pub fn ok(check: &'static str, what: impl Into<String>) -> Self {
+        Self {
+            check,
+            state: State::Ok,
+            what: what.into(),
+            remedy: None,
+        }
+    }
+
+    /// Worth knowing.
+    pub fn note(check: &'static str, what: impl Into<String>) -> Self {
+        Self {
+            state: State::Note,
+            ..Self::ok(check, what)
+        }
+    }
+
+    /// Something can get past.
+    pub fn gap(check: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            state: State::Gap,
+            remedy: Some(remedy.into()),
+            ..Self::ok(check, what)
+        }
+    }
+}
+
+impl Event for Finding {
+    fn kind(&self) -> &'static str {
+        "check"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        match self.state {
+            State::Ok => line.styled(Style::Good, "ok  ")?,
+            State::Note => line.styled(Style::Note, "note")?,
+            State::Gap => line.styled(Style::Bad, "gap ")?,
+        }
+        write!(line, " {}: {}", self.check, Printable(&self.what))?;
+        match &self.remedy {
+            Some(remedy) => write!(line, "; to close it: {}", Printable(remedy)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Looks at all of it and prints a line for each finding.
+///
+/// # Errors
+/// If there is a gap, and those of standard output.
+pub fn run(args: &Args, settings: Settings) -> Result<()> {
+    let mut findings = Vec::new();
+    let bpffs = pin::bpffs(args.place.bpffs.as_deref(), false)?;
+    let found = match &bpffs {
+        Some(bpffs) => pinned::look(bpffs)?,
+        None => (pin::Shelf::new("/".as_ref(), "", ""), Found::Nothing),
+    };
+    let pid = pinned::process();
+    let root = cgroup::mount();
+    match found {
+        (shelf, Found::Guard(guard)) => {
+            let statement = pinned::statement(&shelf, &guard)?;
+            findings.extend(guard_findings(&statement, pid));
+            let all = status::interfaces_of(&guard, statement.interfaces())?;
+            findings.extend(interface_findings(&all));
+            let plan = Plan::new(&statement.policy()?, root.as_deref())?;
+            findings.extend(own_addresses(&plan, &all)?);
+            if !args.no_trial {
+                findings.extend(trial::run(&plan, statement.deny()));
+            }
+        }
+        _ => match pid {
+            Some(pid) => {
+                findings.push(Finding::note(
+                    "guard",
+                    format!(
+                        "process {pid} guards; what with is known to it alone, and is not tried (a \
+                         guard that was started with --pin is)"
+                    ),
+                ));
+                findings.extend(interface_findings(&foreground_interfaces()?));
+            }
+            None => findings.push(Finding::gap(
+                "guard",
+                "no guard is in force in this network namespace",
+                "ebpfkit tc-guard run",
+            )),
+        },
+    }
+    let (processes, hidden) = holders::processes();
+    let survey = holders::survey(&processes, &mut Directory::new(None));
+    findings.extend(process_findings(&survey, hidden));
+    findings.extend(kernel_findings(
+        Guard::method(),
+        features::tc_knows_namespaces(),
+        root.is_some(),
+    ));
+
+    let mut sink = output::stdout(NAME, settings);
+    let now = OffsetDateTime::now_utc();
+    for finding in &findings {
+        sink.event(now, finding)?;
+    }
+    sink.flush()?;
+    let gaps = findings
+        .iter()
+        .filter(|finding| finding.state == State::Gap)
+        .count();
+    if gaps > 0 {
+        bail!("{gaps} gaps: something can get past the guard");
+    }
+    Ok(())
+}
+
+fn guard_findings(statement: &Statement, pid: Option<u32>) -> Vec<Finding> {
+    let mut findings = vec![match statement.mode.as_str() {
+        "enforce" => Finding::ok("guard", "a guard is pinned, and denies what no rule allows"),
+        mode => Finding::gap(
+            "guard",
+            format!("the guard's mode is {mode}: it denies nothing, or not everywhere"),
+            "leave mode = \"audit\" and --audit away, and reload",
+        ),
+    }];
+    if pid.is_none() {
+        findings.push(Finding::gap(
+            "guard",
+            "no process follows the interfaces that come, and cgroups that are made anew",
+            "ebpfkit tc-guard run --pin takes the guard over",
+        ));
+    }
+    findings
+}
+
+fn interface_findings(interfaces: &[InterfaceStatus]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for interface in interfaces {
+        let name = &interface.name;
+        if !interface.whole {
+            findings.push(Finding::gap(
+                "interface",
+                format!("{name} is not guarded"),
+                "ebpfkit tc-guard run without -i guards all; run --pin takes a pinned guard over",
+            ));
+        }
+        findings.extend(interface.ahead.iter().map(|ahead| {
+            Finding::gap(
+                "order",
+                format!(
+                    "{ahead} sees packets of {name} before the guard, and may send them past it"
+                ),
+                "see that it is yours; start the guard after it, or attach it behind the guard",
+            )
+        }));
+    }
+    if findings.is_empty() && !interfaces.is_empty() {
+        let names: Vec<_> = interfaces.iter().map(|at| at.name.as_str()).collect();
+        findings.push(Finding::ok(
+            "interface",
+            format!("nothing runs ahead of the guard on {}", names.join(", ")),
+        ));
+    }
+    findings
+}
+
+/// What a guard that is not pinned is attached to, by the names of its programs.
+fn foreground_interfaces() -> Result<Vec<InterfaceStatus>> {
+    let ours = |at: &hooks::Attached| at.name.as_deref().is_some_and(pinned::is_gate);
+    let mut found = Vec::new();
+    for interface in interfaces::all()?.iter().filter(|at| !at.loopback) {
+        let egress = hooks::at(interface.index, Side::Egress)?;
+        let ingress = hooks::at(interface.index, Side::Ingress)?;
+        found.push(status::interface_status(interface, &egress, &ingress, ours));
+    }
+    Ok(found)
+}
+
+/// An endpoint that is an address of the machine is reached by the loopback interface.
+fn own_addresses(plan: &Plan, guarded: &[InterfaceStatus]) -> Result<Vec<Finding>> {
+    if guarded.iter().any(|at| at.name == "lo") {
+        return Ok(Vec::new());
+    }
+    let own = interfaces::addresses()?;
+    let reached = plan.endpoints.iter().filter_map(|target| {
+        let own = own.iter().find(|own| target.endpoint.contains(**own))?;
+        Some(Finding::gap(
+            "interface",
+            format!(
+                "{} is the machine's own address {own}, reached by lo",
+                target.endpoint
+            ),
+            "name lo with -i as well",
+        ))
+    });
+    Ok(reached.collect())
+}
+
+fn process_findings(survey: &Survey, hidden: usize) -> Vec<Finding> {
+    let pids = |pids: &[u32]| {
+        let shown: Vec<_> = pids.iter().take(8).map(ToString::to_string).collect();
+        let more = if pids.len() > 8 { ", …" } else { "" };
+        format!("{}{more}", shown.join(", "))
+    };
+    let mut findings: Vec<_> = survey
+        .raw
+        .iter()
+        .map(|group| {
+            Finding::gap(
+                "privileges",
+                format!(
+                    "{} may send raw packets past TC (PACKET_QDISC_BYPASS, AF_XDP): process {}",
+                    group.who,
+                    pids(&group.pids)
+                ),
+                "take CAP_NET_RAW from it (CapabilityBoundingSet= in a unit)",
+            )
+        })
+        .chain(survey.masters.iter().map(|group| {
+            Finding::gap(
+                "privileges",
+                format!(
+                    "{} may take the guard off its interfaces: process {}",
+                    group.who,
+                    pids(&group.pids)
+                ),
+                "take CAP_NET_ADMIN and CAP_SYS_ADMIN from it",
+            )
+        }))
+        .collect();
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            "privileges",
+            "no process but root's may send raw packets or take the guard off",
+        ));
+    }
+    if survey.root > 0 {
+        findings.push(Finding::note(
+            "privileges",
+            format!(
+                "{} processes of root can do what they want, this guard included",
+                survey.root
+            ),
+        ));
+    }
+    if hidden > 0 {
+        findings.push(Finding::note(
+            "privileges",
+            format!(
+                "{hidden} processes could not be looked at: run as root, or with CAP_SYS_PTRACE"
+            ),
+        ));
+    }
+    findings.push(if survey.other_users == 0 {
+        Finding::ok("namespaces", "no process is in a user namespace of its own")
+    } else {
+        Finding::note(
+            "namespaces",
+            format!(
+                "{} processes are in user namespaces of their own, {} of them in this network \
+                 namespace, where their uids count as the machine has them; the others are judged by \
+                 their cgroups",
+                survey.other_users, survey.other_users_here
+            ),
+        )
+    });
+    findings
+}
+
+fn kernel_findings(method: Method, namespaces: bool, cgroup2: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if method == Method::Clsact {
+        findings.push(Finding::note(
+            "kernel",
+            "no TCX (kernel 6.6): a filter that is added later may run ahead of the guard",
+        ));
+    }
+    if !namespaces {
+        findings.push(Finding::gap(
+            "kernel",
+            "TC does not tell the sockets of other network namespaces from the machine's own (kernel \
+             6.15): root of a container on a macvlan or ipvlan passes as root",
+            "give containers veth interfaces, or use a newer kernel",
+        ));
+    }
+    if !cgroup2 {
+        findings.push(Finding::gap(
+            "kernel",
+            "cgroup2 is not mounted: connect() and sendmsg() are not guarded, only packets",
+            "mount -t cgroup2 none /sys/fs/cgroup, and start the guard anew",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            "kernel",
+            "it has every hook that the guard uses",
+        ));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gaps(findings: &[Finding]) -> Vec<&str> {
+        let gaps = findings
+            .iter()
+            .filter(|finding| finding.state == State::Gap);
+        gaps.map(|finding| finding.what.as_str()).collect()
+    }
+
+    #[test]
+    fn every_gap_has_a_remedy() {
+        let interface = |whole, ahead: &[&str]| InterfaceStatus {
+            name: "eth0".to_owned(),
+            guarded: vec!["egress"],
+            whole,
+            ahead: ahead.iter().map(|&text| text.to_owned()).collect(),
+        };
+        let group = |who: &str| holders::Group {
+            who: who.to_owned(),
+            pids: (1..20).collect(),
+        };
+        let survey = Survey {
+            raw: vec![group("ping")],
+            masters: vec![group("agent")],
+            ..Survey::default()
+        };
+        let mut all = interface_findings(&[interface(false, &["TCX program x"])]);
+        all.extend(process_findings(&survey, 0));
+        all.extend(kernel_findings(Method::Clsact, false, false));
+        assert_eq!(gaps(&all).len(), 6, "{all:#?}");
+        assert!(
+            all.iter()
+                .all(|at| (at.state == State::Gap) == at.remedy.is_some())
+        );
+    }
+
+    #[test]
+    fn a_machine_in_order_has_no_gap() {
+        let interface = InterfaceStatus {
+            name: "eth0".to_owned(),
+            guarded: vec!["egress"],
+            whole: true,
+            ahead: Vec::new(),
+        };
+        let mut all = interface_findings(&[interface]);
+        all.extend(process_findings(&Survey::default(), 0));
+        all.extend(kernel_findings(Method::Tcx, true, true));
+        assert_eq!(gaps(&all), [""; 0]);
+        assert!(all.iter().all(|at| at.state == State::Ok), "{all:#?}");
+    }
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Tries a guard for real: whether a user who is allowed gets through, and one who is not does not.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use procfs::process::Process;
+
+use super::check::Finding;
+use super::plan::{ENFORCED, Plan};
+use super::policy::Deny;
+use crate::endpoint::{Endpoint, Protocol};
+use crate::endpoint_table::Target;
+use crate::kernel::user;
+
+/// How long a connection may take: a service answers within milliseconds, a denial is immediate.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a connection came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was made.
+    Connected,
+    /// It was refused in connect() (EPERM).
+    NotPermitted,
+    /// It was refused by an answer: by the guard, or by the service.
+    Refused,
+    /// Nobody answered.
+    NoAnswer,
+    /// It could not be tried.
+    Untried,
+}
+
+impl From<io::Result<TcpStream>> for Outcome {
+    fn from(result: io::Result<TcpStream>) -> Self {
+        match result {
+            Ok(_) => Self::Connected,
+            Err(err) => match err.kind() {
+                io::ErrorKind::PermissionDenied => Self::NotPermitted,
+                io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::HostUnreachable => Self::Refused,
+                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::NoAnswer,
+                _ => Self::Untried,
+            },
+        }
+    }
+}
+
+/// Somebody at an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trial {
+    /// Who.
+    pub uid: u32,
+    /// With which group.
+    pub gid: u32,
+    /// Where.
+    pub to: SocketAddr,
+}
+
+/// Somebody whom `plan` allows an endpoint of one address and TCP, and somebody whom it denies one.
+pub fn trials(plan: &Plan) -> (Option<Trial>, Option<Trial>) {
+    // Nobody's uid, and numbers that nobody gives away.
+    let strangers = || (65534..=65534).chain(4_294_900_000..4_294_967_000);
+    let gid = strangers().find(|gid| !plan.groups.contains_key(gid));
+    let stranger = strangers().find(|uid| !plan.users.contains_key(uid));
+    let open = |rules: u64| {
+        let mut all = plan.endpoints.iter();
+        all.find_map(|target| place(target).filter(|_| target.mask & rules & !ENFORCED != 0))
+    };
+    let allowed = plan.users.iter().find_map(|(uid, rules)| {
+        Some(Trial {
+            uid: *uid,
+            gid: gid?,
+            to: open(*rules)?,
+        })
+    });
+    let mut enforced = plan
+        .endpoints
+        .iter()
+        .filter(|target| target.mask & ENFORCED != 0);
+    let denied = enforced.find_map(|target| {
+        Some(Trial {
+            uid: stranger?,
+            gid: gid?,
+            to: place(target)?,
+        })
+    });
+    (allowed, denied)
+}
+
+fn place(target: &Target) -> Option<SocketAddr> {
+    let Endpoint {
+        address,
+        prefix,
+        ports,
+        protocol,
+        ..
+    } = &target.endpoint;
+    let whole = *prefix == if address.is_ipv4() { 32 } else { 128 };
+    let tcp = matches!(protocol, None | Some(Protocol::Tcp));
+    let port = (*ports.start()).max(1);
+    (whole && tcp).then(|| SocketAddr::new(*address, port))
+}
+
+/// Tries both.
+pub fn run(plan: &Plan, deny: Deny) -> Vec<Finding> {
+    let (allowed, denied) = trials(plan);
+    let mut findings = Vec::new();
+    if let Some(trial) = allowed {
+        findings.push(judge_allowed(&trial, attempt(&trial)));
+    }
+    match denied {
+        Some(_) if in_allowed_cgroup(plan) => findings.push(Finding::note(
+            "trial",
+            "a denied user was not tried, as this process is in a cgroup that is allowed",
+        )),
+        Some(trial) => findings.push(judge_denied(&trial, attempt(&trial), deny)),
+        None => {}
+    }
+    findings
+}
+
+fn attempt(trial: &Trial) -> Outcome {
+    let to = trial.to;
+    let tried = user::run_as(trial.uid, trial.gid, || {
+        Outcome::from(TcpStream::connect_timeout(&to, PATIENCE))
+    });
+    tried.unwrap_or(Outcome::Untried)
+}
+
+fn in_allowed_cgroup(plan: &Plan) -> bool {
+    if plan.cgroups.is_empty() {
+        return false;
+    }
+    let own = Process::myself().and_then(|process| process.cgroups());
+    let own = own.ok().and_then(|groups| {
+        let unified = groups.0.into_iter().find(|group| group.hierarchy == 0);
+        unified.map(|group| group.pathname)
+    });
+    // Where that is not known it may be.
+    own.is_none_or(|own| {
+        plan.cgroups.keys().any(|path| {
+            own.strip_prefix(path.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    })
+}
+
+fn judge_allowed(trial: &Trial, outcome: Outcome) -> Finding {
+    let Trial { uid, to, .. } = trial;
+    let who = format!("uid {uid}, who is allowed");
+    match outcome {
+        Outcome::Connected => Finding::ok("trial", format!("{who}, reached {to}")),
+        Outcome::NotPermitted => Finding::gap(
+            "trial",
+            format!("{who}, was refused {to} in connect()"),
+            "see whether another program has a hook there (bpftool cgroup tree)",
+        ),
+        Outcome::Refused => Finding::note(
+            "trial",
+            format!("{who}, was refused at {to}: by the service, or by another guard"),
+        ),
+        Outcome::NoAnswer => Finding::note(
+            "trial",
+            format!("{who}, was not refused, but nobody answers at {to}"),
+        ),
+        Outcome::Untried => Finding::note("trial", format!("{who}, could not be tried at {to}")),
+    }
+}
+
+fn judge_denied(trial: &Trial, outcome: Outcome, deny: Deny) -> Finding {
+    let Trial { uid, to, .. } = trial;
+    let who = format!("uid {uid}, who is not allowed");
+    match outcome {
+        Outcome::Connected => Finding::gap(
+            "trial",
+            format!("{who}, reached {to}"),
+            "see the gaps above; if there is none, report this as a fault of ebpfkit",
+        ),
+        Outcome::NotPermitted | Outcome::Refused => {
+            Finding::ok("trial", format!("{who}, was refused {to} at once"))
+        }
+        Outcome::NoAnswer if deny == Deny::Drop => {
+            Finding::ok("trial", format!("{who}, got no answer from {to}"))
+        }
+        Outcome::NoAnswer => Finding::note(
+            "trial",
+            format!("{who}, got no answer from {to}, not even a refusal: there may be no route"),
+        ),
+        Outcome::Untried => Finding::note("trial", format!("{who}, could not be tried at {to}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::State;
+    use super::super::policy::{Mode, Policy};
+    use super::*;
+
+    fn plan(endpoints: &[&str], users: &[&str]) -> Plan {
+        let endpoints: Vec<Endpoint> = endpoints.iter().map(|at| at.parse().unwrap()).collect();
+        Plan::new(&Policy::of(&endpoints, users), None).unwrap()
+    }
+
+    #[test]
+    fn an_allowed_and_a_denied_user_are_found() {
+        let plan = plan(
+            &["10.0.0.0/8:80", "10.1.1.1:53/udp", "10.1.1.1:80/tcp"],
+            &["65534"],
+        );
+        let (allowed, denied) = trials(&plan);
+        let to: SocketAddr = "10.1.1.1:80".parse().unwrap();
+        let allowed = allowed.unwrap();
+        assert_eq!((allowed.uid, allowed.to), (65534, to));
+        let denied = denied.unwrap();
+        assert_eq!((denied.uid, denied.to), (4_294_900_000, to));
+    }
+
+    #[test]
+    fn nobody_is_tried_where_nothing_can_be_learned() {
+        assert_eq!(trials(&plan(&["10.0.0.0/8:80"], &["0"])), (None, None));
+        let endpoints = ["10.1.1.1:80/tcp".parse().unwrap()];
+        let mut policy = Policy::of(&endpoints, &[]);
+        policy.mode = Mode::Audit;
+        assert_eq!(trials(&Plan::new(&policy, None).unwrap()), (None, None));
+    }
+
+    #[test]
+    fn a_denied_user_who_gets_through_is_a_gap() {
+        let trial = Trial {
+            uid: 7,
+            gid: 7,
+            to: "10.1.1.1:80".parse().unwrap(),
+        };
+        let state = |outcome, deny| judge_denied(&trial, outcome, deny).state;
+        assert_eq!(state(Outcome::Connected, Deny::Reset), State::Gap);
+        assert_eq!(state(Outcome::NotPermitted, Deny::Reset), State::Ok);
+        assert_eq!(state(Outcome::NoAnswer, Deny::Reset), State::Note);
+        assert_eq!(state(Outcome::NoAnswer, Deny::Drop), State::Ok);
+        assert_eq!(
+            judge_allowed(&trial, Outcome::NotPermitted).state,
+            State::Gap
+        );
+        assert_eq!(judge_allowed(&trial, Outcome::Connected).state, State::Ok);
+    }
+}
