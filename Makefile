@@ -5,6 +5,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build demo test test-vm vm-shell bench bench-tc-guard lint fmt vmlinux clean
+.PHONY: install uninstall package test-packages
 
 CARGO ?= cargo
 # rustup puts it where a shell that was there before does not look.
@@ -14,14 +15,42 @@ KERNEL ?=
 # Only tests whose name contains this, for test-vm.
 TEST ?=
 
+# Where `make install` puts things. DESTDIR comes before all of them and is for those who build packages.
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+DATADIR ?= $(PREFIX)/share
+MANDIR ?= $(DATADIR)/man
+DOCDIR ?= $(DATADIR)/doc/ebpfkit
+SYSCONFDIR ?= /etc
+# Where systemd looks, whatever PREFIX is.
+UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib,/etc)/systemd/system
+SYSUSERSDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib,/etc)/sysusers.d
+# The program that is installed, and asked for its manual pages and completions.
+BINARY ?= target/release/ebpfkit
+export DESTDIR BINDIR DATADIR MANDIR DOCDIR SYSCONFDIR UNITDIR SYSUSERSDIR BINARY
+
 help: ## this list
 	@echo 'make WORD, where WORD is one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r word text; do \
-		printf '  %-10s %s\n' "$$word" "$$text"; done
+		printf '  %-13s %s\n' "$$word" "$$text"; done
 
 build: ## the release binary: target/release/ebpfkit
 	packaging/install-deps build
 	$(CARGO) build --release
+
+install: ## install what `make build` has built, below PREFIX (/usr/local); DESTDIR for packages
+	packaging/install-files install
+
+uninstall: ## remove what `make install` has installed; changed settings stay
+	packaging/install-files uninstall
+
+package: ## .deb, .rpm, .apk and Arch packages, with SBOM and checksums, in build/packages
+	packaging/install-deps build package
+	packaging/make-packages
+
+test-packages: ## build packages, install them into folders, run and remove them (root)
+	packaging/install-deps build demo package package-test
+	tests/packages/run
 
 demo: ## install what is missing, build, and see the tools at work in network namespaces (root)
 	packaging/install-deps build demo

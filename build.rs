@@ -45,19 +45,25 @@ fn main() -> Result<()> {
         SkeletonBuilder::new()
             .source(&source)
             .clang(&clang)
-            .clang_args(clang_args(&vmlinux))
+            .clang_args(clang_args(&root, &vmlinux))
             .build_and_generate(out.join(format!("{name}.skel.rs")))
             .with_context(|| format!("cannot compile {}", source.display()))?;
     }
     Ok(())
 }
 
-/// The vmlinux folder goes in by `-isystem`: its declarations trip `-Wall -Werror`.
-fn clang_args(vmlinux: &Path) -> Vec<OsString> {
+/// The vmlinux folder goes in by `-isystem`: its declarations trip `-Wall -Werror`. Line information
+/// names sources as if the repository were `/usr/src/ebpfkit`: two builds in different folders make
+/// the same programs.
+fn clang_args(root: &Path, vmlinux: &Path) -> Vec<OsString> {
     let mut args: Vec<OsString> = ["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-mcpu=v3"]
         .iter()
         .map(OsString::from)
         .collect();
+    let mut prefix_map = OsString::from("-fdebug-prefix-map=");
+    prefix_map.push(root);
+    prefix_map.push("=/usr/src/ebpfkit");
+    args.push(prefix_map);
     args.push("-isystem".into());
     args.push(vmlinux.into());
     args

@@ -3,8 +3,9 @@
 //! The command line, and the only registry of tools.
 
 use anyhow::Result;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use crate::generate;
 use crate::kernel;
 use crate::output::{Color, Format, Settings};
 use crate::tools::doctor::Diagnosis;
@@ -63,6 +64,9 @@ enum Tool {
     Sslsniff(sslsniff::Args),
     /// Say what this machine and these privileges allow
     Doctor(doctor::Args),
+    /// Write manual pages and shell completions
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 /// The tools that `doctor` can be asked about.
@@ -123,14 +127,13 @@ impl Cli {
             Tool::ImdsWatch(args) => imds_watch::run(&args, settings),
             Tool::Sslsniff(args) => sslsniff::run(&args, settings),
             Tool::Doctor(args) => doctor::run(&args, settings),
+            Tool::Generate(args) => generate::run(&args, Self::command()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -144,6 +147,7 @@ mod tests {
         let command = Cli::command();
         let tools: Vec<_> = command
             .get_subcommands()
+            .filter(|command| !command.is_hide_set())
             .map(clap::Command::get_name)
             .filter(|name| *name != doctor::NAME)
             .collect();

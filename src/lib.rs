@@ -10,6 +10,7 @@ pub mod cli;
 pub mod endpoint;
 pub mod endpoint_table;
 pub mod failure;
+pub mod generate;
 pub mod kernel;
 pub mod metadata;
 pub mod output;

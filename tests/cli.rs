@@ -216,3 +216,39 @@ mod root {
         assert_eq!(out.lines().count(), 3, "{out}");
     }
 }
+
+#[test]
+fn manual_pages_have_the_date_that_the_builder_names() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = Command::cargo_bin("ebpfkit")
+        .expect("the binary")
+        .args(["generate", "man"])
+        .arg(directory.path().join("man"))
+        .env("SOURCE_DATE_EPOCH", "86400")
+        .output()
+        .expect("it runs");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let page = std::fs::read_to_string(directory.path().join("man/ebpfkit-doctor.8"));
+    let page = page.expect("a page");
+    assert!(
+        page.contains("\n.TH EBPFKIT\\-DOCTOR 8 1970-01-02 "),
+        "{page}"
+    );
+}
+
+#[test]
+fn completions_name_every_tool() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, out, err) = ebpfkit(&["generate", "completions", shell]);
+        assert_eq!((code, err.as_str()), (0, ""), "{shell}");
+        for word in ["tc-guard", "imds-watch", "sslsniff", "doctor", "output"] {
+            assert!(out.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[test]
+fn what_packagers_need_is_not_in_the_help_of_others() {
+    let (_, out, _) = ebpfkit(&["--help"]);
+    assert!(!out.contains("generate"), "{out}");
+}

@@ -24,6 +24,8 @@ use crate::failure::Failure;
 
 /// Where systemd and most distributions mount it.
 const USUAL: &str = "/sys/fs/bpf";
+/// The folder that the tools' shelves are in.
+pub const FOLDER: &str = "ebpfkit";
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const MAGIC: i64 = 0xcafe_4a11;
 
@@ -43,7 +45,9 @@ pub fn bpffs(wanted: Option<&Path>, may_mount: bool) -> Result<Option<PathBuf>> 
         }
         return Ok(Some(wanted.to_owned()));
     }
-    if is_bpffs(Path::new(USUAL)) {
+    // A service sees only its own folder there, below a place that is none (TemporaryFileSystem= and
+    // BindPaths= of systemd), as the mount itself is root's alone.
+    if is_bpffs(Path::new(USUAL)) || is_bpffs(&Path::new(USUAL).join(FOLDER)) {
         return Ok(Some(USUAL.into()));
     }
     let mounts = Process::myself()?

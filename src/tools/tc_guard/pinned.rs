@@ -22,12 +22,10 @@ use super::statement::Statement;
 use crate::kernel::hooks::{self, How};
 use crate::kernel::instance::{self, Claim, Instance};
 use crate::kernel::interfaces::{self, Interface};
-use crate::kernel::pin::{Lock, Shelf};
+use crate::kernel::pin::{FOLDER, Lock, Shelf};
 use crate::kernel::tc::{Attachment, Method, Side};
 use crate::kernel::{namespace, program, text};
 
-/// The folder under bpffs.
-const FOLDER: &str = "ebpfkit";
 /// What a process that guards this network namespace is known by.
 const INSTANCE: &str = "ebpfkit-tc-guard";
 
