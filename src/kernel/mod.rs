@@ -9,6 +9,7 @@ pub mod endpoints;
 pub mod features;
 pub mod identity;
 pub mod interfaces;
+pub mod lineage;
 pub mod namespace;
 pub mod packet_socket;
 pub mod privileges;
