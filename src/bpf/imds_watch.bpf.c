@@ -134,69 +134,58 @@ extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
 		_header;                                                                         \
 	})
 
-enum side {
-	NEITHER,
-	TO_ENDPOINT,
-	FROM_ENDPOINT,
-};
-
-static __always_inline enum side side_of_v4(__be32 src, __be32 dst)
+static __always_inline bool is_side_v4(__be32 src, __be32 dst)
 {
-	if (endpoint_possible_v4(bpf_ntohl(dst)))
-		return TO_ENDPOINT;
-	return endpoint_possible_v4(bpf_ntohl(src)) ? FROM_ENDPOINT : NEITHER;
+	return endpoint_possible_v4(bpf_ntohl(dst)) || endpoint_possible_v4(bpf_ntohl(src));
 }
 
-static __always_inline enum side side_of_v6(const struct in6_addr *src, const struct in6_addr *dst)
+static __always_inline bool is_side_v6(const struct in6_addr *src, const struct in6_addr *dst)
 {
-	if (endpoint_possible_v6(bpf_ntohs(dst->in6_u.u6_addr16[0]),
-				 bpf_ntohs(dst->in6_u.u6_addr16[7])))
-		return TO_ENDPOINT;
-	return endpoint_possible_v6(bpf_ntohs(src->in6_u.u6_addr16[0]),
-				    bpf_ntohs(src->in6_u.u6_addr16[7])) ?
-		       FROM_ENDPOINT :
-		       NEITHER;
+	return endpoint_possible_v6(bpf_ntohs(dst->in6_u.u6_addr16[0]),
+				    bpf_ntohs(dst->in6_u.u6_addr16[7])) ||
+	       endpoint_possible_v6(bpf_ntohs(src->in6_u.u6_addr16[0]),
+				    bpf_ntohs(src->in6_u.u6_addr16[7]));
 }
 
 /* Whether a packet that begins with an IPv4 header may be to or from an endpoint. */
-static __always_inline enum side may_concern_v4(struct __sk_buff *skb)
+static __always_inline bool may_concern_v4(struct __sk_buff *skb)
 {
 	struct iphdr *ip = direct_header(skb, struct iphdr);
 	__be32 addresses[2];
 
 	if (ip)
-		return side_of_v4(ip->saddr, ip->daddr);
+		return is_side_v4(ip->saddr, ip->daddr);
 	if (bpf_skb_load_bytes(skb, offsetof(struct iphdr, saddr), addresses, sizeof(addresses)))
-		return NEITHER;
-	return side_of_v4(addresses[0], addresses[1]);
+		return false;
+	return is_side_v4(addresses[0], addresses[1]);
 }
 
-static __always_inline enum side may_concern_v6(struct __sk_buff *skb)
+static __always_inline bool may_concern_v6(struct __sk_buff *skb)
 {
 	struct ipv6hdr *ip = direct_header(skb, struct ipv6hdr);
 	struct in6_addr addresses[2];
 
 	if (ip)
-		return side_of_v6(&ip->saddr, &ip->daddr);
+		return is_side_v6(&ip->saddr, &ip->daddr);
 	if (bpf_skb_load_bytes(skb, offsetof(struct ipv6hdr, saddr), addresses, sizeof(addresses)))
-		return NEITHER;
-	return side_of_v6(&addresses[0], &addresses[1]);
+		return false;
+	return is_side_v6(&addresses[0], &addresses[1]);
 }
 
-/* The same for what may be an IP header at `at`. */
-static __always_inline enum side may_concern(struct __sk_buff *skb, __u32 at)
+/* The same for what may be an IP header at `at`: rare, and so a function of its own. */
+static __noinline bool may_concern(struct __sk_buff *skb, __u32 at)
 {
 	struct ipv6hdr ip;
 	__u8 version;
 
 	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(struct iphdr)))
-		return NEITHER;
+		return false;
 	version = *(__u8 *)&ip >> 4;
 	if (version == 4)
-		return side_of_v4(((struct iphdr *)&ip)->saddr, ((struct iphdr *)&ip)->daddr);
+		return is_side_v4(((struct iphdr *)&ip)->saddr, ((struct iphdr *)&ip)->daddr);
 	if (version != 6 || bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
-		return NEITHER;
-	return side_of_v6(&ip.saddr, &ip.daddr);
+		return false;
+	return is_side_v6(&ip.saddr, &ip.daddr);
 }
 
 static __always_inline struct imds_counters *count(void)
@@ -305,41 +294,32 @@ static __always_inline bool is_of_interest(const struct flow *flow)
 	return false;
 }
 
-/* How much of the packet goes up: 0 or all of it. A global function, verified once. */
-__noinline int imds_judge(struct __sk_buff *skb, __u32 network)
+/* How much of a packet to an endpoint goes up: 0 or all of it. */
+static __always_inline int judge_request(struct __sk_buff *skb, const struct packet *pkt,
+					 struct imds_counters *counters, __u64 mask)
 {
-	struct imds_counters *counters = count();
-	struct endpoint_target *target;
-	struct packet pkt;
 	struct flow flow;
 	int finding;
 	__u8 one = 1;
-	__u64 mask;
 
-	if (!counters || packet_parse(skb, network, &pkt))
-		return 0;
-	target = endpoint_of_packet(&pkt);
-	if (!target)
-		return 0;
-	mask = target->mask;
-	if (pkt.transport_state != TRANSPORT_KNOWN)
+	if (pkt->transport_state != TRANSPORT_KNOWN)
 		return deliver(skb, counters, SNAP_LENGTH);
-	if (pkt.protocol != PROTO_TCP)
+	if (pkt->protocol != PROTO_TCP)
 		return 0;
-	flow.local = pkt.src;
-	flow.remote = pkt.dst;
-	flow.local_port = pkt.sport;
-	flow.remote_port = pkt.dport;
-	if (pkt.tcp_flags & TCP_FLAG_SYN)
+	flow.local = pkt->src;
+	flow.remote = pkt->dst;
+	flow.local_port = pkt->sport;
+	flow.remote_port = pkt->dport;
+	if (pkt->tcp_flags & TCP_FLAG_SYN)
 		bpf_map_delete_elem(&watched, &flow);
-	if (!pkt.payload_len && !pkt.fragment)
+	if (!pkt->payload_len && !pkt->fragment)
 		return 0;
 
-	finding = imds_scan(skb, pkt.payload, pkt.payload_len, mask & IMDS_HEADERS);
+	finding = imds_scan(skb, pkt->payload, pkt->payload_len, mask & IMDS_HEADERS);
 	if (finding == CLEAN && mask & IMDS_ALWAYS)
 		finding = SUSPICIOUS;
 	/* Urgent data may or may not be part of what the service reads. */
-	if (pkt.fragment || pkt.tcp_flags & TCP_FLAG_URG)
+	if (pkt->fragment || pkt->tcp_flags & TCP_FLAG_URG)
 		finding = UNREADABLE;
 	if (finding == UNREADABLE) {
 		bpf_map_update_elem(&watched, &flow, &one, BPF_ANY);
@@ -349,7 +329,7 @@ __noinline int imds_judge(struct __sk_buff *skb, __u32 network)
 		counters->clean++;
 		return 0;
 	}
-	return deliver_request(skb, counters, &flow, pkt.ack);
+	return deliver_request(skb, counters, &flow, pkt->ack);
 }
 
 /* "HTTP/1.1 404", with any digit behind the point. */
@@ -379,27 +359,24 @@ static __always_inline void count_miss(const union address *who)
 /* Of a packet from an endpoint the first line's beginning, if it answers what went up: never a
  * byte of what comes behind the status.
  */
-__noinline int imds_answer(struct __sk_buff *skb, __u32 network)
+static __always_inline int judge_answer(struct __sk_buff *skb, const struct packet *pkt,
+					struct imds_counters *counters)
 {
-	struct imds_counters *counters = count();
 	__u8 status[STATUS_LENGTH] = {};
 	bool begins = false;
-	struct packet pkt;
 	struct flow flow;
 	__u32 *expected;
 
-	if (!counters || packet_parse(skb, network, &pkt))
+	if (pkt->transport_state != TRANSPORT_KNOWN || pkt->protocol != PROTO_TCP)
 		return 0;
-	if (pkt.transport_state != TRANSPORT_KNOWN || pkt.protocol != PROTO_TCP)
-		return 0;
-	flow.local = pkt.dst;
-	flow.remote = pkt.src;
-	flow.local_port = pkt.dport;
-	flow.remote_port = pkt.sport;
+	flow.local = pkt->dst;
+	flow.remote = pkt->src;
+	flow.local_port = pkt->dport;
+	flow.remote_port = pkt->sport;
 	if (!endpoint_lookup(&flow.remote, flow.remote_port, PROTO_TCP))
 		return 0;
-	if (pkt.payload_len >= STATUS_LENGTH && !pkt.fragment &&
-	    !bpf_skb_load_bytes(skb, pkt.payload, status, sizeof(status)))
+	if (pkt->payload_len >= STATUS_LENGTH && !pkt->fragment &&
+	    !bpf_skb_load_bytes(skb, pkt->payload, status, sizeof(status)))
 		begins = status[0] == 'H' && status[1] == 'T' && status[2] == 'T' &&
 			 status[3] == 'P' && status[4] == '/';
 	if (begins && is_not_found(status))
@@ -407,23 +384,41 @@ __noinline int imds_answer(struct __sk_buff *skb, __u32 network)
 	expected = bpf_map_lookup_elem(&waiting, &flow);
 	if (!expected)
 		return 0;
-	if (pkt.payload_len && pkt.seq == *expected) {
+	if (pkt->payload_len && pkt->seq == *expected) {
 		bpf_map_delete_elem(&waiting, &flow);
-		return deliver(skb, counters, pkt.payload + (begins ? STATUS_LENGTH : 0));
+		return deliver(skb, counters, pkt->payload + (begins ? STATUS_LENGTH : 0));
 	}
 	/* No answer will come. */
-	if (pkt.tcp_flags & (TCP_FLAG_RST | TCP_FLAG_FIN)) {
+	if (pkt->tcp_flags & (TCP_FLAG_RST | TCP_FLAG_FIN)) {
 		bpf_map_delete_elem(&waiting, &flow);
-		return deliver(skb, counters, pkt.payload);
+		return deliver(skb, counters, pkt->payload);
 	}
 	return 0;
+}
+
+/* How much of the packet goes up. A global function: verified once, whatever leads here. The program
+ * has to stay small, too: with net.core.optmem_max as it was before kernel 6.8, a socket takes no
+ * filter of more than some 2,500 instructions.
+ */
+__noinline int imds_judge(struct __sk_buff *skb, __u32 network)
+{
+	struct imds_counters *counters = count();
+	struct endpoint_target *target;
+	struct packet pkt;
+
+	if (!counters || packet_parse(skb, network, &pkt))
+		return 0;
+	target = endpoint_of_packet(&pkt);
+	if (target)
+		return judge_request(skb, &pkt, counters, target->mask);
+	return judge_answer(skb, &pkt, counters);
 }
 
 SEC("socket")
 int imds_watch(struct __sk_buff *skb)
 {
 	struct imds_counters *counters = count();
-	enum side side;
+	bool concerns;
 	__u32 network = 0;
 
 	if (!counters)
@@ -431,43 +426,36 @@ int imds_watch(struct __sk_buff *skb)
 	counters->seen++;
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
-		side = may_concern_v4(skb);
+		concerns = may_concern_v4(skb);
 		break;
 	case bpf_htons(ETH_P_IPV6):
-		side = may_concern_v6(skb);
+		concerns = may_concern_v6(skb);
 		break;
 	case bpf_htons(ETH_P_8021Q):
 	case bpf_htons(ETH_P_8021AD):
 		/* A tag may still be in the packet: the inner one of two, or one that a program
 		 * wrote itself.
 		 */
-		side = may_concern(skb, network);
-		if (side != NEITHER)
+		concerns = may_concern(skb, network);
+		if (concerns)
 			break;
 		network = VLAN_HLEN;
-		side = may_concern(skb, network);
-		if (side != NEITHER)
+		concerns = may_concern(skb, network);
+		if (concerns)
 			break;
 		network = 2 * VLAN_HLEN;
-		side = may_concern(skb, network);
+		concerns = may_concern(skb, network);
 		break;
 	default:
 		/* A packet socket's sender may give the protocol any number. */
-		side = may_concern(skb, network);
+		concerns = may_concern(skb, network);
 	}
-	if (side == NEITHER)
+	if (!concerns)
 		return 0;
 	/* Comes again, as a packet that arrives. */
 	if (skb->ifindex == LOOPBACK && skb->pkt_type == PACKET_OUTGOING)
 		return 0;
-	if (side == TO_ENDPOINT) {
-		int length = imds_judge(skb, network);
-
-		if (length)
-			return length;
-	}
-	/* An address is an endpoint perhaps, for all that two bits say: the other one may be. */
-	return imds_answer(skb, network);
+	return imds_judge(skb, network);
 }
 
 static const struct caller nobody;

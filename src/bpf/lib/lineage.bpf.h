@@ -67,7 +67,7 @@ static __always_inline void lineage_exe(struct task_struct *task, struct caller 
 	struct dentry *dentry, *parent, *root;
 	struct mount *mount, *above;
 	struct vfsmount *vfs;
-	__u32 length = 0;
+	__u32 length = 0, at;
 	long read;
 	int i;
 
@@ -92,7 +92,11 @@ static __always_inline void lineage_exe(struct task_struct *task, struct caller 
 			break;
 		if (length >= LINEAGE_EXE)
 			break;
-		read = bpf_probe_read_kernel_str(&caller->exe[length], LINEAGE_NAME,
+		/* Changes nothing; kernels before 5.11 or so forget the bound above. */
+		at = length;
+		barrier_var(at);
+		at &= LINEAGE_EXE - 1;
+		read = bpf_probe_read_kernel_str(&caller->exe[at], LINEAGE_NAME,
 						 BPF_CORE_READ(dentry, d_name.name));
 		if (read <= 0 || read > LINEAGE_NAME)
 			break;

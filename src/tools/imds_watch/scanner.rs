@@ -491,10 +491,7 @@ mod tests {
         let scanner = SCANNER.get_or_init(scanner);
         for (target, wanted) in [
             ("/latest/meta-data/", "X-aws-ec2-metadata-token"),
-            (
-                "http://169.254.169.254/2021-07-15/meta-data/",
-                "X-aws-ec2-metadata-token",
-            ),
+            ("/2021-07-15/meta-data/", "X-aws-ec2-metadata-token"),
             ("/computeMetadata/v1/", "Metadata-Flavor"),
             ("/metadata?x", "Metadata"),
             ("/opc/v2/instance/", "Authorization"),
@@ -529,7 +526,7 @@ mod tests {
         for target in [
             "/latest/user-data",
             "/LATEST/user-Data?x",
-            "http://x/latest/user-data",
+            "/latest/user-data/",
             "/latest/meta-data/iam/security-credentials/",
             "/a?b=c&recursive=true",
             "/a?recursive",

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Filter and reader of imds-watch together, without a socket between them: what is found in a stream
+//! of requests must not depend on how TCP cuts it up.
+
+mod root {
+    use std::cell::RefCell;
+    use std::mem::MaybeUninit;
+    use std::net::IpAddr;
+    use std::time::Instant;
+
+    use ebpfkit::skel::imds_watch::ImdsWatchSkel;
+    use ebpfkit::tools::imds_watch::flow::{Flows, Found};
+    use ebpfkit::tools::imds_watch::packet::{self, Packet};
+    use ebpfkit::tools::imds_watch::plan::{Finding, Plan, findings};
+    use ebpfkit::tools::imds_watch::program;
+    use ebpfkit::tools::imds_watch::watchlist::Watchlist;
+    use etherparse::PacketBuilder;
+    use libbpf_rs::{OpenObject, ProgramInput};
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config, TestRunner};
+
+    const IMDS: [u8; 4] = [169, 254, 169, 254];
+    const TOKEN: &str = "X-aws-ec2-metadata-token: abc\r\n";
+
+    /// A request as it is told about.
+    type Told = (Option<String>, Vec<Finding>);
+
+    struct Pipeline<'a> {
+        skel: ImdsWatchSkel<'a>,
+        plan: &'a Plan,
+        list: Watchlist,
+        sender: RefCell<u32>,
+    }
+
+    impl<'a> Pipeline<'a> {
+        fn new(object: &'a mut MaybeUninit<OpenObject>, plan: &'a Plan) -> Self {
+            Self {
+                skel: program::load(object, plan, false, false).expect("loads"),
+                plan,
+                list: plan.watchlist().unwrap(),
+                sender: RefCell::new(0),
+            }
+        }
+
+        /// What is told about segments (offset in the stream, bytes) on a connection of their own.
+        fn told(&self, segments: &[(usize, &[u8])]) -> Vec<Told> {
+            let mut sender = self.sender.borrow_mut();
+            *sender += 1;
+            let [_, b, c, d] = sender.to_be_bytes();
+            let (mut flows, now) = (Flows::new(&self.list), Instant::now());
+            let mut found = Vec::new();
+            for (offset, bytes) in segments {
+                let seq = u32::MAX
+                    .wrapping_sub(100) // wraps within many a stream
+                    .wrapping_add(u32::try_from(*offset).unwrap());
+                let mut frame = Vec::new();
+                PacketBuilder::ethernet2([0; 6], [0; 6])
+                    .ipv4([10, b, c, d], IMDS, 64)
+                    .tcp(4321, 80, seq, 1024)
+                    .write(&mut frame, bytes)
+                    .unwrap();
+                let input = ProgramInput {
+                    data_in: Some(&frame),
+                    ..ProgramInput::default()
+                };
+                if self
+                    .skel
+                    .progs
+                    .imds_watch
+                    .test_run(input)
+                    .expect("runs")
+                    .return_value
+                    == 0
+                {
+                    continue;
+                }
+                let wanted = |address: IpAddr| address == IpAddr::from(IMDS);
+                let Some(Packet::Piece {
+                    src,
+                    dst,
+                    seq,
+                    payload,
+                    reliable: true,
+                    ..
+                }) = packet::decode(&frame[14..], 0x0800, wanted)
+                else {
+                    panic!("not the packet that was made");
+                };
+                found.extend(flows.push((src, dst), seq, payload, (), now));
+            }
+            found.extend(flows.finish());
+            self.tell(found)
+        }
+
+        /// What is told about the whole stream at once, by the reader alone.
+        fn whole(&self, stream: &[u8]) -> Vec<Told> {
+            let key = (
+                "10.0.0.1:1".parse().unwrap(),
+                "169.254.169.254:80".parse().unwrap(),
+            );
+            let mut flows = Flows::new(&self.list);
+            let mut found = flows.push(key, 1, stream, (), Instant::now());
+            found.extend(flows.finish());
+            self.tell(found)
+        }
+
+        fn tell(&self, found: Vec<Found<()>>) -> Vec<Told> {
+            let mask = self.plan.target(IMDS.into(), Some(80)).unwrap().mask;
+            found
+                .into_iter()
+                .map(|one| (one.request.path.clone(), findings(&one.request, mask)))
+                .filter(|(_, findings)| !findings.is_empty())
+                .collect()
+        }
+    }
+
+    fn plan() -> Plan {
+        Plan::new(&["aws".to_owned()], &[]).unwrap()
+    }
+
+    fn head(line: &str, headers: &str) -> Vec<u8> {
+        format!("{line} HTTP/1.1\r\nHost: 169.254.169.254\r\n{headers}\r\n").into_bytes()
+    }
+
+    /// One for each thing that there is to be found, and clean ones.
+    fn requests() -> Vec<Vec<u8>> {
+        vec![
+            head("GET /latest/meta-data/", TOKEN),
+            head(
+                "PUT /latest/api/token",
+                "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n",
+            ),
+            head("GET /latest/meta-data/", ""),
+            head("GET /latest/user-data", TOKEN),
+            head("GET /latest/meta-data/iam/security-credentials/x", ""),
+            head("GET /latest/%75ser-data", TOKEN),
+            head("GET http://169.254.169.254/latest/user-data", TOKEN),
+            head("GET /x?recursive=true", TOKEN),
+            head("GET /opc/v1/instance/", TOKEN),
+            head("GET /latest/a", &format!("{TOKEN}X-Forwarded-For: 1\r\n")),
+            head(
+                "GET /latest/b",
+                &format!("{TOKEN}Host: rebound.example\r\n"),
+            ),
+            head("GET /latest/c", &format!("{TOKEN}X:\tfoo\r\n bar\r\n")),
+            b"GET /latest/d HTTP/1.1\nX-Forwarded-For: 1\n\n".to_vec(),
+            head("gEt /latest/e", "x-AWS-ec2-METADATA-token:x\r\nvIa: 1\r\n"),
+            head("GET /latest/f", &format!("{TOKEN}Content-Length: 40\r\n")),
+        ]
+    }
+
+    fn cut<'s>(stream: &'s [u8], places: &[usize]) -> Vec<(usize, &'s [u8])> {
+        let mut places = places.to_vec();
+        places.extend([0, stream.len()]);
+        places.sort_unstable();
+        places.dedup();
+        places
+            .windows(2)
+            .map(|two| (two[0], &stream[two[0]..two[1]]))
+            .collect()
+    }
+
+    #[test]
+    fn every_request_is_told_about_the_same_wherever_it_is_cut() {
+        let (mut object, plan) = (MaybeUninit::uninit(), plan());
+        let pipeline = Pipeline::new(&mut object, &plan);
+        for request in requests() {
+            let shown = request.escape_ascii().to_string();
+            let expected = pipeline.whole(&request);
+            assert_eq!(pipeline.told(&[(0, &request)]), expected, "{shown}");
+            for at in 1..request.len() {
+                let segments = cut(&request, &[at]);
+                assert_eq!(pipeline.told(&segments), expected, "{at} of {shown}");
+                // Sent again, and the other way round: then nobody knows where it begins.
+                for (order, in_order) in [
+                    (&[0, 1, 1, 0][..], true),
+                    (&[0, 0, 1], true),
+                    (&[1, 0], false),
+                    (&[1, 0, 1], false),
+                ] {
+                    let segments: Vec<_> = order.iter().map(|place| segments[*place]).collect();
+                    let told = pipeline.told(&segments);
+                    let shown = format!("{order:?} of {at} of {shown}");
+                    if in_order {
+                        assert_eq!(told, expected, "{shown}");
+                    } else {
+                        check(&expected, &told, &shown).unwrap();
+                    }
+                }
+                let overlap = [(0, &request[..at]), (at / 2, &request[at / 2..])];
+                assert_eq!(
+                    pipeline.told(&overlap),
+                    expected,
+                    "overlap at {at} of {shown}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_two_cuts_change_nothing() {
+        let (mut object, plan) = (MaybeUninit::uninit(), plan());
+        let pipeline = Pipeline::new(&mut object, &plan);
+        let request = head("GET /latest/user-data", "Via: 1\r\n");
+        let expected = pipeline.whole(&request);
+        for first in 1..request.len() {
+            for second in first + 1..request.len() {
+                let told = pipeline.told(&cut(&request, &[first, second]));
+                assert_eq!(told, expected, "{first} {second}");
+            }
+        }
+        let bytes: Vec<_> = (1..request.len()).collect();
+        assert_eq!(pipeline.told(&cut(&request, &bytes)), expected);
+    }
+
+    /// Runs as many cases as EBPFKIT_FUZZ_CASES says, else some thousands.
+    fn runner() -> TestRunner {
+        let cases = std::env::var("EBPFKIT_FUZZ_CASES").ok();
+        TestRunner::new(Config {
+            cases: cases.map_or(8_000, |cases| cases.parse().expect("a number")),
+            failure_persistence: None,
+            ..Config::default()
+        })
+    }
+
+    fn stream() -> impl Strategy<Value = Vec<u8>> {
+        let mutation =
+            prop::option::weighted(0.3, (any::<prop::sample::Index>(), any::<u8>(), 0..3_u8));
+        let request = (prop::sample::select(requests()), mutation).prop_map(|(mut bytes, how)| {
+            if let Some((at, byte, how)) = how {
+                let at = at.index(bytes.len());
+                match how {
+                    0 => bytes[at] = byte,
+                    1 => bytes.insert(at, byte),
+                    _ => drop(bytes.drain(at..)),
+                }
+            }
+            bytes
+        });
+        prop::collection::vec(request, 1..5).prop_map(|all| all.concat())
+    }
+
+    #[test]
+    fn no_cutting_of_pipelined_requests_hides_one() {
+        let (mut object, plan) = (MaybeUninit::uninit(), plan());
+        let pipeline = Pipeline::new(&mut object, &plan);
+        let cuts = prop::collection::vec(any::<prop::sample::Index>(), 0..6);
+        runner()
+            .run(&(stream(), cuts), |(stream, cuts)| {
+                prop_assume!(!stream.is_empty());
+                let places: Vec<_> = cuts.iter().map(|at| at.index(stream.len())).collect();
+                let told = pipeline.told(&cut(&stream, &places));
+                let expected = pipeline.whole(&stream);
+                check(
+                    &expected,
+                    &told,
+                    &format!("{places:?} of {}", stream.escape_ascii()),
+                )
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn no_order_and_no_repetition_of_segments_hides_a_request() {
+        let (mut object, plan) = (MaybeUninit::uninit(), plan());
+        let pipeline = Pipeline::new(&mut object, &plan);
+        let cuts = prop::collection::vec(any::<prop::sample::Index>(), 0..4);
+        let order = prop::collection::vec(any::<prop::sample::Index>(), 0..6);
+        runner()
+            .run(&(stream(), cuts, order), |(stream, cuts, order)| {
+                prop_assume!(!stream.is_empty());
+                let places: Vec<_> = cuts.iter().map(|at| at.index(stream.len())).collect();
+                let segments = cut(&stream, &places);
+                // Some again and early, then all of them in their order.
+                let mut sent: Vec<_> = order.iter().map(|at| *at.get(&segments)).collect();
+                sent.extend(&segments);
+                let told = pipeline.told(&sent);
+                let expected = pipeline.whole(&stream);
+                check(
+                    &expected,
+                    &told,
+                    &format!("{sent:?} of {}", stream.escape_ascii()),
+                )
+            })
+            .unwrap();
+    }
+
+    /// Each request that is told about of the whole stream is told about of its parts with the same
+    /// findings; or, where nobody can say where requests begin, as unparsable.
+    fn check(expected: &[Told], told: &[Told], shown: &str) -> Result<(), TestCaseError> {
+        let unparsable = |all: &[Told]| {
+            all.iter()
+                .any(|(_, findings)| findings.contains(&Finding::Unparsable))
+        };
+        for one in expected {
+            let same = told.contains(one);
+            prop_assert!(
+                same || unparsable(told),
+                "{one:?} is not in {told:?}: {shown}"
+            );
+        }
+        Ok(())
+    }
+}
