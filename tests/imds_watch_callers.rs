@@ -14,7 +14,8 @@ mod root {
     use serde_json::{Value, json};
 
     use crate::common::{
-        ALICE, BOB, Ended, IMDS4, MetadataService, Network, TOKEN, Tool, ebpfkit_path, sh,
+        ALICE, BOB, Ended, IMDS4, MACHINE4, MetadataService, Netns, Network, TOKEN, Tool,
+        ebpfkit_path, sh,
     };
 
     const HEADER: &str = "X-aws-ec2-metadata-token";
@@ -163,6 +164,50 @@ mod root {
             assert!((2..=4).contains(&parents.len()), "{event}");
         }
         assert!(!format!("{ended:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_container_is_seen_at_its_veth_and_told_about_once() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let container = Netns::new();
+        let name = container.name();
+        let link = [
+            "link", "add", "veth7", "type", "veth", "peer", "name", "eth0", "netns", name,
+        ];
+        network.machine.ip(&link);
+        network
+            .machine
+            .ip(&["addr", "add", "10.214.0.1/24", "dev", "veth7"]);
+        network.machine.ip(&["link", "set", "veth7", "up"]);
+        container.ip(&["addr", "add", "10.214.0.2/24", "dev", "eth0"]);
+        container.ip(&["link", "set", "eth0", "up"]);
+        container.ip(&["route", "add", "default", "via", "10.214.0.1"]);
+        network
+            .cloud
+            .ip(&["route", "add", "10.214.0.0/24", "via", MACHINE4]);
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        sh(network.machine.command("sh").args(["-c", forward]));
+        let tool = start(&network, &["--all"]);
+        let mut command = container.command_as(ALICE, "curl");
+        command.args(["-sS", "--max-time", "10", "--noproxy", "*"]);
+        let output = command
+            .args([&url("/latest/a"), &url("/latest/b")])
+            .output();
+        assert!(output.unwrap().status.success());
+        let ended = tool.stop();
+        let found = requests(&ended);
+        let paths: Vec<_> = found.iter().map(|event| event["path"].clone()).collect();
+        assert_eq!(paths, ["/latest/a", "/latest/b"], "{ended:#?}");
+        for event in found {
+            assert_eq!(
+                (&event["comm"], &event["uid"]),
+                (&json!("curl"), &json!(ALICE))
+            );
+            assert_eq!(event["interface"], "veth7");
+            assert_eq!(event["status"], 200);
+            assert!(event["src"].as_str().unwrap().starts_with("10.214.0.2:"));
+        }
     }
 
     #[test]

@@ -457,7 +457,7 @@ mod root {
         let clean = RefCell::new(0);
         let requests = prop::collection::vec(request(), 1..3);
         let mut runner = TestRunner::new(Config {
-            cases: 40_000,
+            cases: 20_000,
             failure_persistence: None,
             ..Config::default()
         });

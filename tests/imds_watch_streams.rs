@@ -224,11 +224,11 @@ mod root {
         assert_eq!(pipeline.told(&cut(&request, &bytes)), expected);
     }
 
-    /// Runs as many cases as EBPFKIT_FUZZ_CASES says, else some thousands.
+    /// Runs as many cases as EBPFKIT_FUZZ_CASES says, else two thousand.
     fn runner() -> TestRunner {
         let cases = std::env::var("EBPFKIT_FUZZ_CASES").ok();
         TestRunner::new(Config {
-            cases: cases.map_or(8_000, |cases| cases.parse().expect("a number")),
+            cases: cases.map_or(2_000, |cases| cases.parse().expect("a number")),
             failure_persistence: None,
             ..Config::default()
         })
