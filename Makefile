@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-vm vm-shell bench bench-imds-watch lint fmt vmlinux clean
+.PHONY: help build demo test test-vm vm-shell bench bench-tc-guard bench-imds-watch lint fmt vmlinux clean
 
 CARGO ?= cargo
 # rustup puts it where a shell that was there before does not look.
@@ -44,6 +44,10 @@ vm-shell: ## a shell on one of these kernels, with the tests in it: make vm-shel
 bench: ## what a packet costs in the kernel, as a ratio to an empty program (root)
 	packaging/install-deps build
 	$(CARGO) bench --bench packets
+
+bench-tc-guard: ## what tc-guard costs, against an empty program, no guard, nftables and iptables (root)
+	packaging/install-deps build test
+	$(CARGO) bench --bench tc-guard
 
 bench-imds-watch: ## what imds-watch costs: in the filter, in wake-ups, on a veth pair (root)
 	packaging/install-deps build

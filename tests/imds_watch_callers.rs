@@ -277,6 +277,27 @@ mod root {
     }
 
     #[test]
+    fn a_policy_of_the_guard_says_whose_requests_are_told_about() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("policy.toml");
+        let text = format!("[[rule]]\nclouds = [\"aws\"]\nusers = [{BOB}]\ngroups = [{ALICE}]\n");
+        fs::write(&file, text).unwrap();
+        let tool = start(&network, &["--policy", file.to_str().unwrap()]);
+        for uid in [0, ALICE, BOB] {
+            network.curl(uid, &["-H", &token(), &url("/latest/meta-data/")]);
+        }
+        let ended = tool.stop();
+        let found = requests(&ended);
+        assert_eq!(found.len(), 1, "{ended:#?}");
+        assert_eq!(found[0]["findings"], json!(["unknown-user"]));
+        assert_eq!(found[0]["uid"], 0);
+        // BOB's woke nobody.
+        assert_eq!(ended.summary()["clean"], 1);
+    }
+
+    #[test]
     fn own_rules_and_names_are_used_from_the_filter_on() {
         let network = Network::new();
         let _service = MetadataService::start(&network);

@@ -12,6 +12,7 @@ pub mod flow;
 pub mod hosts;
 pub mod packet;
 pub mod paths;
+pub mod permitted;
 pub mod plan;
 pub mod program;
 mod reader;
@@ -29,6 +30,7 @@ use libbpf_rs::OpenObject;
 
 use self::capture::Capture;
 use self::event::Ready;
+use self::permitted::Permitted;
 use self::plan::Plan;
 use self::program::Watch;
 use self::reader::{Options, Reader};
@@ -68,6 +70,9 @@ pub struct Args {
     /// about
     #[arg(long, value_name = "USER")]
     allow_user: Vec<String>,
+    /// A policy of tc-guard: requests of those that its rules do not name are told about
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// Write the packets of what is told about to a new file (pcapng), findings and process as
     /// comments; they are whole, tokens included
     #[arg(long, value_name = "FILE")]
@@ -99,9 +104,10 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         Some(path) => Rules::read(path)?,
         None => Rules::default(),
     };
+    let permitted = Permitted::new(&args.allow_user, args.policy.as_deref())?;
     let plan = Plan::new(&args.cloud, &args.endpoint)?
         .with_rules(rules)
-        .with_users(&args.allow_user)?;
+        .with_permitted(permitted);
     let list = plan.watchlist()?;
     let chosen = args.interfaces()?;
     let interfaces: Vec<_> = chosen.iter().map(|(index, _)| *index).collect();

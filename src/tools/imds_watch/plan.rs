@@ -10,9 +10,9 @@ use crate::endpoint::{Endpoint, Protocol};
 use crate::endpoint_table::{Table, Target, merge};
 use crate::failure::Failure;
 use crate::metadata::{self, CLOUDS, Cloud, HTTPS};
-use crate::process;
 
 use super::hosts::Hosts;
+use super::permitted::Permitted;
 use super::request::Request;
 use super::rules::Rules;
 use super::scanner::{header_flag, header_flags};
@@ -94,8 +94,8 @@ pub struct Plan {
     pub table: Table,
     /// The user's own rules.
     pub rules: Rules,
-    /// The users that may ask; `None` where nobody said who may.
-    pub users: Option<BTreeSet<u32>>,
+    /// Who may ask; `None` where nobody said who may.
+    pub permitted: Option<Permitted>,
 }
 
 impl Plan {
@@ -160,7 +160,7 @@ impl Plan {
             targets,
             table,
             rules: Rules::default(),
-            users: None,
+            permitted: None,
         })
     }
 
@@ -169,24 +169,17 @@ impl Plan {
         Self { rules, ..self }
     }
 
-    /// The same with only these users (names or uids) allowed; none given, nobody judges.
-    ///
-    /// # Errors
-    /// [`Failure::Usage`] for a user that is not known.
-    pub fn with_users(self, names: &[String]) -> Result<Self, Failure> {
-        if names.is_empty() {
-            return Ok(self);
-        }
-        let uid = |name: &String| {
-            process::resolve_user(name).ok_or_else(|| {
-                Failure::usage(format!("no user {name:?}; expected a name or a uid"))
-            })
-        };
-        let users = names.iter().map(uid).collect::<Result<_, _>>()?;
-        Ok(Self {
-            users: Some(users),
-            ..self
-        })
+    /// The same with only these allowed to ask.
+    pub fn with_permitted(self, permitted: Option<Permitted>) -> Self {
+        Self { permitted, ..self }
+    }
+
+    /// The users whose clean requests are of no interest to anyone; `None` where nobody said who may
+    /// ask.
+    pub fn known_users(&self) -> Option<BTreeSet<u32>> {
+        let permitted = self.permitted.as_ref()?;
+        let endpoints = self.targets.iter().map(|one| one.endpoint.clone());
+        Some(permitted.everywhere(&endpoints.collect::<Vec<_>>()))
     }
 
     /// The names of what is watched.

@@ -255,7 +255,8 @@ fn load_with<'o>(
         bail!("imds-watch was built without its settings");
     };
     rodata.pass_all = u8::from(all);
-    rodata.judge_users = u8::from(plan.users.is_some());
+    let known = plan.known_users();
+    rodata.judge_users = u8::from(known.is_some());
     rodata.record_lineage = u8::from(lineage);
     rodata.endpoint_bits = *plan.table.bitmaps;
     rodata.scan_classes = scanner.classes;
@@ -272,7 +273,7 @@ fn load_with<'o>(
     let loaded = skel.load();
     let skel = loaded.map_err(|err| bpf::explain(err, "load imds-watch", NEEDED))?;
     endpoints::write(&plan.table, &skel.maps.endpoints, &skel.maps.endpoint_ports)?;
-    for uid in plan.users.iter().flatten() {
+    for uid in known.iter().flatten() {
         let known = skel
             .maps
             .known_users

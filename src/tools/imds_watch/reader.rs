@@ -378,9 +378,13 @@ impl<'p> Reader<'p> {
             .map(|rule| rule.name.clone())
             .collect();
         let identity = &meta.caller.identity;
-        let unknown = |users: &std::collections::BTreeSet<u32>| {
-            identity.uid.is_none_or(|uid| !users.contains(&uid))
-        };
+        let unknown = self.plan.permitted.as_ref().is_some_and(|permitted| {
+            let root = self.directory.cgroup_root();
+            let unit = |name: &str| cgroup::find_unit(root?, name);
+            let place: Result<SocketAddr, _> = dst.parse();
+            // A packet without ports is of nobody that could be allowed.
+            place.map_or(true, |place| !permitted.allows(place, identity, unit))
+        });
         // A port is not what tells callers apart.
         let who = match identity.pid {
             Some(pid) => pid.to_string(),
@@ -393,10 +397,7 @@ impl<'p> Reader<'p> {
         let scan = self.scans.is_scan(&who, path, status, Instant::now());
         let more = [
             (!rules.is_empty(), Finding::Rule),
-            (
-                self.plan.users.as_ref().is_some_and(unknown),
-                Finding::UnknownUser,
-            ),
+            (unknown, Finding::UnknownUser),
             (scan, Finding::Scan),
         ];
         findings.extend(
