@@ -14,6 +14,8 @@ mod root {
     use ebpfkit::tools::imds_watch::packet::{self, Packet};
     use ebpfkit::tools::imds_watch::plan::{Finding, Plan, findings};
     use ebpfkit::tools::imds_watch::program;
+    use ebpfkit::tools::imds_watch::rules::Rules;
+    use ebpfkit::tools::imds_watch::scanner::Scanner;
     use ebpfkit::tools::imds_watch::watchlist::Watchlist;
     use etherparse::PacketBuilder;
     use libbpf_rs::{OpenObject, ProgramInput};
@@ -25,8 +27,34 @@ mod root {
     /// A request as it is told about.
     type Told = (Option<String>, Vec<Finding>);
 
+    enum Filter<'a> {
+        /// The program itself.
+        Kernel(Box<ImdsWatchSkel<'a>>),
+        /// Its automaton alone: made once for many clouds, where loading takes its time.
+        Automaton(&'a Scanner),
+    }
+
+    impl Filter<'_> {
+        fn passes(&self, frame: &[u8], payload: &[u8], mask: u64) -> bool {
+            match self {
+                Self::Kernel(skel) => {
+                    let input = ProgramInput {
+                        data_in: Some(frame),
+                        ..ProgramInput::default()
+                    };
+                    let output = skel.progs.imds_watch.test_run(input).expect("runs");
+                    output.return_value != 0
+                }
+                Self::Automaton(scanner) => {
+                    let headers = u16::try_from(mask & 0x3f).unwrap();
+                    !scanner.clean(payload, headers)
+                }
+            }
+        }
+    }
+
     struct Pipeline<'a> {
-        skel: ImdsWatchSkel<'a>,
+        filter: Filter<'a>,
         plan: &'a Plan,
         list: Watchlist,
         sender: RefCell<u32>,
@@ -34,8 +62,13 @@ mod root {
 
     impl<'a> Pipeline<'a> {
         fn new(object: &'a mut MaybeUninit<OpenObject>, plan: &'a Plan) -> Self {
+            let skel = program::load(object, plan, false, false).expect("loads");
+            Self::with(Filter::Kernel(Box::new(skel)), plan)
+        }
+
+        fn with(filter: Filter<'a>, plan: &'a Plan) -> Self {
             Self {
-                skel: program::load(object, plan, false, false).expect("loads"),
+                filter,
                 plan,
                 list: plan.watchlist().unwrap(),
                 sender: RefCell::new(0),
@@ -62,19 +95,7 @@ mod root {
                     .tcp(4321, 80, seq, 1024)
                     .write(&mut frame, bytes)
                     .unwrap();
-                let input = ProgramInput {
-                    data_in: Some(&frame),
-                    ..ProgramInput::default()
-                };
-                if self
-                    .skel
-                    .progs
-                    .imds_watch
-                    .test_run(input)
-                    .expect("runs")
-                    .return_value
-                    == 0
-                {
+                if !self.filter.passes(&frame, bytes, self.plan.targets[0].mask) {
                     continue;
                 }
                 let wanted = |address: IpAddr| address == endpoint;
@@ -326,9 +347,7 @@ mod root {
 
     /// What is found in requests to one cloud's service, whole and cut in two; a clean one goes no
     /// further than the filter.
-    fn each_is_found(cloud: &str, requests: &[(String, Vec<String>)]) {
-        let (mut object, plan) = (MaybeUninit::uninit(), plan_for(cloud));
-        let pipeline = Pipeline::new(&mut object, &plan);
+    fn each_is_found(pipeline: &Pipeline<'_>, cloud: &str, requests: &[(String, Vec<String>)]) {
         for (request, expected) in requests {
             let bytes = request.as_bytes();
             for segments in [cut(bytes, &[]), cut(bytes, &[bytes.len() / 2])] {
@@ -357,7 +376,8 @@ mod root {
                 })
                 .collect();
             assert!(!of_cloud.is_empty(), "{cloud}");
-            each_is_found(cloud, &of_cloud);
+            let (mut object, plan) = (MaybeUninit::uninit(), plan_for(cloud));
+            each_is_found(&Pipeline::new(&mut object, &plan), cloud, &of_cloud);
         }
     }
 
@@ -527,6 +547,7 @@ mod root {
                 &[("/v1/user-data", "user-data")],
             ),
         ];
+        let scanner = Scanner::new(&plan_for("all").hosts(), &Rules::default()).unwrap();
         for (cloud, path, header, lacking, paths) in rows {
             let host = plan_for(cloud).targets[0].endpoint.address;
             let get = |path: &str, host: &str, headers: &str| {
@@ -560,7 +581,9 @@ mod root {
             for (path, finding) in *paths {
                 requests.push((get(path, &host, header), found(&[finding])));
             }
-            each_is_found(cloud, &requests);
+            let plan = plan_for(cloud);
+            let pipeline = Pipeline::with(Filter::Automaton(&scanner), &plan);
+            each_is_found(&pipeline, cloud, &requests);
         }
         let named: Vec<_> = rows.iter().map(|row| row.0).collect();
         for cloud in ebpfkit::metadata::names() {
@@ -569,7 +592,13 @@ mod root {
                 let header = "Authorization: t\r\n";
                 let host = plan_for(cloud).targets[0].endpoint.address;
                 let request = format!("GET /v2/x HTTP/1.1\r\nHost: {host}\r\n{header}\r\n");
-                each_is_found(cloud, &[(request, vec!["credentials".to_owned()])]);
+                let (mut object, plan) = (MaybeUninit::uninit(), plan_for(cloud));
+                let pipeline = Pipeline::new(&mut object, &plan);
+                each_is_found(
+                    &pipeline,
+                    cloud,
+                    &[(request, vec!["credentials".to_owned()])],
+                );
             } else {
                 assert!(named.contains(&cloud), "{cloud}");
             }
