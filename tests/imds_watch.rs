@@ -505,6 +505,8 @@ mod root {
             (&json!(ALICE), &json!(child.id()))
         );
         assert_eq!(found["comm"], "python3");
+        assert_eq!(found["args"][1], "-c", "{found}");
+        assert_eq!(found["parents"][0]["pid"], std::process::id(), "{found}");
     }
 
     #[test]

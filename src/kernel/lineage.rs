@@ -3,6 +3,8 @@
 //! `struct caller` of `src/bpf/lib/lineage.bpf.h`: a process with its parents, executable and command
 //! line, as they were when a hook saw it.
 
+use procfs::process::Process;
+
 use crate::kernel::identity::{IDENTITY_BYTES, Record};
 use crate::process::{self, Directory, Identity};
 
@@ -77,6 +79,32 @@ impl Caller {
     }
 }
 
+/// Command line and parents of a process that is there, from `/proc`; for one that no hook has seen.
+pub fn living(pid: u32) -> (Vec<String>, Vec<Parent>) {
+    let process = |pid: u32| Process::new(pid.cast_signed()).ok();
+    let Some(first) = process(pid) else {
+        return (Vec::new(), Vec::new());
+    };
+    let parent = |of: &Process| {
+        let pid = of.stat().ok()?.ppid.cast_unsigned();
+        let one = (pid > 0).then(|| process(pid)).flatten()?;
+        let comm = one.stat().ok().map(|stat| stat.comm);
+        Some((Parent { pid, comm }, one))
+    };
+    let mut parents = Vec::new();
+    let mut above = parent(&first);
+    while let Some((found, one)) = above
+        && parents.len() < PARENTS
+    {
+        parents.push(found);
+        above = parent(&one);
+    }
+    let mut line = first.cmdline().unwrap_or_default().join("\0").into_bytes();
+    line.push(0);
+    line.truncate(ARGS);
+    (arguments(&line), parents)
+}
+
 /// Names from the file up, each with a zero byte behind it. Names of this length or longer are cut,
 /// and such a path is none.
 fn path(bytes: &[u8], length: usize) -> Option<String> {
@@ -140,6 +168,18 @@ mod tests {
         assert_eq!(pids, [7, 1]);
         assert_eq!(caller.parents[0].comm.as_deref(), Some("sh"));
         assert_eq!(Caller::parse(&bytes[1..]), None);
+    }
+
+    #[test]
+    fn proc_tells_the_same_of_a_process_that_is_there() {
+        let (args, parents) = living(std::process::id());
+        assert!(!args.is_empty());
+        assert_eq!(
+            parents[0].pid,
+            nix::unistd::getppid().as_raw().cast_unsigned()
+        );
+        assert!((1..=PARENTS).contains(&parents.len()));
+        assert_eq!(living(u32::MAX), (Vec::new(), Vec::new()));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::scan::Scans;
 use super::watchlist::Watchlist;
 use crate::kernel::packet_socket::Received;
 use crate::kernel::stop::Stop;
-use crate::kernel::{cgroup, interfaces, socket_table};
+use crate::kernel::{cgroup, interfaces, lineage, socket_table};
 use crate::output::{Event as _, Line, Stdout};
 use crate::process::{Directory, Identity};
 
@@ -453,21 +453,26 @@ impl<'p> Reader<'p> {
     /// flow at once, the later one is named for both.
     fn who(&mut self, watch: &Watch<'_>, key: Key) -> Caller {
         let (src, dst) = key;
-        if let Some(record) = watch.opened(src, dst) {
-            return Caller {
+        let mut caller = match watch.opened(src, dst) {
+            Some(record) => Caller {
                 identity: record.identity(&mut self.directory),
-                args: if self.options.show_secrets {
-                    record.args
-                } else {
-                    command_line::masked(&record.args)
-                },
+                args: record.args,
                 parents: record.parents,
-            };
+            },
+            None => Caller {
+                identity: self.older_owner(src, dst).unwrap_or_default(),
+                ..Caller::default()
+            },
+        };
+        if caller.parents.is_empty()
+            && let Some(pid) = caller.identity.pid
+        {
+            (caller.args, caller.parents) = lineage::living(pid);
         }
-        Caller {
-            identity: self.older_owner(src, dst).unwrap_or_default(),
-            ..Caller::default()
+        if !self.options.show_secrets {
+            caller.args = command_line::masked(&caller.args);
         }
+        caller
     }
 
     /// Who has the socket open, by its inode: the next connection may have the same ports.
