@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-vm vm-shell bench bench-tc-guard lint fmt vmlinux clean
+.PHONY: help build demo test test-vm vm-shell bench bench-tc-guard bench-imds-watch bench-sslsniff lint fmt vmlinux clean
 .PHONY: install uninstall package test-packages
 
 CARGO ?= cargo
@@ -32,7 +32,7 @@ export DESTDIR BINDIR DATADIR MANDIR DOCDIR SYSCONFDIR UNITDIR SYSUSERSDIR BINAR
 help: ## this list
 	@echo 'make WORD, where WORD is one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r word text; do \
-		printf '  %-13s %s\n' "$$word" "$$text"; done
+		printf '  %-17s %s\n' "$$word" "$$text"; done
 
 build: ## the release binary: target/release/ebpfkit
 	packaging/install-deps build
@@ -77,6 +77,10 @@ bench: ## what a packet costs in the kernel, as a ratio to an empty program (roo
 bench-tc-guard: ## what tc-guard costs, against an empty program, no guard, nftables and iptables (root)
 	packaging/install-deps build test
 	$(CARGO) bench --bench tc-guard
+
+bench-imds-watch: ## what imds-watch costs: in the filter, in wake-ups, on a veth pair (root)
+	packaging/install-deps build
+	$(CARGO) bench --bench imds_watch
 
 lint: ## formatting, warnings, BPF programs with clang 14 and 19 for x86-64 and arm64, scripts
 	packaging/install-deps build lint

@@ -129,6 +129,11 @@ impl Directory {
         }
     }
 
+    /// The cgroup2 mount, where there is one.
+    pub fn cgroup_root(&self) -> Option<&Path> {
+        self.cgroup_root.as_deref()
+    }
+
     /// The name of `uid`, if it has one.
     pub fn user(&mut self, uid: u32) -> Option<String> {
         self.users

@@ -43,7 +43,8 @@ mod root {
         ended.kind("request")
     }
 
-    /// The summary's counts agree with each other.
+    /// The summary's counts, which agree with each other: clean packets, those of requests that came
+    /// up, lost ones.
     fn counts(ended: &Ended) -> (u64, u64, u64) {
         let summary = ended.summary();
         let count = |name: &str| summary[name].as_u64().unwrap();
@@ -53,7 +54,8 @@ mod root {
             "{summary}"
         );
         assert!(count("seen") >= count("concerning"), "{summary}");
-        (count("clean"), count("delivered"), count("lost"))
+        let requests = count("delivered") - count("answers");
+        (count("clean"), requests, count("lost"))
     }
 
     /// Sends `pieces`, each in a packet of its own, on one connection from the machine, and reads
@@ -110,11 +112,19 @@ mod root {
             assert_eq!(found["path"], "/latest/meta-data/instance-id");
             assert_eq!(findings(&found), ["imdsv1"]);
             assert_eq!(found["interface"], "eth0");
+            assert_eq!(found["status"], 200);
             assert_eq!(found["comm"], "curl");
             assert_eq!(
                 (&found["uid"], &found["gid"]),
                 (&json!(ALICE), &json!(ALICE))
             );
+            // The process is gone: all of this was recorded as it connected.
+            let exe = found["exe"].as_str().unwrap();
+            assert!(exe.ends_with("/curl"), "{found}");
+            assert_eq!(found["args"][0], "curl", "{found}");
+            let parent = &found["parents"][0];
+            assert_eq!(parent["pid"], std::process::id(), "{found}");
+            assert!(found["parents"].as_array().unwrap().len() <= 4);
             assert!(found["pid"].as_u64().unwrap() > 1);
             assert!(found["cgroup"].is_string(), "{found}");
         }
@@ -209,10 +219,10 @@ mod root {
         }
         let ended = tool.stop();
         let found: Vec<_> = requests(&ended).into_iter().map(findings).collect();
-        let expected = vec![vec!["forwarded"]; 3]
-            .into_iter()
-            .chain(std::iter::repeat_n(vec!["credentials"], 5));
-        assert_eq!(found, expected.collect::<Vec<_>>());
+        let mut expected = vec![vec!["forwarded"]; 3];
+        expected.extend([["credentials"], ["user-data"], ["credentials"]].map(|one| one.to_vec()));
+        expected.extend([["user-data"], ["user-data"]].map(|one| one.to_vec()));
+        assert_eq!(found, expected);
     }
 
     #[test]
@@ -279,7 +289,7 @@ mod root {
         for event in found {
             let wanted = match event["path"].as_str() {
                 Some("/latest/meta-data/") => "imdsv1",
-                Some("/latest/user-data") => "credentials",
+                Some("/latest/user-data") => "user-data",
                 other => panic!("{other:?}"),
             };
             assert_eq!(findings(event), [wanted], "{event}");
@@ -347,8 +357,9 @@ mod root {
         let tool = watch(&network);
         let token = format!("{HEADER}: {TOKEN}\r\n");
         let secret = "/latest/meta-data/iam/security-credentials/demo-role";
-        let forwarded = format!("GET {secret} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 1\r\n\r\n");
-        let data = "GET /latest/user-data HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
+        let forwarded =
+            format!("GET {secret} HTTP/1.1\r\nHost: metadata\r\nX-Forwarded-For: 1\r\n\r\n");
+        let data = "GET /latest/user-data HTTP/1.1\r\nHost: metadata\r\n\r\n".to_owned();
         let length = forwarded.len();
         let hidden = [
             (
@@ -368,7 +379,7 @@ mod root {
             } else {
                 "/latest/meta-data/ami-id"
             };
-            let outer = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n");
+            let outer = format!("{method} {path} HTTP/1.1\r\nHost: metadata\r\n{headers}\r\n\r\n");
             let whole = format!("{outer}{inner}");
             let at = outer.len();
             let splits = [0, at - 3, at, at + 9];
@@ -387,7 +398,7 @@ mod root {
                     let findings = vec!["imdsv1", "forwarded", "credentials"];
                     (secret.to_owned(), findings)
                 } else {
-                    let findings = vec!["imdsv1", "credentials"];
+                    let findings = vec!["imdsv1", "user-data"];
                     ("/latest/user-data".to_owned(), findings)
                 });
             }
@@ -409,7 +420,7 @@ mod root {
             b"\x16\x03\x01\x02\x00\x01",
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             b"\0\xff\x1b[2J\r\n\r\n",
-            b"GET / HTTP/1.1\nHost: x\n\n",
+            b"GET / HTTP/1.1\nHost: metadata\n\n",
         ];
         for bytes in garbage {
             send(&network, vec![bytes.to_vec()]);
@@ -494,6 +505,8 @@ mod root {
             (&json!(ALICE), &json!(child.id()))
         );
         assert_eq!(found["comm"], "python3");
+        assert_eq!(found["args"][1], "-c", "{found}");
+        assert_eq!(found["parents"][0]["pid"], std::process::id(), "{found}");
     }
 
     #[test]
@@ -645,7 +658,7 @@ mod root {
         assert!(!text.contains('\u{1b}'), "{text:?}");
         let rest = String::from_utf8(reader.join().unwrap()).unwrap();
         assert!(
-            rest.contains("2 delivered, 0 lost; 2 requests shown"),
+            rest.contains("4 delivered (2 answers), 0 lost; 2 requests shown"),
             "{rest}"
         );
     }

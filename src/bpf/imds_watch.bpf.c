@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* imds-watch: lets up to user space what is not provably a clean request to a metadata service, and
- * remembers who opened each connection to one.
+ * of its answer the status; remembers who opened each connection to one.
  *
  * The socket filter sees every packet of its interfaces, and wakes nobody for those that concern no
  * endpoint, carry no payload, or hold complete requests that are clean. It proves that within one
- * packet and errs on the side of sending up. One memory spans packets: a flow that once sent
+ * packet and errs on the side of sending up. What spans packets is remembered: a flow that once sent
  * something other than complete requests is watched from then on, as what follows may be the rest
- * of it.
+ * of it; where in the stream the answer begins to what went up; and which sender was told "not
+ * found" again and again.
  */
 #include "lib/endpoints.bpf.h"
-#include "lib/identity.bpf.h"
+#include "lib/lineage.bpf.h"
 #include "imds_watch.h"
 
 /* linux/if_packet.h */
@@ -23,13 +24,19 @@
 
 /* Whether every request goes up, the clean ones too. */
 const volatile __u8 pass_all;
+/* Whether requests go up whose user is not in known_users, or is not known. */
+const volatile __u8 judge_users;
+/* Whether bpf_get_current_task() and reading what it leads to are to be had (kernel 5.8 or so, and
+ * CAP_PERFMON), so that parents, executable and command line are recorded.
+ */
+const volatile __u8 record_lineage;
 
 /* src/tools/imds_watch/scanner.rs: for each byte its class; at state + class the next state in the
- * low 16 bits and the flags it raises in the high ones.
+ * low SCAN_STATE_BITS and the flags it raises in the high ones.
  */
 const volatile __u8 scan_classes[256];
 const volatile __u32 scan_table[SCAN_ENTRIES];
-const volatile __u16 scan_start;
+const volatile __u32 scan_start;
 
 /* 0 -> how many packets; the sum over all CPUs counts */
 struct {
@@ -59,48 +66,126 @@ struct {
 	__type(value, __u8);
 } watched SEC(".maps");
 
+/* flow -> where the answer begins to what went up last */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct flow);
+	__type(value, __u32);
+} waiting SEC(".maps");
+
+struct misses {
+	/* Nanoseconds since boot: of the first of them, and of the last. */
+	__u64 since;
+	__u64 last;
+	__u32 count;
+	__u32 pad;
+};
+
+/* who asks, by address (16 bytes) -> how often the answer was "not found" (24 bytes) */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, union address);
+	__type(value, struct misses);
+} missed SEC(".maps");
+
+/* uid -> 1, of those that may ask */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u8);
+} known_users SEC(".maps");
+
 /* socket cookie -> who called connect() */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 1024);
 	__type(key, __u64);
-	__type(value, struct identity);
+	__type(value, struct caller);
 } connecting SEC(".maps");
 
 /* flow -> who opened it */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 8192);
 	__type(key, struct flow);
-	__type(value, struct identity);
+	__type(value, struct caller);
 } opened SEC(".maps");
 
-/* BPF_LD | BPF_ABS: a helper of their own, cheaper than bpf_skb_load_bytes(). One that reaches
- * beyond the packet's end ends the program with 0, which is right for what is too short to be IP.
+/* Inlined by the verifier where the kernel has them (6.2): a direct look at the packet, at a quarter
+ * of what a helper costs.
  */
-unsigned long long load_byte(void *skb, unsigned long long at) asm("llvm.bpf.load.byte");
-unsigned long long load_half(void *skb, unsigned long long at) asm("llvm.bpf.load.half");
-unsigned long long load_word(void *skb, unsigned long long at) asm("llvm.bpf.load.word");
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
+extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
 
-static __always_inline bool may_concern_v4(struct __sk_buff *skb, __u32 at)
+/* The header at skb->data, if it lies in the linear part and can be looked at; else NULL. */
+#define direct_header(skb, type)                                                                 \
+	({                                                                                       \
+		type *_header = NULL;                                                            \
+		if (bpf_ksym_exists(bpf_cast_to_kern_ctx) && bpf_ksym_exists(bpf_rdonly_cast)) { \
+			struct sk_buff *_skb = bpf_cast_to_kern_ctx(skb);                        \
+			if (_skb->len - _skb->data_len >= sizeof(type))                          \
+				_header = bpf_rdonly_cast(_skb->data,                            \
+							  bpf_core_type_id_kernel(type));        \
+		}                                                                                \
+		_header;                                                                         \
+	})
+
+static __always_inline bool is_side_v4(__be32 src, __be32 dst)
 {
-	return endpoint_possible_v4(load_word(skb, at + offsetof(struct iphdr, daddr)));
+	return endpoint_possible_v4(bpf_ntohl(dst)) || endpoint_possible_v4(bpf_ntohl(src));
 }
 
-static __always_inline bool may_concern_v6(struct __sk_buff *skb, __u32 at)
+static __always_inline bool is_side_v6(const struct in6_addr *src, const struct in6_addr *dst)
 {
-	return endpoint_possible_v6(load_half(skb, at + offsetof(struct ipv6hdr, daddr)),
-				    load_half(skb, at + sizeof(struct ipv6hdr) - 2));
+	return endpoint_possible_v6(bpf_ntohs(dst->in6_u.u6_addr16[0]),
+				    bpf_ntohs(dst->in6_u.u6_addr16[7])) ||
+	       endpoint_possible_v6(bpf_ntohs(src->in6_u.u6_addr16[0]),
+				    bpf_ntohs(src->in6_u.u6_addr16[7]));
 }
 
-/* Whether there is an IP header here that may lead to an endpoint. */
-static __always_inline bool may_concern(struct __sk_buff *skb, __u32 at)
+/* Whether a packet that begins with an IPv4 header may be to or from an endpoint. */
+static __always_inline bool may_concern_v4(struct __sk_buff *skb)
 {
-	__u8 version = load_byte(skb, at) >> 4;
+	struct iphdr *ip = direct_header(skb, struct iphdr);
+	__be32 addresses[2];
 
+	if (ip)
+		return is_side_v4(ip->saddr, ip->daddr);
+	if (bpf_skb_load_bytes(skb, offsetof(struct iphdr, saddr), addresses, sizeof(addresses)))
+		return false;
+	return is_side_v4(addresses[0], addresses[1]);
+}
+
+static __always_inline bool may_concern_v6(struct __sk_buff *skb)
+{
+	struct ipv6hdr *ip = direct_header(skb, struct ipv6hdr);
+	struct in6_addr addresses[2];
+
+	if (ip)
+		return is_side_v6(&ip->saddr, &ip->daddr);
+	if (bpf_skb_load_bytes(skb, offsetof(struct ipv6hdr, saddr), addresses, sizeof(addresses)))
+		return false;
+	return is_side_v6(&addresses[0], &addresses[1]);
+}
+
+/* The same for what may be an IP header at `at`: rare, and so a function of its own. */
+static __noinline bool may_concern(struct __sk_buff *skb, __u32 at)
+{
+	struct ipv6hdr ip;
+	__u8 version;
+
+	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(struct iphdr)))
+		return false;
+	version = *(__u8 *)&ip >> 4;
 	if (version == 4)
-		return may_concern_v4(skb, at);
-	return version == 6 && may_concern_v6(skb, at);
+		return is_side_v4(((struct iphdr *)&ip)->saddr, ((struct iphdr *)&ip)->daddr);
+	if (version != 6 || bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+		return false;
+	return is_side_v6(&ip.saddr, &ip.daddr);
 }
 
 static __always_inline struct imds_counters *count(void)
@@ -158,9 +243,9 @@ __noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 
 
 		if (i >= len)
 			break;
-		entry = (entry & 0xffff) + scan_classes[room->byte[i]];
+		entry = (entry & (SCAN_ENTRIES - 1)) + scan_classes[room->byte[i]];
 		entry = scan_table[entry & (SCAN_ENTRIES - 1)];
-		flags |= entry >> 16;
+		flags |= entry >> SCAN_STATE_BITS;
 		/* All ones where a head ends, else zero. */
 		ended = (__s32)entry >> 31;
 		barrier_var(ended);
@@ -176,67 +261,164 @@ __noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 
 	return bad ? SUSPICIOUS : CLEAN;
 }
 
-static __always_inline int deliver(struct __sk_buff *skb, struct imds_counters *counters)
+/* The first `length` bytes of the packet go up. */
+static __always_inline int deliver(struct __sk_buff *skb, struct imds_counters *counters,
+				   __u32 length)
 {
+	counters->concerning++;
 	counters->delivered++;
-	return skb->len < SNAP_LENGTH ? skb->len : SNAP_LENGTH;
+	return skb->len < length ? skb->len : length;
 }
 
-/* How much of the packet goes up: 0 or all of it. */
-static __always_inline int judge(struct __sk_buff *skb, __u32 network,
-				 struct imds_counters *counters)
+/* A request, or a part of one: its answer begins where the sender says that it has read up to. */
+static __always_inline int deliver_request(struct __sk_buff *skb, struct imds_counters *counters,
+					   const struct flow *flow, __u32 ack)
 {
-	struct endpoint_target *target;
-	int finding;
-	struct packet pkt;
-	struct flow flow;
-	__u8 one = 1;
-	__u64 mask;
+	bpf_map_update_elem(&waiting, flow, &ack, BPF_ANY);
+	return deliver(skb, counters, SNAP_LENGTH);
+}
 
-	/* Comes again, as a packet that arrives. */
-	if (skb->ifindex == LOOPBACK && skb->pkt_type == PACKET_OUTGOING)
-		return 0;
-	if (packet_parse(skb, network, &pkt))
-		return 0;
-	target = endpoint_of_packet(&pkt);
-	if (!target)
-		return 0;
-	mask = target->mask;
-	if (pkt.transport_state != TRANSPORT_KNOWN) {
-		counters->concerning++;
-		return deliver(skb, counters);
+/* Whether a clean request is to be seen all the same: for its sender. */
+static __always_inline bool is_of_interest(const struct flow *flow)
+{
+	struct misses *misses = bpf_map_lookup_elem(&missed, &flow->local);
+
+	if (misses && misses->count >= SCAN_MISSES &&
+	    bpf_ktime_get_boot_ns() - misses->last < SCAN_WINDOW)
+		return true;
+	if (judge_users) {
+		struct caller *caller = bpf_map_lookup_elem(&opened, flow);
+
+		return !caller || !bpf_map_lookup_elem(&known_users, &caller->who.uid);
 	}
-	if (pkt.protocol != PROTO_TCP)
+	return false;
+}
+
+/* How much of a packet to an endpoint goes up: 0 or all of it. */
+static __always_inline int judge_request(struct __sk_buff *skb, const struct packet *pkt,
+					 struct imds_counters *counters, __u64 mask)
+{
+	struct flow flow;
+	int finding;
+	__u8 one = 1;
+
+	if (pkt->transport_state != TRANSPORT_KNOWN)
+		return deliver(skb, counters, SNAP_LENGTH);
+	if (pkt->protocol != PROTO_TCP)
 		return 0;
-	flow.local = pkt.src;
-	flow.remote = pkt.dst;
-	flow.local_port = pkt.sport;
-	flow.remote_port = pkt.dport;
-	if (pkt.tcp_flags & TCP_FLAG_SYN)
+	flow.local = pkt->src;
+	flow.remote = pkt->dst;
+	flow.local_port = pkt->sport;
+	flow.remote_port = pkt->dport;
+	if (pkt->tcp_flags & TCP_FLAG_SYN)
 		bpf_map_delete_elem(&watched, &flow);
-	if (!pkt.payload_len && !pkt.fragment)
+	if (!pkt->payload_len && !pkt->fragment)
 		return 0;
 
-	counters->concerning++;
-	finding = imds_scan(skb, pkt.payload, pkt.payload_len, mask & IMDS_HEADERS);
+	finding = imds_scan(skb, pkt->payload, pkt->payload_len, mask & IMDS_HEADERS);
 	if (finding == CLEAN && mask & IMDS_ALWAYS)
 		finding = SUSPICIOUS;
 	/* Urgent data may or may not be part of what the service reads. */
-	if (pkt.fragment || pkt.tcp_flags & TCP_FLAG_URG)
+	if (pkt->fragment || pkt->tcp_flags & TCP_FLAG_URG)
 		finding = UNREADABLE;
-	if (finding == UNREADABLE)
+	if (finding == UNREADABLE) {
 		bpf_map_update_elem(&watched, &flow, &one, BPF_ANY);
-	else if (finding == CLEAN && !pass_all && !bpf_map_lookup_elem(&watched, &flow)) {
+	} else if (finding == CLEAN && !pass_all && !bpf_map_lookup_elem(&watched, &flow) &&
+		   !is_of_interest(&flow)) {
+		counters->concerning++;
 		counters->clean++;
 		return 0;
 	}
-	return deliver(skb, counters);
+	return deliver_request(skb, counters, &flow, pkt->ack);
+}
+
+/* "HTTP/1.1 404", with any digit behind the point. */
+static __always_inline bool is_not_found(const __u8 *status)
+{
+	return status[8] == ' ' && status[9] == '4' && status[10] == '0' && status[11] == '4';
+}
+
+static __always_inline void count_miss(const union address *who)
+{
+	struct misses *misses = bpf_map_lookup_elem(&missed, who);
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct misses first = {
+		.since = now,
+		.last = now,
+		.count = 1,
+	};
+
+	if (!misses || now - misses->since > SCAN_WINDOW) {
+		bpf_map_update_elem(&missed, who, &first, BPF_ANY);
+		return;
+	}
+	misses->last = now;
+	__sync_fetch_and_add(&misses->count, 1);
+}
+
+/* Of a packet from an endpoint the first line's beginning, if it answers what went up: never a
+ * byte of what comes behind the status.
+ */
+static __always_inline int judge_answer(struct __sk_buff *skb, const struct packet *pkt,
+					struct imds_counters *counters)
+{
+	__u8 status[STATUS_LENGTH] = {};
+	bool begins = false;
+	struct flow flow;
+	__u32 *expected;
+
+	if (pkt->transport_state != TRANSPORT_KNOWN || pkt->protocol != PROTO_TCP)
+		return 0;
+	flow.local = pkt->dst;
+	flow.remote = pkt->src;
+	flow.local_port = pkt->dport;
+	flow.remote_port = pkt->sport;
+	if (!endpoint_lookup(&flow.remote, flow.remote_port, PROTO_TCP))
+		return 0;
+	if (pkt->payload_len >= STATUS_LENGTH && !pkt->fragment &&
+	    !bpf_skb_load_bytes(skb, pkt->payload, status, sizeof(status)))
+		begins = status[0] == 'H' && status[1] == 'T' && status[2] == 'T' &&
+			 status[3] == 'P' && status[4] == '/';
+	if (begins && is_not_found(status))
+		count_miss(&flow.local);
+	expected = bpf_map_lookup_elem(&waiting, &flow);
+	if (!expected)
+		return 0;
+	if (pkt->payload_len && pkt->seq == *expected) {
+		bpf_map_delete_elem(&waiting, &flow);
+		return deliver(skb, counters, pkt->payload + (begins ? STATUS_LENGTH : 0));
+	}
+	/* No answer will come. */
+	if (pkt->tcp_flags & (TCP_FLAG_RST | TCP_FLAG_FIN)) {
+		bpf_map_delete_elem(&waiting, &flow);
+		return deliver(skb, counters, pkt->payload);
+	}
+	return 0;
+}
+
+/* How much of the packet goes up. A global function: verified once, whatever leads here. The program
+ * has to stay small, too: with net.core.optmem_max as it was before kernel 6.8, a socket takes no
+ * filter of more than some 2,500 instructions.
+ */
+__noinline int imds_judge(struct __sk_buff *skb, __u32 network)
+{
+	struct imds_counters *counters = count();
+	struct endpoint_target *target;
+	struct packet pkt;
+
+	if (!counters || packet_parse(skb, network, &pkt))
+		return 0;
+	target = endpoint_of_packet(&pkt);
+	if (target)
+		return judge_request(skb, &pkt, counters, target->mask);
+	return judge_answer(skb, &pkt, counters);
 }
 
 SEC("socket")
 int imds_watch(struct __sk_buff *skb)
 {
 	struct imds_counters *counters = count();
+	bool concerns;
 	__u32 network = 0;
 
 	if (!counters)
@@ -244,48 +426,59 @@ int imds_watch(struct __sk_buff *skb)
 	counters->seen++;
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
-		if (!may_concern_v4(skb, 0))
-			return 0;
+		concerns = may_concern_v4(skb);
 		break;
 	case bpf_htons(ETH_P_IPV6):
-		if (!may_concern_v6(skb, 0))
-			return 0;
+		concerns = may_concern_v6(skb);
 		break;
 	case bpf_htons(ETH_P_8021Q):
 	case bpf_htons(ETH_P_8021AD):
 		/* A tag may still be in the packet: the inner one of two, or one that a program
 		 * wrote itself.
 		 */
-		if (may_concern(skb, 0))
+		concerns = may_concern(skb, network);
+		if (concerns)
 			break;
 		network = VLAN_HLEN;
-		if (may_concern(skb, network))
+		concerns = may_concern(skb, network);
+		if (concerns)
 			break;
 		network = 2 * VLAN_HLEN;
-		if (!may_concern(skb, network))
-			return 0;
+		concerns = may_concern(skb, network);
 		break;
 	default:
 		/* A packet socket's sender may give the protocol any number. */
-		if (!may_concern(skb, 0))
-			return 0;
+		concerns = may_concern(skb, network);
 	}
-	return judge(skb, network, counters);
+	if (!concerns)
+		return 0;
+	/* Comes again, as a packet that arrives. */
+	if (skb->ifindex == LOOPBACK && skb->pkt_type == PACKET_OUTGOING)
+		return 0;
+	return imds_judge(skb, network);
 }
+
+static const struct caller nobody;
 
 /* Leaves who is calling, if it is a TCP connection to an endpoint. */
 static __always_inline void record(struct bpf_sock_addr *ctx, const union address *remote)
 {
-	struct identity identity;
+	struct caller *caller;
 	__u64 cookie;
 
 	if (ctx->type != SOCK_STREAM)
 		return;
 	if (!endpoint_lookup(remote, bpf_ntohs((__u16)ctx->user_port), PROTO_TCP))
 		return;
-	identity_of_current(&identity);
 	cookie = bpf_get_socket_cookie(ctx);
-	bpf_map_update_elem(&connecting, &cookie, &identity, BPF_ANY);
+	/* Filled in where it lies: too long for the stack. */
+	bpf_map_update_elem(&connecting, &cookie, &nobody, BPF_ANY);
+	caller = bpf_map_lookup_elem(&connecting, &cookie);
+	if (!caller)
+		return;
+	identity_of_current(&caller->who);
+	if (record_lineage)
+		lineage_of_current(caller);
 }
 
 /* Nothing is refused here: always 1. */
@@ -326,18 +519,18 @@ int imds_connect6(struct bpf_sock_addr *ctx)
 SEC("sockops")
 int imds_sockops(struct bpf_sock_ops *ops)
 {
-	struct identity *identity;
+	struct caller *caller;
 	struct flow flow;
 	__u64 cookie;
 
 	if (ops->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
 		return 1;
 	cookie = bpf_get_socket_cookie(ops);
-	identity = bpf_map_lookup_elem(&connecting, &cookie);
-	if (!identity)
+	caller = bpf_map_lookup_elem(&connecting, &cookie);
+	if (!caller)
 		return 1;
 	if (flow_of_sockops(ops, &flow))
-		bpf_map_update_elem(&opened, &flow, identity, BPF_ANY);
+		bpf_map_update_elem(&opened, &flow, caller, BPF_ANY);
 	bpf_map_delete_elem(&connecting, &cookie);
 	return 1;
 }

@@ -5,14 +5,20 @@
 
 /* Bytes of payload that are scanned; a longer one goes up. */
 #define SCAN_LIMIT 2048
-/* Room in the scanner's table: a state is the place of its row, in 16 bits. */
-#define SCAN_ENTRIES 65536
+/* Room in the scanner's table: a state is the place of its row. */
+#define SCAN_STATE_BITS 17
+#define SCAN_ENTRIES (1 << SCAN_STATE_BITS)
 /* Bytes of a packet that go up: more than any, BIG TCP aside. */
 #define SNAP_LENGTH 131072
 
-/* The scanner's flags that make a request suspicious: FORWARDED, CREDENTIALS, BODY. Bit 15 is END.
- */
-#define SCAN_BAD 0x7000
+/* Bytes of an answer that go up: "HTTP/1.1 200". */
+#define STATUS_LENGTH 12
+/* Answers "not found" within a window, in nanoseconds, after which all requests of a sender go up. */
+#define SCAN_MISSES 8
+#define SCAN_WINDOW 10000000000ULL
+
+/* The scanner's flags that make a request suspicious: SUSPICIOUS, BODY. END is the highest bit of all. */
+#define SCAN_BAD 0x3000
 /* BODY alone. */
 #define SCAN_BODY 0x1000
 
@@ -27,7 +33,7 @@
 struct imds_counters {
 	/* All that the filter was shown. */
 	__u64 seen;
-	/* With payload for an endpoint, or possibly. */
+	/* With payload for an endpoint, or possibly, and answers that go up. */
 	__u64 concerning;
 	__u64 clean;
 	/* Handed to the socket, which may still have no room. */

@@ -58,3 +58,11 @@ pub fn tc_knows_namespaces() -> bool {
     let known = ProgramType::SchedCls.is_helper_supported(libbpf_sys::BPF_FUNC_get_netns_cookie);
     known.unwrap_or(false)
 }
+
+/// Whether a program at a cgroup's connect hook can read the task that connects
+/// (`bpf_get_current_task`, with CAP_PERFMON).
+pub fn cgroup_reads_tasks() -> bool {
+    let known =
+        ProgramType::CgroupSockAddr.is_helper_supported(libbpf_sys::BPF_FUNC_get_current_task);
+    known.unwrap_or(false)
+}

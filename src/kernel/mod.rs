@@ -13,6 +13,7 @@ pub mod hooks;
 pub mod identity;
 pub mod instance;
 pub mod interfaces;
+pub mod lineage;
 pub mod mmap_events;
 pub mod namespace;
 pub mod netlink;

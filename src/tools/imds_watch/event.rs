@@ -7,64 +7,30 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 
 use super::plan::Finding;
+use crate::kernel::lineage::Parent;
 use crate::output::{Event, Line, Printable, Style};
 use crate::process::Identity;
 
-/// A request that came up. It has no header's value, no value of the query, and no body.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Seen {
-    /// The endpoint: clouds, or the text that the user gave.
-    pub endpoint: String,
-    /// The method.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub method: Option<String>,
-    /// The path as it was sent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// Names in the query.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub query: Vec<String>,
-    /// Names of headers.
-    pub headers: Vec<String>,
-    /// What is to be said about it; empty for a clean one.
-    pub findings: Vec<Finding>,
-    /// Where it was seen.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub interface: Option<String>,
-    /// Address and port of the sender; the address alone where there is no port to be read.
-    pub src: String,
-    /// Address and port of the endpoint.
-    pub dst: String,
-    /// Who opened the connection.
+/// Who opened a connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Caller {
+    /// The process.
     #[serde(flatten)]
     pub identity: Identity,
+    /// Its command line, with secrets masked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// The processes above it, from the nearest on, four at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<Parent>,
 }
 
-impl Event for Seen {
-    fn kind(&self) -> &'static str {
-        "request"
-    }
-
-    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
-        if self.findings.is_empty() {
-            line.styled(Style::Good, "clean")?;
-        }
-        for (index, finding) in self.findings.iter().enumerate() {
-            if index > 0 {
-                line.write_all(b",")?;
-            }
-            line.styled(Style::Bad, finding.name())?;
-        }
-        let method = self.method.as_deref().unwrap_or("?");
-        let path = self.path.as_deref().unwrap_or("?");
-        write!(line, " {} {}", Printable(method), Printable(path))?;
-        if !self.query.is_empty() {
-            line.styled(
-                Style::Dim,
-                format_args!("?{}", Printable(&self.query.join("&"))),
-            )?;
-        }
-        line.write_all(b" by ")?;
+impl Caller {
+    /// Writes it for people: process, user, container or unit, parent.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         let who = &self.identity;
         match (&who.comm, who.pid) {
             (Some(comm), Some(pid)) => write!(line, "{}[{pid}]", Printable(comm))?,
@@ -86,8 +52,123 @@ impl Event for Seen {
         } else if let Some(unit) = &who.unit {
             write!(line, " unit {}", Printable(unit))?;
         }
+        if let Some(parent) = self.parents.first() {
+            let comm = parent.comm.as_deref().unwrap_or("?");
+            line.styled(
+                Style::Dim,
+                format_args!(" from {}[{}]", Printable(comm), parent.pid),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// What callers are told apart by: the container, else the unit, else executable (or name) and
+    /// user.
+    pub fn group(&self) -> String {
+        let who = &self.identity;
+        match (&who.container, &who.unit) {
+            (Some(container), _) => format!("container {container}"),
+            (None, Some(unit)) => format!("unit {unit}"),
+            (None, None) => format!(
+                "exe {} uid {:?}",
+                who.exe
+                    .as_ref()
+                    .or(who.comm.as_ref())
+                    .map_or("?", String::as_str),
+                who.uid
+            ),
+        }
+    }
+
+    /// A short name of the same.
+    pub fn label(&self) -> String {
+        let who = &self.identity;
+        match (
+            &who.container,
+            &who.unit,
+            who.exe.as_ref().or(who.comm.as_ref()),
+        ) {
+            (Some(container), _, _) => {
+                format!("container {}", container.get(..12).unwrap_or(container))
+            }
+            (None, Some(unit), _) => format!("unit {unit}"),
+            (None, None, Some(exe)) => exe.clone(),
+            (None, None, None) => "an unknown process".to_owned(),
+        }
+    }
+}
+
+/// A request that came up. It has no header's value, no value of the query, and no body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    /// The endpoint: clouds, or the text that the user gave.
+    pub endpoint: String,
+    /// The method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// The path as it was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Names in the query.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub query: Vec<String>,
+    /// Names of headers.
+    pub headers: Vec<String>,
+    /// What is to be said about it; empty for a clean one.
+    pub findings: Vec<Finding>,
+    /// The names of the user's own rules that found it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<String>,
+    /// The status of the answer, where one was seen to this request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Where it was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Address and port of the sender; the address alone where there is no port to be read.
+    pub src: String,
+    /// Address and port of the endpoint.
+    pub dst: String,
+    /// Who opened the connection.
+    #[serde(flatten)]
+    pub caller: Caller,
+}
+
+impl Event for Seen {
+    fn kind(&self) -> &'static str {
+        "request"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        if self.findings.is_empty() {
+            line.styled(Style::Good, "clean")?;
+        }
+        for (index, finding) in self.findings.iter().enumerate() {
+            if index > 0 {
+                line.write_all(b",")?;
+            }
+            line.styled(Style::Bad, finding.name())?;
+            if *finding == Finding::Rule {
+                line.styled(Style::Bad, format_args!(":{}", self.rules.join("+")))?;
+            }
+        }
+        let method = self.method.as_deref().unwrap_or("?");
+        let path = self.path.as_deref().unwrap_or("?");
+        write!(line, " {} {}", Printable(method), Printable(path))?;
+        if !self.query.is_empty() {
+            line.styled(
+                Style::Dim,
+                format_args!("?{}", Printable(&self.query.join("&"))),
+            )?;
+        }
+        line.write_all(b" by ")?;
+        self.caller.text(line)?;
         let place = format!(" {} > {} ({})", self.src, self.dst, self.endpoint);
-        line.styled(Style::Dim, Printable(&place))
+        line.styled(Style::Dim, Printable(&place))?;
+        match self.status {
+            Some(status) => write!(line, " -> {status}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -98,6 +179,8 @@ pub struct Ready {
     pub endpoints: Vec<String>,
     /// Whether processes are recorded as they connect.
     pub attribution: bool,
+    /// Whether their parents, executables and command lines are, too.
+    pub lineage: bool,
 }
 
 impl Event for Ready {
@@ -133,7 +216,7 @@ impl Event for Lost {
 pub struct Summary {
     /// All that the filter was shown.
     pub seen: u64,
-    /// Those with something for an endpoint.
+    /// Those with something for an endpoint, and the answers to what came up.
     pub concerning: u64,
     /// Those that were clean, and woke nobody.
     pub clean: u64,
@@ -141,6 +224,8 @@ pub struct Summary {
     pub delivered: u64,
     /// Those that should have come up and found the queue full.
     pub lost: u64,
+    /// Answers among those.
+    pub answers: u64,
     /// Requests that were printed.
     pub requests: u64,
 }
@@ -153,9 +238,15 @@ impl Event for Summary {
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         write!(
             line,
-            "{} packets seen, {} concerned an endpoint: {} clean, {} delivered, {} lost; \
-             {} requests shown",
-            self.seen, self.concerning, self.clean, self.delivered, self.lost, self.requests
+            "{} packets seen, {} concerned an endpoint: {} clean, {} delivered ({} answers), \
+             {} lost; {} requests shown",
+            self.seen,
+            self.concerning,
+            self.clean,
+            self.delivered,
+            self.answers,
+            self.lost,
+            self.requests
         )
     }
 }
@@ -172,14 +263,23 @@ mod tests {
             query: vec!["recursive".to_owned()],
             headers: vec!["Host".to_owned()],
             findings: vec![Finding::Imdsv1, Finding::Credentials],
+            rules: Vec::new(),
+            status: Some(200),
             interface: Some("eth0".to_owned()),
             src: "10.0.0.1:5".to_owned(),
             dst: "169.254.169.254:80".to_owned(),
-            identity: Identity {
-                comm: Some("cu\nrl".to_owned()),
-                pid: Some(7),
-                uid: Some(1000),
-                ..Identity::default()
+            caller: Caller {
+                identity: Identity {
+                    comm: Some("cu\nrl".to_owned()),
+                    pid: Some(7),
+                    uid: Some(1000),
+                    ..Identity::default()
+                },
+                args: vec!["cu\nrl".to_owned()],
+                parents: vec![Parent {
+                    pid: 1,
+                    comm: Some("i\u{1b}t".to_owned()),
+                }],
             },
         }
     }
@@ -191,7 +291,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "imdsv1,credentials GET /latest/\\u{1b}[31m?recursive by cu\\nrl[7] uid 1000 \
-             10.0.0.1:5 > 169.254.169.254:80 (aws)"
+             from i\\u{1b}t[1] 10.0.0.1:5 > 169.254.169.254:80 (aws) -> 200"
         );
     }
 

@@ -5,13 +5,14 @@
 //! Clean packets do not come up, so that a gap in the sequence is no fault: a piece behind a gap
 //! begins anew, unless something unfinished is waiting for what is between.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::paths::Secrets;
 use super::request::{Request, Step, salvage, step};
+use super::watchlist::Watchlist;
 
 /// Flows that are followed at once; the one that waits longest makes room.
 const MOST_FLOWS: usize = 1024;
@@ -24,6 +25,16 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Who sends, and who is to receive.
 pub type Key = (SocketAddr, SocketAddr);
+
+/// What is known of a piece besides its bytes.
+pub trait Meta: Clone {
+    /// Takes from a later piece of the same request what is wanted of it.
+    fn absorb(&mut self, later: Self);
+}
+
+impl Meta for () {
+    fn absorb(&mut self, (): Self) {}
+}
 
 /// A request, and what was known when its first piece came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,23 +60,23 @@ struct Flow<M> {
 
 /// The flows that have something unfinished.
 #[derive(Debug)]
-pub struct Flows<M> {
+pub struct Flows<'l, M> {
     flows: HashMap<Key, Flow<M>>,
     seen: HashSet<u64>,
     order: VecDeque<u64>,
     hasher: RandomState,
-    secrets: Secrets,
+    list: &'l Watchlist,
 }
 
-impl<M: Clone> Flows<M> {
+impl<'l, M: Meta> Flows<'l, M> {
     /// None yet.
-    pub fn new(secrets: Secrets) -> Self {
+    pub fn new(list: &'l Watchlist) -> Self {
         Self {
             flows: HashMap::new(),
             seen: HashSet::new(),
             order: VecDeque::new(),
             hasher: RandomState::new(),
-            secrets,
+            list,
         }
     }
 
@@ -95,17 +106,17 @@ impl<M: Clone> Flows<M> {
                 found.extend(self.give_up(oldest));
             }
         }
-        let flow = self
-            .flows
-            .entry(key)
-            .or_insert_with(|| Flow::new(meta.clone(), seq, now));
+        let flow = match self.flows.entry(key) {
+            Entry::Occupied(known) => {
+                let flow = known.into_mut();
+                flow.meta.absorb(meta);
+                flow
+            }
+            Entry::Vacant(place) => place.insert(Flow::new(meta, seq, now)),
+        };
         flow.touched = now;
-        if flow.is_idle() {
-            flow.next = seq;
-            flow.meta = meta;
-        }
         let fits = flow.insert(seq, payload);
-        let (requests, meta) = (flow.read(&self.secrets), flow.meta.clone());
+        let (requests, meta) = (flow.read(self.list), flow.meta.clone());
         if flow.is_idle() {
             self.flows.remove(&key);
         }
@@ -163,7 +174,7 @@ impl<M: Clone> Flows<M> {
             .map(|bytes| Found {
                 key,
                 meta: flow.meta.clone(),
-                request: salvage(&bytes, &self.secrets),
+                request: salvage(&bytes, self.list),
             })
             .collect()
     }
@@ -231,17 +242,17 @@ impl<M> Flow<M> {
             .wrapping_add(u32::try_from(bytes.len()).unwrap_or(0));
     }
 
-    fn read(&mut self, secrets: &Secrets) -> Vec<Request> {
+    fn read(&mut self, list: &Watchlist) -> Vec<Request> {
         let mut found = Vec::new();
         while !self.bytes.is_empty() {
-            match step(&self.bytes, secrets) {
+            match step(&self.bytes, list) {
                 Step::Head { request, length } => {
                     self.bytes.drain(..length);
                     found.push(request);
                 }
                 Step::Partial => break,
                 Step::Broken => {
-                    found.push(salvage(&self.bytes, secrets));
+                    found.push(salvage(&self.bytes, list));
                     self.bytes.clear();
                 }
             }
@@ -254,10 +265,11 @@ impl<M> Flow<M> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::watchlist::tests::plain;
     use super::*;
 
-    fn flows() -> Flows<()> {
-        Flows::new(Secrets::new().unwrap())
+    fn flows() -> Flows<'static, ()> {
+        Flows::new(plain())
     }
 
     fn key(port: u16) -> Key {
@@ -368,7 +380,7 @@ mod tests {
         #[test]
         fn no_pieces_are_too_strange(pieces in prop::collection::vec(
             (0..3_u16, any::<bool>(), 0..64_u32, prop::collection::vec(any::<u8>(), 0..40)), 0..40)) {
-            thread_local!(static KEPT: std::cell::RefCell<Flows<()>> = std::cell::RefCell::new(flows()));
+            thread_local!(static KEPT: std::cell::RefCell<Flows<'static, ()>> = std::cell::RefCell::new(flows()));
             KEPT.with_borrow_mut(|flows| {
                 for (port, wrap, seq, bytes) in pieces {
                     let seq = if wrap { seq.wrapping_sub(32) } else { seq };

@@ -21,6 +21,10 @@ pub enum Packet<'p> {
         dst: SocketAddr,
         /// The sequence number of the payload's first byte.
         seq: u32,
+        /// The sequence number that the sender expects from the receiver.
+        ack: u32,
+        /// The connection ends: no answer comes behind this.
+        ends: bool,
         /// The bytes.
         payload: &'p [u8],
         /// Whether they can be taken for what the receiver reads: not so in a fragment, with
@@ -37,22 +41,22 @@ pub enum Packet<'p> {
 }
 
 impl Packet<'_> {
-    /// The receiver's address.
-    pub fn dst(&self) -> IpAddr {
+    /// The addresses: the receiver's, the sender's.
+    fn ends(&self) -> [IpAddr; 2] {
         match self {
-            Self::Piece { dst, .. } => dst.ip(),
-            Self::Opaque { dst, .. } => *dst,
+            Self::Piece { src, dst, .. } => [dst.ip(), src.ip()],
+            Self::Opaque { src, dst } => [*dst, *src],
         }
     }
 }
 
 /// Reads a packet; where the link says that it carries VLAN tags, they may still be in it, and
-/// `wanted` tells by the destination which reading is meant. `None` for what is not IP.
+/// `wanted` tells by an address at either end which reading is meant. `None` for what is not IP.
 pub fn decode(bytes: &[u8], protocol: u16, wanted: impl Fn(IpAddr) -> bool) -> Option<Packet<'_>> {
     let tags = if VLAN.contains(&protocol) { 2 } else { 0 };
     (0..=tags)
         .filter_map(|tag| ip(bytes.get(tag * VLAN_TAG..)?))
-        .find(|packet| wanted(packet.dst()))
+        .find(|packet| packet.ends().into_iter().any(&wanted))
 }
 
 fn ip(bytes: &[u8]) -> Option<Packet<'_>> {
@@ -84,6 +88,8 @@ fn ip(bytes: &[u8]) -> Option<Packet<'_>> {
         dst: SocketAddr::new(dst, tcp.destination_port()),
         // A SYN counts as one byte before the payload (RFC 9293, 3.4).
         seq: tcp.sequence_number().wrapping_add(u32::from(tcp.syn())),
+        ack: tcp.acknowledgment_number(),
+        ends: tcp.fin() || tcp.rst(),
         payload: tcp.payload(),
         reliable: !ip.fragmented && !ip.incomplete && !tcp.urg(),
     })
@@ -112,6 +118,7 @@ mod tests {
             seq,
             payload,
             reliable,
+            ..
         }) = packet
         else {
             panic!("{packet:?}");

@@ -1,26 +1,22 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
-//! The paths that hand out secrets, and those that hand out a session token: one list, from which
-//! both the scanner in the kernel and the check in user space are made.
+//! The paths that hand out secrets, those that hand out a session token, and those that no client
+//! should ask for any more: one list, from which both the scanner in the kernel and the check in
+//! user space are made.
 
 use anyhow::{Context as _, Result};
 use regex_automata::dfa::{Automaton as _, StartKind, dense};
 use regex_automata::util::syntax;
-use regex_automata::{Anchored, Input};
+use regex_automata::{Anchored, Input, MatchKind};
 
-/// Path segments that stand in the paths which hand out credentials, or what is commonly full of
-/// them (user data), and in no others. A path counts wherever in it the segment is, and without
-/// regard to case: the list says what is secret, not how a cloud or a proxy before it nests it.
+/// Path segments that stand in the paths which hand out credentials, and in no others. A path counts
+/// wherever in it the segment is, and without regard to case: the list says what is secret, not how
+/// a cloud or a proxy before it nests it.
 /// Regular expressions; sources are the pages named in [`crate::metadata::CLOUDS`].
-const SEGMENTS: &[&str] = &[
+const CREDENTIALS: &[&str] = &[
     // AWS below iam/, Alibaba below ram/, Tencent below cam/.
     "security-credentials",
     "identity-credentials",
-    // AWS and whoever answers like it; OpenStack, Oracle, Scaleway; Hetzner, Azure.
-    "user-data",
-    "user_data",
-    "userdata",
-    "customdata",
     // AWS below dynamic/; IBM.
     "instance-identity",
     "instance_identity",
@@ -35,17 +31,69 @@ const SEGMENTS: &[&str] = &[
     "securitykey",
 ];
 
-/// Query parameters that hand out as much: a whole subtree (Google), Azure's goal state and
-/// certificates.
-const PARAMETERS: &[&str] = &["recursive", "comp=certificates", "comp=goalstate"];
+/// The same for what is handed to a machine at its start, and commonly has passwords in it.
+const USER_DATA: &[&str] = &[
+    // AWS and whoever answers like it; OpenStack, Oracle, Scaleway; Hetzner, Azure.
+    "user-data",
+    "user_data",
+    "userdata",
+    "customdata",
+    // Google.
+    "attributes/startup-script",
+];
 
-/// Regular expressions for a target, path and query, that hands out secrets; they are compared
-/// from the target's start, and a space follows the target.
-pub fn secrets() -> [String; 2] {
-    [
-        format!("[^ ?]*/(?i:{})[/? ]", SEGMENTS.join("|")),
-        format!("[^ ?]*\\?([^ ]*&)?(?i:{})[=& ]", PARAMETERS.join("|")),
-    ]
+/// Query parameters that hand out credentials: Azure's goal state and certificates.
+const CREDENTIAL_PARAMETERS: &[&str] = &["comp=certificates", "comp=goalstate"];
+/// The one that hands out a whole subtree (Google).
+const RECURSIVE: &[&str] = &["recursive"];
+
+/// Beginnings of paths that were left behind for ones which want a header: Oracle's first version
+/// and Google's beta and first ones.
+const LEGACY: &[&str] = &["opc/v1", "computemetadata/v1beta1", "0\\.1"];
+
+/// What is to be said about a path, whatever else the request has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It hands out credentials.
+    Credentials,
+    /// It hands out user data.
+    UserData,
+    /// It hands out all that is below it.
+    Recursive,
+    /// It is of a version of the service that wants no header.
+    Legacy,
+}
+
+impl Class {
+    /// In the order of the automaton's patterns.
+    const ALL: [Self; 4] = [
+        Self::Credentials,
+        Self::UserData,
+        Self::Recursive,
+        Self::Legacy,
+    ];
+
+    /// A regular expression for a target, path and query, of this class; it is compared from the
+    /// target's start, and a space follows the target.
+    fn pattern(self) -> String {
+        let segment = |list: &[&str]| format!("[^ ?]*/(?i:{})[/? ]", list.join("|"));
+        let parameter = |list: &[&str]| format!("[^ ?]*\\?([^ ]*&)?(?i:{})[=& ]", list.join("|"));
+        match self {
+            Self::Credentials => format!(
+                "({}|{})",
+                segment(CREDENTIALS),
+                parameter(CREDENTIAL_PARAMETERS)
+            ),
+            Self::UserData => segment(USER_DATA),
+            Self::Recursive => parameter(RECURSIVE),
+            Self::Legacy => format!("/(?i:{})[/? ]", LEGACY.join("|")),
+        }
+    }
+
+    /// Expressions for all of them.
+    pub fn patterns() -> [String; 4] {
+        Self::ALL.map(Self::pattern)
+    }
 }
 
 /// Paths that hand out a session token to `PUT`, with the header that the token is then sent in
@@ -74,6 +122,8 @@ pub const OWNED: &[(&str, &[&str])] = &[
 
 /// Paths that some service answers which wants no header: Vultr; DigitalOcean, UpCloud.
 const OPEN: &[&str] = &["/v1", "/metadata/v1"];
+/// Paths that the service itself answers without the header that it wants elsewhere: Oracle.
+const HEADERLESS: &[&str] = &["/opc/v1"];
 
 /// The headers that the service wants whose path this is; `None` where it could be anyone's.
 pub fn wanted(path: &str) -> Option<&'static [&'static str]> {
@@ -87,40 +137,67 @@ pub fn wanted(path: &str) -> Option<&'static [&'static str]> {
 
 /// Whether a service that wants no header answers this path, though others want one.
 pub fn is_open(path: &str) -> bool {
-    let below = |prefix: &&str| {
-        path.get(..prefix.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-            && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
-    };
-    OPEN.iter().any(below)
+    OPEN.iter().any(|prefix| is_below(path, prefix))
 }
 
-/// Recognises targets that hand out secrets.
+/// Whether the path is one that its service answers without a header.
+pub fn is_headerless(path: &str) -> bool {
+    HEADERLESS.iter().any(|prefix| is_below(path, prefix))
+}
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    path.get(..prefix.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+        && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
+}
+
+/// Recognises targets by expressions that are compared from their start.
 #[derive(Debug)]
-pub struct Secrets {
+pub struct Targets {
     dfa: dense::DFA<Vec<u32>>,
 }
 
-impl Secrets {
-    /// Compiles the list.
+impl Targets {
+    /// Those of [`Class`].
     ///
     /// # Errors
     /// If an expression is wrong; a test says that none is.
-    pub fn new() -> Result<Self> {
+    pub fn of_classes() -> Result<Self> {
+        Self::new(&Class::patterns())
+    }
+
+    /// Those of these expressions.
+    ///
+    /// # Errors
+    /// If an expression is wrong.
+    pub fn new(patterns: &[String]) -> Result<Self> {
+        let config = dense::Config::new()
+            .start_kind(StartKind::Anchored)
+            .match_kind(MatchKind::All);
         let dfa = dense::Builder::new()
-            .configure(dense::Config::new().start_kind(StartKind::Anchored))
+            .configure(config)
             .syntax(syntax::Config::new().unicode(false).utf8(false))
-            .build_many(&secrets())
-            .context("cannot compile the list of secret paths")?;
+            .build_many(patterns)
+            .context("cannot compile the list of paths")?;
         Ok(Self { dfa })
     }
 
-    /// Whether `target`, a path and perhaps a query, hands out secrets.
-    pub fn hands_out(&self, target: &str) -> bool {
+    /// The places in the list of the expressions that `target`, a path and perhaps a query, has.
+    pub fn matches(&self, target: &str) -> Vec<usize> {
         let text = format!("{} ", target.replace(' ', "+"));
         let input = Input::new(&text).anchored(Anchored::Yes);
+        let mut found = regex_automata::PatternSet::new(self.dfa.pattern_len());
         // An error means a byte that this automaton cannot judge; there is none.
-        !matches!(self.dfa.try_search_fwd(&input), Ok(None))
+        let _ = self.dfa.try_which_overlapping_matches(&input, &mut found);
+        found.iter().map(|pattern| pattern.as_usize()).collect()
+    }
+
+    /// The same as classes.
+    pub fn classes(&self, target: &str) -> Vec<Class> {
+        self.matches(target)
+            .into_iter()
+            .filter_map(|place| Class::ALL.get(place).copied())
+            .collect()
     }
 }
 
@@ -130,7 +207,7 @@ mod tests {
 
     #[test]
     fn secret_paths_of_every_cloud_are_recognised() {
-        let secrets = Secrets::new().unwrap();
+        let targets = Targets::of_classes().unwrap();
         for path in [
             "/latest/meta-data/iam/security-credentials/",
             "/latest/meta-data/iam/security-credentials/role",
@@ -163,7 +240,7 @@ mod tests {
             "/user_data",
             "/instance_identity/v1/iam_token",
         ] {
-            assert!(secrets.hands_out(path), "{path}");
+            assert!(!targets.classes(path).is_empty(), "{path}");
         }
     }
 
@@ -189,7 +266,7 @@ mod tests {
 
     #[test]
     fn ordinary_paths_are_none() {
-        let secrets = Secrets::new().unwrap();
+        let targets = Targets::of_classes().unwrap();
         for path in [
             "/",
             "/latest/meta-data/",
@@ -205,7 +282,7 @@ mod tests {
             "/openstack/latest/meta_data.json",
             "/?x=recursive",
         ] {
-            assert!(!secrets.hands_out(path), "{path}");
+            assert_eq!(targets.classes(path), [], "{path}");
         }
     }
 }

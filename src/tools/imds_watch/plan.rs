@@ -2,13 +2,21 @@
 
 //! From arguments to what is watched and what is expected of a request there.
 
+use std::collections::BTreeSet;
+
+use anyhow::Result as Anyhow;
+
 use crate::endpoint::{Endpoint, Protocol};
 use crate::endpoint_table::{Table, Target, merge};
 use crate::failure::Failure;
 use crate::metadata::{self, CLOUDS, Cloud, HTTPS};
 
+use super::hosts::Hosts;
+use super::permitted::Permitted;
 use super::request::Request;
+use super::rules::Rules;
 use super::scanner::{header_flag, header_flags};
+use super::watchlist::Watchlist;
 
 /// Bits of an endpoint's mask that are the scanner's header flags: `IMDS_HEADERS` of `imds_watch.h`.
 const HEADERS: u64 = 0x003f;
@@ -37,8 +45,22 @@ pub enum Finding {
     MissingMetadataHeader,
     /// A proxy has passed it on.
     Forwarded,
-    /// The path hands out secrets.
+    /// It asks for another host than the service: DNS rebinding, or a proxy.
+    ForeignHost,
+    /// The path is of a version of the service that wants no header, where a newer one does.
+    LegacyPath,
+    /// The path hands out credentials.
     Credentials,
+    /// The path hands out user data.
+    UserData,
+    /// It asks for all that is below the path.
+    Recursive,
+    /// One of the user's own rules.
+    Rule,
+    /// The user is none of those that may ask, or is not known.
+    UnknownUser,
+    /// Its process tries many paths, or many that are not there.
+    Scan,
     /// No request, not all of one, or one that services may read differently.
     Unparsable,
 }
@@ -50,7 +72,14 @@ impl Finding {
             Self::Imdsv1 => "imdsv1",
             Self::MissingMetadataHeader => "missing-metadata-header",
             Self::Forwarded => "forwarded",
+            Self::ForeignHost => "foreign-host",
+            Self::LegacyPath => "legacy-path",
             Self::Credentials => "credentials",
+            Self::UserData => "user-data",
+            Self::Recursive => "recursive",
+            Self::Rule => "rule",
+            Self::UnknownUser => "unknown-user",
+            Self::Scan => "scan",
             Self::Unparsable => "unparsable",
         }
     }
@@ -63,6 +92,10 @@ pub struct Plan {
     pub targets: Vec<Target>,
     /// The same for the program.
     pub table: Table,
+    /// The user's own rules.
+    pub rules: Rules,
+    /// Who may ask; `None` where nobody said who may.
+    pub permitted: Option<Permitted>,
 }
 
 impl Plan {
@@ -123,7 +156,44 @@ impl Plan {
         }
         let targets = merge(targets);
         let table = Table::new(&targets)?;
-        Ok(Self { targets, table })
+        Ok(Self {
+            targets,
+            table,
+            rules: Rules::default(),
+            permitted: None,
+        })
+    }
+
+    /// The same with these rules.
+    pub fn with_rules(self, rules: Rules) -> Self {
+        Self { rules, ..self }
+    }
+
+    /// The same with only these allowed to ask.
+    pub fn with_permitted(self, permitted: Option<Permitted>) -> Self {
+        Self { permitted, ..self }
+    }
+
+    /// The users whose clean requests are of no interest to anyone; `None` where nobody said who may
+    /// ask.
+    pub fn known_users(&self) -> Option<BTreeSet<u32>> {
+        let permitted = self.permitted.as_ref()?;
+        let endpoints = self.targets.iter().map(|one| one.endpoint.clone());
+        Some(permitted.everywhere(&endpoints.collect::<Vec<_>>()))
+    }
+
+    /// The names of what is watched.
+    pub fn hosts(&self) -> Hosts {
+        let endpoints = self.targets.iter().map(|one| one.endpoint.clone());
+        Hosts::new(&self.rules.hosts, endpoints.collect())
+    }
+
+    /// What requests are compared with.
+    ///
+    /// # Errors
+    /// If an expression is wrong; none is that passed the checks of [`Rules::read`].
+    pub fn watchlist(&self) -> Anyhow<Watchlist> {
+        Watchlist::new(self.hosts(), &self.rules)
     }
 
     /// The endpoint for this address, and port where it is known: the most specific one.
@@ -150,7 +220,12 @@ fn mask(cloud: &Cloud) -> u64 {
     mask
 }
 
-/// What is to be said about a request to an endpoint with this mask, in a fixed order.
+/// Whether the request shows a session token, or asks for one: version 2 of the clouds that have two.
+pub fn has_session(request: &Request) -> bool {
+    request.tokens & header_flags(SESSION) != 0
+}
+
+/// What is to be said about a request itself to an endpoint with this mask, in a fixed order.
 ///
 /// Where clouds share an address, the path decides which of their headers it needs; where it could
 /// be any cloud's, any of them will do: nobody can tell from outside which cloud this is. A request
@@ -163,7 +238,7 @@ pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
         0 => all,
         of_path => of_path,
     };
-    let free = request.open && mask & OPEN != 0;
+    let free = request.headerless || request.open && mask & OPEN != 0;
     let whole = !request.unparsable || !request.headers.is_empty();
     if whole && !free && required != 0 && u64::from(request.tokens) & required == 0 {
         findings.push(if required & u64::from(header_flags(SESSION)) != 0 {
@@ -172,12 +247,23 @@ pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
             Finding::MissingMetadataHeader
         });
     }
-    if request.forwarded {
-        findings.push(Finding::Forwarded);
-    }
-    if request.credentials || mask & ALWAYS != 0 {
-        findings.push(Finding::Credentials);
-    }
+    let others = [
+        (request.forwarded, Finding::Forwarded),
+        (request.foreign_host, Finding::ForeignHost),
+        (request.legacy, Finding::LegacyPath),
+        (
+            request.credentials || mask & ALWAYS != 0,
+            Finding::Credentials,
+        ),
+        (request.user_data, Finding::UserData),
+        (request.recursive, Finding::Recursive),
+    ];
+    findings.extend(
+        others
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, finding)| *finding),
+    );
     if request.unparsable {
         findings.push(Finding::Unparsable);
     }
@@ -243,10 +329,10 @@ mod tests {
             .target("169.254.169.254".parse().unwrap(), Some(80))
             .unwrap()
             .mask;
-        let secrets = super::super::paths::Secrets::new().unwrap();
+        let list = plan.watchlist().unwrap();
         let of = |mask: u64, path: &str, header: &str| {
             let text = format!("GET {path} HTTP/1.1\r\n{header}: true\r\n\r\n");
-            match super::super::request::step(text.as_bytes(), &secrets) {
+            match super::super::request::step(text.as_bytes(), &list) {
                 super::super::request::Step::Head { request, .. } => findings(&request, mask),
                 other => panic!("{other:?}"),
             }

@@ -15,10 +15,12 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, OpenObject};
 use super::event::Summary;
 use super::plan::Plan;
 use super::scanner::Scanner;
-use crate::kernel::identity::{Record, flow_key};
+use crate::failure::Failure;
+use crate::kernel::identity::flow_key;
+use crate::kernel::lineage::Caller;
 use crate::kernel::packet_socket::{NEEDED, PacketSocket, Received};
 use crate::kernel::privileges::{self, Capabilities, Capability};
-use crate::kernel::{bpf, cgroup, endpoints};
+use crate::kernel::{bpf, cgroup, endpoints, features};
 use crate::skel::imds_watch::{ImdsWatchSkel, ImdsWatchSkelBuilder};
 
 /// Bytes that a socket may hold for a reader that is late: some ten thousand requests.
@@ -38,6 +40,7 @@ pub struct Watch<'o> {
     sockets: Vec<PacketSocket>,
     skel: ImdsWatchSkel<'o>,
     lost: Vec<String>,
+    lineage: bool,
     /// Packets that those sockets lost which are there no more.
     dropped: u64,
 }
@@ -69,21 +72,29 @@ impl<'o> Watch<'o> {
         } else {
             Err(format!("{} is missing", privileges::list(&missing)))
         };
-        let skel = load(object, plan, all, place.is_ok())?;
+        let lineage = place.is_ok() && features::cgroup_reads_tasks();
+        let skel = load_with(object, plan, all, place.is_ok(), lineage)?;
         let mut watch = Self {
             hooks: Vec::new(),
             sockets: Vec::new(),
             skel,
             lost: Vec::new(),
+            lineage,
             dropped: 0,
         };
         let hooked = place.and_then(|root| watch.hook(&root).map_err(|err| format!("{err:#}")));
         if let Err(why) = hooked {
             watch.hooks.clear();
+            watch.lineage = false;
             watch.lost.push(format!(
                 "{why}: processes that are gone by the time their request is shown, and those of \
                  other network namespaces, are not named"
             ));
+        }
+        if watch.has_hooks() && !lineage {
+            let why = "this kernel or these privileges do not let cgroup hooks read a task: parents \
+                       and command lines are not known";
+            watch.lost.push(why.to_owned());
         }
         for interface in interfaces {
             let filter = watch.skel.progs.imds_watch.as_fd();
@@ -109,6 +120,16 @@ impl<'o> Watch<'o> {
             self.hooks.push(link);
         }
         Ok(())
+    }
+
+    /// Whether processes are recorded as they connect.
+    pub fn has_hooks(&self) -> bool {
+        !self.hooks.is_empty()
+    }
+
+    /// Whether their parents, executables and command lines are, too.
+    pub fn has_lineage(&self) -> bool {
+        self.lineage
     }
 
     /// What does not work here, for the user.
@@ -147,13 +168,13 @@ impl<'o> Watch<'o> {
     }
 
     /// Who opened this connection, where a hook has seen it.
-    pub fn opened(&self, src: SocketAddr, dst: SocketAddr) -> Option<Record> {
+    pub fn opened(&self, src: SocketAddr, dst: SocketAddr) -> Option<Caller> {
         let found = self
             .skel
             .maps
             .opened
             .lookup(&flow_key(src, dst), MapFlags::ANY);
-        Record::parse(&found.ok()??)
+        Caller::parse(&found.ok()??)
     }
 
     /// Stops the programs, gives `packet` what is still queued, and counts.
@@ -209,13 +230,34 @@ pub fn load<'o>(
     all: bool,
     hooks: bool,
 ) -> Result<ImdsWatchSkel<'o>> {
+    load_with(object, plan, all, hooks, false)
+}
+
+fn load_with<'o>(
+    object: &'o mut MaybeUninit<OpenObject>,
+    plan: &Plan,
+    all: bool,
+    hooks: bool,
+    lineage: bool,
+) -> Result<ImdsWatchSkel<'o>> {
     let opened = ImdsWatchSkelBuilder::default().open(object);
     let mut skel = opened.map_err(|err| bpf::explain(err, "open imds-watch", NEEDED))?;
-    let scanner = Scanner::new()?;
+    let scanner = match Scanner::new(&plan.hosts(), &plan.rules) {
+        Ok(scanner) => scanner,
+        // The built-in patterns alone do fit.
+        Err(err) if !plan.rules.list.is_empty() || !plan.rules.hosts.is_empty() => {
+            let why = format!("the rules are too many or too wide for the kernel: {err:#}");
+            return Err(Failure::usage(why).into());
+        }
+        Err(err) => return Err(err),
+    };
     let Some(rodata) = skel.maps.rodata_data.as_deref_mut() else {
         bail!("imds-watch was built without its settings");
     };
     rodata.pass_all = u8::from(all);
+    let known = plan.known_users();
+    rodata.judge_users = u8::from(known.is_some());
+    rodata.record_lineage = u8::from(lineage);
     rodata.endpoint_bits = *plan.table.bitmaps;
     rodata.scan_classes = scanner.classes;
     rodata.scan_table[..scanner.table.len()].copy_from_slice(&scanner.table);
@@ -231,5 +273,12 @@ pub fn load<'o>(
     let loaded = skel.load();
     let skel = loaded.map_err(|err| bpf::explain(err, "load imds-watch", NEEDED))?;
     endpoints::write(&plan.table, &skel.maps.endpoints, &skel.maps.endpoint_ports)?;
+    for uid in known.iter().flatten() {
+        let known = skel
+            .maps
+            .known_users
+            .update(&uid.to_ne_bytes(), &[1], MapFlags::ANY);
+        known.context("cannot write the table of users")?;
+    }
     Ok(skel)
 }

@@ -7,8 +7,9 @@ use std::collections::HashSet;
 
 use httparse::{EMPTY_HEADER, Status};
 
-use super::paths::{Secrets, TOKENS, is_open, wanted};
+use super::paths::{Class, TOKENS, is_headerless, is_open, wanted};
 use super::scanner::{header_flag, header_flags, is_forwarding_header};
+use super::watchlist::Watchlist;
 
 /// More headers than any client sends.
 const MAX_HEADERS: usize = 128;
@@ -32,10 +33,22 @@ pub struct Request {
     pub wanted: u16,
     /// A service that wants no header may answer the path.
     pub open: bool,
+    /// The service itself answers the path without a header.
+    pub headerless: bool,
     /// A proxy has added a header.
     pub forwarded: bool,
-    /// The path hands out secrets.
+    /// The path hands out credentials.
     pub credentials: bool,
+    /// The path hands out user data.
+    pub user_data: bool,
+    /// The query asks for all that is below the path.
+    pub recursive: bool,
+    /// The path is of a version of the service that wants no header.
+    pub legacy: bool,
+    /// A Host header, or the target's authority, is not the service's.
+    pub foreign_host: bool,
+    /// The places in the watchlist of the rules that it has something of, endpoints aside.
+    pub rules: Vec<usize>,
     /// Not a request, or none that everybody would read in the same way.
     pub unparsable: bool,
 }
@@ -58,7 +71,7 @@ pub enum Step {
 }
 
 /// Reads the head that `bytes` begin with.
-pub fn step(bytes: &[u8], secrets: &Secrets) -> Step {
+pub fn step(bytes: &[u8], list: &Watchlist) -> Step {
     let mut headers = [EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     let length = match parsed.parse(bytes) {
@@ -72,11 +85,9 @@ pub fn step(bytes: &[u8], secrets: &Secrets) -> Step {
     };
     for header in parsed.headers.iter() {
         request.unparsable |= announces_more(header.name, header.value);
-        request.header(header.name, header.value);
+        request.header(header.name, header.value, list);
     }
-    if let Some(target) = parsed.path {
-        request.target(target, secrets);
-    }
+    request.target(parsed.path, list);
     // httparse takes a bare line feed for a line's end; not every service does.
     let head = &bytes[..length];
     let lines = head.iter().filter(|byte| **byte == b'\n').count();
@@ -86,7 +97,7 @@ pub fn step(bytes: &[u8], secrets: &Secrets) -> Step {
 
 /// What can be said of bytes that are no whole head: the request line and the header names, as far
 /// as they are there.
-pub fn salvage(bytes: &[u8], secrets: &Secrets) -> Request {
+pub fn salvage(bytes: &[u8], list: &Watchlist) -> Request {
     let mut request = Request {
         unparsable: true,
         ..Request::default()
@@ -104,7 +115,6 @@ pub fn salvage(bytes: &[u8], secrets: &Secrets) -> Request {
         return request;
     }
     request.method = Some(String::from_utf8_lossy(method).into_owned());
-    request.target(&String::from_utf8_lossy(target), secrets);
     for line in lines.take(MAX_HEADERS).filter(|line| line.ends_with(b"\n")) {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else {
             continue;
@@ -114,9 +124,10 @@ pub fn salvage(bytes: &[u8], secrets: &Secrets) -> Request {
             && (1..=64).contains(&name.len())
             && name.as_bytes().iter().all(is_token)
         {
-            request.header(name, &line[colon + 1..]);
+            request.header(name, &line[colon + 1..], list);
         }
     }
+    request.target(Some(&String::from_utf8_lossy(target)), list);
     request
 }
 
@@ -135,11 +146,14 @@ fn announces_more(name: &str, value: &[u8]) -> bool {
 }
 
 impl Request {
-    fn header(&mut self, name: &str, value: &[u8]) {
+    fn header(&mut self, name: &str, value: &[u8], list: &Watchlist) {
         let lower = name.to_ascii_lowercase();
         let value = value.trim_ascii();
         self.headers.push(kept(name));
         self.forwarded |= is_forwarding_header(&lower);
+        if lower == "host" {
+            self.foreign_host |= !list.is_service(&String::from_utf8_lossy(value));
+        }
         let counts = match lower.as_str() {
             // Azure refuses any other.
             "metadata" => value.eq_ignore_ascii_case(b"true"),
@@ -150,11 +164,14 @@ impl Request {
         }
     }
 
-    fn target(&mut self, target: &str, secrets: &Secrets) {
-        let local = origin_form(target);
+    /// After all headers: rules look at both.
+    fn target(&mut self, target: Option<&str>, list: &Watchlist) {
+        let target = target.unwrap_or("");
+        let (authority, local) = split(target);
+        self.foreign_host |= authority.is_some_and(|host| !list.is_service(host));
         let (path, query) = local.split_once('?').unwrap_or((local, ""));
         let plain = normal(path);
-        self.path = Some(kept(path));
+        self.path = (!target.is_empty()).then(|| kept(path));
         let mut known = HashSet::new();
         self.query = query
             .split('&')
@@ -163,11 +180,21 @@ impl Request {
             .filter(|name| known.insert(name.clone()))
             .take(MAX_HEADERS)
             .collect();
-        self.credentials = secrets.hands_out(local)
-            || secrets.hands_out(&plain)
-            || secrets.hands_out(&format!("/?{}", decoded(query)));
+        let query = decoded(query);
+        for one in [local, &plain, &format!("/?{query}")] {
+            for class in list.classes(one) {
+                match class {
+                    Class::Credentials => self.credentials = true,
+                    Class::UserData => self.user_data = true,
+                    Class::Recursive => self.recursive |= asks_for_all(&query),
+                    Class::Legacy => self.legacy = true,
+                }
+            }
+        }
+        self.rules = list.rules(self.method.as_deref(), &[path, &plain], &self.headers);
         self.wanted = wanted(&plain).map_or(0, header_flags);
         self.open = is_open(&plain);
+        self.headerless = is_headerless(&plain);
         if self.method.as_deref() == Some("PUT") {
             for (token, header) in TOKENS {
                 if plain == *token {
@@ -176,6 +203,14 @@ impl Request {
             }
         }
     }
+}
+
+/// Whether a query says `recursive` and does not say `false` of it.
+fn asks_for_all(query: &str) -> bool {
+    query.split('&').any(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        name.eq_ignore_ascii_case("recursive") && !value.eq_ignore_ascii_case("false")
+    })
 }
 
 /// At most [`LONGEST_TEXT`] bytes of `text`.
@@ -187,14 +222,17 @@ fn kept(text: &str) -> String {
     text[..end].to_owned()
 }
 
-/// A target without scheme and authority.
-fn origin_form(target: &str) -> &str {
+/// A target's authority, if it has one, and the rest.
+fn split(target: &str) -> (Option<&str>, &str) {
     let scheme = target
         .split_once("://")
         .filter(|(scheme, _)| scheme.bytes().all(|byte| byte.is_ascii_alphabetic()));
     match scheme {
-        Some((_, rest)) => rest.find(['/', '?']).map_or("/", |at| &rest[at..]),
-        None => target,
+        Some((_, rest)) => {
+            let (authority, local) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            (Some(authority), if local.is_empty() { "/" } else { local })
+        }
+        None => (None, target),
     }
 }
 
@@ -242,15 +280,11 @@ fn decoded(text: &str) -> String {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::watchlist::tests::plain;
     use super::*;
 
-    fn secrets() -> &'static Secrets {
-        static SECRETS: std::sync::OnceLock<Secrets> = std::sync::OnceLock::new();
-        SECRETS.get_or_init(|| Secrets::new().unwrap())
-    }
-
     fn head(text: &str) -> Request {
-        match step(text.as_bytes(), secrets()) {
+        match step(text.as_bytes(), plain()) {
             Step::Head { request, .. } => request,
             other => panic!("{text:?}: {other:?}"),
         }
@@ -269,7 +303,7 @@ mod tests {
             ["Host", "X-aws-ec2-metadata-token", "X-Forwarded-For"]
         );
         assert_eq!(request.tokens, header_flag("x-aws-ec2-metadata-token"));
-        assert!(request.forwarded && request.credentials && !request.unparsable);
+        assert!(request.forwarded && request.recursive && !request.unparsable);
         assert!(!format!("{request:?}").contains("secret"));
     }
 
@@ -289,9 +323,58 @@ mod tests {
             "/x?%72ecursive=true",
         ] {
             let request = head(&format!("GET {target} HTTP/1.1\r\n\r\n"));
-            assert!(request.credentials, "{target}");
+            assert!(request.user_data || request.recursive, "{target}");
         }
-        assert!(!head("GET /latest/meta-data/ HTTP/1.1\r\n\r\n").credentials);
+        assert!(!head("GET /latest/meta-data/ HTTP/1.1\r\n\r\n").user_data);
+    }
+
+    #[test]
+    fn every_kind_of_path_is_told_apart() {
+        let of = |target: &str| {
+            let one = head(&format!("GET {target} HTTP/1.1\r\n\r\n"));
+            [one.credentials, one.user_data, one.recursive, one.legacy]
+        };
+        for (target, expected) in [
+            (
+                "/computeMetadata/v1/?recursive=true",
+                [false, false, true, false],
+            ),
+            (
+                "/computeMetadata/v1/?Recursive",
+                [false, false, true, false],
+            ),
+            ("/computeMetadata/v1/?recursive=false", [false; 4]),
+            (
+                "/computeMetadata/v1beta1/instance/",
+                [false, false, false, true],
+            ),
+            ("/0.1/meta-data/", [false, false, false, true]),
+            ("/opc/v1/instance/", [false, false, false, true]),
+            ("/opc/%761/instance/", [false, false, false, true]),
+            ("/opc/v2/identity/key.pem", [true, false, false, false]),
+            (
+                "/opc/v1/instance/metadata/user_data",
+                [false, true, false, true],
+            ),
+            ("/opc/v1x/", [false; 4]),
+        ] {
+            assert_eq!(of(target), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_not_the_service_is_foreign() {
+        let host = |text: &str| head(&format!("GET {text}\r\n\r\n")).foreign_host;
+        assert!(!host("/ HTTP/1.1\r\nHost: 169.254.169.254"));
+        assert!(!host("/ HTTP/1.0"));
+        assert!(host("/ HTTP/1.1\r\nHost: rebound.example"));
+        assert!(host(
+            "/ HTTP/1.1\r\nHost: 169.254.169.254\r\nHost: rebound.example"
+        ));
+        assert!(host(
+            "http://rebound.example/ HTTP/1.1\r\nHost: 169.254.169.254"
+        ));
+        assert!(!host("http://169.254.169.254:80/ HTTP/1.1"));
     }
 
     #[test]
@@ -332,14 +415,14 @@ mod tests {
 
     #[test]
     fn the_rest_of_a_request_tells_no_value() {
-        let secrets = secrets();
+        let list = plain();
         for rest in [
             "ken: hidden\r\nHost: x\r\n\r\n",
             "GET hidden",
             "hidden hidden hidden\r\n",
         ] {
             assert_eq!(
-                salvage(rest.as_bytes(), secrets),
+                salvage(rest.as_bytes(), list),
                 Request {
                     unparsable: true,
                     ..Request::default()
@@ -348,21 +431,21 @@ mod tests {
         }
         let cut = salvage(
             b"GET /latest/user-data HTTP/1.1\r\nVia: hidden\r\nX: hid",
-            secrets,
+            list,
         );
-        assert!(cut.forwarded && cut.credentials);
+        assert!(cut.forwarded && cut.user_data);
         assert_eq!(cut.headers, ["Via"]);
     }
 
     proptest! {
         #[test]
         fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let secrets = secrets();
-            let _ = (step(&bytes, secrets), salvage(&bytes, secrets));
+            let list = plain();
+            let _ = (step(&bytes, list), salvage(&bytes, list));
             let mut text = b"GET /".to_vec();
             text.extend(&bytes);
             text.extend(b" HTTP/1.1\r\n\r\n");
-            let _ = (step(&text, secrets), salvage(&text, secrets));
+            let _ = (step(&text, list), salvage(&text, list));
         }
     }
 }

@@ -20,22 +20,29 @@ use regex_automata::util::primitives::StateID;
 use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, MatchKind};
 
-use super::paths::{OWNED, TOKENS, secrets};
+use super::hosts::Hosts;
+use super::paths::{Class, OWNED, TOKENS};
+use super::rules::{self, Rules};
 use crate::metadata::CLOUDS;
 
 /// `SCAN_ENTRIES` of `imds_watch.bpf.c`.
-pub const ENTRIES: usize = 1 << 16;
+pub const ENTRIES: usize = 1 << STATE_BITS;
+/// `SCAN_STATE_BITS` of `imds_watch.h`: the lower bits of an entry; the flags are above them.
+const STATE_BITS: u32 = 17;
 
-/// A well-formed head ends here; bit 15, as the program tests the sign.
-pub const END: u16 = 1 << 15;
-/// A header that a proxy adds: X-Forwarded-*, Forwarded, Via and kin.
-pub const FORWARDED: u16 = 1 << 14;
-/// A path that hands out secrets.
-pub const CREDENTIALS: u16 = 1 << 13;
+/// A well-formed head ends here; the highest bit of an entry, as the program tests the sign.
+pub const END: u16 = 1 << 14;
+/// Something that is to be told about whatever else the request has: a header of a proxy, a name that
+/// is not the service's, a path that hands out secrets, what a rule names.
+pub const SUSPICIOUS: u16 = 1 << 13;
 /// A body is announced, or another protocol: services disagree about where the next request begins.
 pub const BODY: u16 = 1 << 12;
-/// A line ends here; gone in the finished table, whose flags have 16 bits.
+/// A line ends here; gone in the finished table, whose flags have 15 bits.
 const LINE: u32 = 1 << 16;
+/// The line is a Host header; gone in the finished table.
+const HOST: u32 = 1 << 17;
+/// Its value is the service's; gone in the finished table.
+const SERVICE: u32 = 1 << 18;
 /// The lowest flags are one per header of [`headers`]; as many above say that the path is one
 /// where that header does not count.
 const HEADER_FLAGS: usize = 6;
@@ -81,8 +88,6 @@ const FORWARDING: &[&str] = &[
 const FORWARDING_PREFIX: &str = "x-forwarded-";
 
 const METHOD: &str = "(GET|HEAD|PUT|POST|DELETE|OPTIONS|PATCH)";
-/// Of an absolute target (RFC 9112, 3.2.2).
-const AUTHORITY: &str = "http://[A-Za-z0-9.:\\[\\]-]+";
 /// Segments without encoding, parameters or dots alone: `//`, `/./` and `/../` are left to the
 /// real parser, and so is everything that decoders disagree about.
 const PATH: &str = "(/|(/([A-Za-z0-9_~!$&'()*+,:=@-]|\\.[A-Za-z0-9_~!$&'()*+,:=@-]\
@@ -98,15 +103,16 @@ const NOT_EMPTY: &str = "[\\t ]*[\\x21-\\x7e\\x80-\\xff]";
 type Patterns = Vec<(String, u32)>;
 
 /// A request line, compared from its first byte.
-fn line_patterns() -> Patterns {
-    let target = format!("({AUTHORITY})?");
+///
+/// An absolute target (RFC 9112, 3.2.2) is not of the plain form: only proxies send it.
+fn line_patterns(rules: &Rules) -> Patterns {
     let mut patterns = vec![(
-        format!("{METHOD} {target}{PATH}({QUERY})? HTTP/1\\.[01]\\r\\n"),
+        format!("{METHOD} {PATH}({QUERY})? HTTP/1\\.[01]\\r\\n"),
         LINE,
     )];
     for (path, header) in TOKENS {
         let flag = header_flag(header).into();
-        patterns.push((format!("PUT {target}{path}[? ]"), flag));
+        patterns.push((format!("PUT {path}[? ]"), flag));
     }
     for (name, wanted) in OWNED {
         let first = match *name {
@@ -115,19 +121,28 @@ fn line_patterns() -> Patterns {
         };
         let others = header_flags(&headers()) & !header_flags(wanted);
         let flags = u32::from(others) << HEADER_FLAGS;
-        patterns.push((format!("{METHOD} {target}/{first}"), flags));
+        patterns.push((format!("{METHOD} /{first}"), flags));
     }
-    for secret in secrets() {
-        patterns.push((format!("{METHOD} {secret}"), CREDENTIALS.into()));
+    for class in Class::patterns() {
+        patterns.push((format!("{METHOD} {class}"), SUSPICIOUS.into()));
+    }
+    for path in rules.list.iter().flat_map(|rule| &rule.paths) {
+        let path = rules::expression(path);
+        patterns.push((format!("{METHOD} {path}"), SUSPICIOUS.into()));
     }
     patterns
 }
 
 /// A header line or the empty line, compared from its first byte.
-fn header_patterns() -> Patterns {
+fn header_patterns(hosts: &Hosts, rules: &Rules) -> Patterns {
     let mut patterns = vec![
         ("\\r\\n".to_owned(), END.into()),
         (format!("{NAME}:{VALUE}\\r\\n"), LINE),
+        (format!("(?i:host):{VALUE}\\r\\n"), HOST),
+        (
+            format!("(?i:host):[\\t ]*({})[\\t ]*\\r\\n", hosts.expression()),
+            SERVICE,
+        ),
     ];
     for header in headers() {
         // Azure refuses any value but this one.
@@ -142,8 +157,21 @@ fn header_patterns() -> Patterns {
     let forwarding = FORWARDING.join("|");
     patterns.push((
         format!("(?i:{forwarding}|{FORWARDING_PREFIX}[!#$%&'*+.^_`|~0-9a-z-]*):"),
-        FORWARDED.into(),
+        SUSPICIOUS.into(),
     ));
+    for name in rules.list.iter().flat_map(|rule| &rule.headers) {
+        let name: String = name
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_string()
+                } else {
+                    format!("\\{c}")
+                }
+            })
+            .collect();
+        patterns.push((format!("(?i:{name}):"), SUSPICIOUS.into()));
+    }
     patterns.push((
         "(?i:transfer-encoding|upgrade|expect):".to_owned(),
         BODY.into(),
@@ -160,23 +188,22 @@ fn header_patterns() -> Patterns {
 pub struct Scanner {
     /// For each byte its class.
     pub classes: [u8; 256],
-    /// At `state + class` the next state in the low 16 bits and the flags that it raises in the
+    /// At `state + class` the next state in the low 17 bits and the flags that it raises in the
     /// high ones. A state is the place of its row; the dead state is 0.
     pub table: Vec<u32>,
     /// The state before a request's first byte.
-    pub start: u16,
+    pub start: u32,
 }
 
 impl Scanner {
-    /// The automaton of this module's patterns.
+    /// The automaton of this module's patterns, for a service of these names, and of the rules.
     ///
     /// # Errors
-    /// If a pattern is wrong or the table has no room for all of them; a test says that neither is
-    /// so.
-    pub fn new() -> Result<Self> {
+    /// If a pattern is wrong, or the table has no room for all of them: without rules neither is so.
+    pub fn new(hosts: &Hosts, rules: &Rules) -> Result<Self> {
         ensure!(headers().len() <= HEADER_FLAGS, "more headers than flags");
-        let line = Machine::of(&line_patterns())?;
-        let header = Machine::of(&header_patterns())?;
+        let line = Machine::of(&line_patterns(rules))?;
+        let header = Machine::of(&header_patterns(hosts, rules))?;
         Machine::glued(line, header).pruned().minimized().table()
     }
 
@@ -184,18 +211,18 @@ impl Scanner {
     /// requests and nothing else, each with one of the `required` flags (if any is) that counts
     /// on its path, and none of the others.
     pub fn clean(&self, payload: &[u8], required: u16) -> bool {
-        let (mut entry, mut flags, mut clean) = (u32::from(self.start), 0, true);
+        let (mut entry, mut flags, mut clean) = (self.start, 0, true);
         for byte in payload {
             let class = u32::from(self.classes[usize::from(*byte)]);
-            entry = self.table[((entry & 0xffff) + class) as usize];
-            flags |= u16::try_from(entry >> 16).unwrap_or(0);
+            entry = self.table[((entry & ((1 << STATE_BITS) - 1)) + class) as usize];
+            flags |= u16::try_from(entry >> STATE_BITS).unwrap_or(0);
             if flags & END != 0 {
-                clean &= flags & (FORWARDED | CREDENTIALS | BODY) == 0;
+                clean &= flags & (SUSPICIOUS | BODY) == 0;
                 clean &= required == 0 || flags & !(flags >> HEADER_FLAGS) & required != 0;
                 flags = 0;
             }
         }
-        clean && entry >> 16 & u32::from(END) != 0
+        clean && entry >> STATE_BITS & u32::from(END) != 0
     }
 }
 
@@ -274,7 +301,10 @@ impl Machine {
         for (row, flags) in glued.next.iter_mut().zip(&mut glued.flags) {
             if *flags & LINE != 0 {
                 *row = first_header;
-                *flags &= !LINE;
+                if *flags & (HOST | SERVICE) == HOST {
+                    *flags |= u32::from(SUSPICIOUS);
+                }
+                *flags &= !(LINE | HOST | SERVICE);
             } else if *flags & u32::from(END) != 0 {
                 *row = first_request;
             }
@@ -380,10 +410,10 @@ impl Machine {
             for (class, next) in classes.iter().zip(row) {
                 let flags = self.flags[*next];
                 let next = u32::try_from(next * stride).context("a state too many")?;
-                table[state * stride + usize::from(*class)] = flags << 16 | next;
+                table[state * stride + usize::from(*class)] = flags << STATE_BITS | next;
             }
         }
-        let start = u16::try_from(self.start * stride).context("a state too many")?;
+        let start = u32::try_from(self.start * stride).context("a state too many")?;
         Ok(Scanner {
             classes,
             table,
@@ -398,12 +428,17 @@ mod tests {
 
     const TOKEN: &str = "X-aws-ec2-metadata-token: abc\r\n";
 
+    fn scanner() -> Scanner {
+        let endpoints = vec!["169.254.169.254:80".parse().unwrap()];
+        Scanner::new(&Hosts::new(&[], endpoints), &Rules::default()).unwrap()
+    }
+
     fn clean(text: &str) -> bool {
         let required = header_flag("x-aws-ec2-metadata-token");
         // Compiled once: it takes a while in a debug build.
         static SCANNER: std::sync::OnceLock<Scanner> = std::sync::OnceLock::new();
         SCANNER
-            .get_or_init(|| Scanner::new().unwrap())
+            .get_or_init(scanner)
             .clean(text.as_bytes(), required)
     }
 
@@ -418,7 +453,6 @@ mod tests {
             get("/latest/meta-data/"),
             get("/latest/meta-data/instance-id"),
             get("/instance?api-version=2021-02-01&format=json"),
-            get("http://169.254.169.254/latest/meta-data/"),
             get("/.hidden/a..b/..c"),
             format!(
                 "GET /a HTTP/1.0\r\nUser-Agent: a b (c; d) \t\u{fc}\r\nX:\r\n{}\r\n",
@@ -454,10 +488,10 @@ mod tests {
     #[test]
     fn a_header_counts_only_on_a_path_of_its_service() {
         static SCANNER: std::sync::OnceLock<Scanner> = std::sync::OnceLock::new();
-        let scanner = SCANNER.get_or_init(|| Scanner::new().unwrap());
+        let scanner = SCANNER.get_or_init(scanner);
         for (target, wanted) in [
             ("/latest/meta-data/", "X-aws-ec2-metadata-token"),
-            ("http://x/2021-07-15/meta-data/", "X-aws-ec2-metadata-token"),
+            ("/2021-07-15/meta-data/", "X-aws-ec2-metadata-token"),
             ("/computeMetadata/v1/", "Metadata-Flavor"),
             ("/metadata?x", "Metadata"),
             ("/opc/v2/instance/", "Authorization"),
@@ -492,7 +526,7 @@ mod tests {
         for target in [
             "/latest/user-data",
             "/LATEST/user-Data?x",
-            "http://x/latest/user-data",
+            "/latest/user-data/",
             "/latest/meta-data/iam/security-credentials/",
             "/a?b=c&recursive=true",
             "/a?recursive",
@@ -511,8 +545,20 @@ mod tests {
     #[test]
     fn every_other_form_is_not_clean() {
         for target in [
-            "/a//b", "/a/./b", "/a/../b", "/a/..", "/%61", "/a\\b", "/a;b", "*", "a", "", "/a?%62",
-            "/a#b", "ftp://x/",
+            "/a//b",
+            "/a/./b",
+            "/a/../b",
+            "/a/..",
+            "/%61",
+            "/a\\b",
+            "/a;b",
+            "*",
+            "a",
+            "",
+            "/a?%62",
+            "/a#b",
+            "ftp://x/",
+            "http://169.254.169.254/a",
         ] {
             assert!(!clean(&get(target)), "{target}");
         }

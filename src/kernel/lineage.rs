@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `struct caller` of `src/bpf/lib/lineage.bpf.h`: a process with its parents, executable and command
+//! line, as they were when a hook saw it.
+
+use procfs::process::Process;
+
+use crate::kernel::identity::{IDENTITY_BYTES, Record};
+use crate::process::{self, Directory, Identity};
+
+/// `LINEAGE_PARENTS`, `LINEAGE_EXE`, `LINEAGE_NAME` and `LINEAGE_ARGS`.
+const PARENTS: usize = 4;
+const EXE: usize = 256;
+const NAME: usize = 64;
+const ARGS: usize = 256;
+/// Bytes of `struct lineage_parent`.
+const PARENT_BYTES: usize = 20;
+/// Bytes of `struct caller`.
+pub const CALLER_BYTES: usize =
+    IDENTITY_BYTES + PARENTS * PARENT_BYTES + 4 + 4 + EXE + NAME + ARGS + 8;
+
+/// A process above another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Parent {
+    /// Process id in the initial PID namespace.
+    pub pid: u32,
+    /// The name of its first thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comm: Option<String>,
+}
+
+/// What a hook recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The task.
+    pub who: Record,
+    /// From the nearest on, four at most.
+    pub parents: Vec<Parent>,
+    /// The executable's path in the process's mount namespace, if all of it was recorded.
+    pub exe: Option<String>,
+    /// The command line; without the arguments behind the first 256 bytes, and then with `…`.
+    pub args: Vec<String>,
+}
+
+impl Caller {
+    /// Reads a record; `None` if it has not [`CALLER_BYTES`] bytes.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != CALLER_BYTES {
+            return None;
+        }
+        let (who, rest) = bytes.split_at(IDENTITY_BYTES);
+        let (parents, rest) = rest.split_at(PARENTS * PARENT_BYTES);
+        let (lengths, rest) = rest.split_at(8);
+        let (exe, rest) = rest.split_at(EXE + NAME);
+        let word = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?));
+        let parents = parents.chunks(PARENT_BYTES).map_while(|one| {
+            let pid = word(one).filter(|pid| *pid != 0)?;
+            let comm = process::comm(&one[4..]);
+            Some(Parent { pid, comm })
+        });
+        let exe_length = word(lengths)? as usize;
+        let args_length = (word(&lengths[4..])? as usize).min(ARGS);
+        Some(Self {
+            who: Record::parse(who)?,
+            parents: parents.collect(),
+            exe: path(exe, exe_length),
+            args: arguments(&rest[..args_length]),
+        })
+    }
+
+    /// The record, and what `/proc` adds while the process lives. What the hook saw comes first: the
+    /// process may be another program by now, and another process may have its number.
+    pub fn identity(&self, directory: &mut Directory) -> Identity {
+        let mut identity = self.who.identity(directory);
+        if self.exe.is_some() {
+            identity.exe.clone_from(&self.exe);
+        }
+        identity
+    }
+}
+
+/// Command line and parents of a process that is there, from `/proc`; for one that no hook has seen.
+pub fn living(pid: u32) -> (Vec<String>, Vec<Parent>) {
+    let process = |pid: u32| Process::new(pid.cast_signed()).ok();
+    let Some(first) = process(pid) else {
+        return (Vec::new(), Vec::new());
+    };
+    let parent = |of: &Process| {
+        let pid = of.stat().ok()?.ppid.cast_unsigned();
+        let one = (pid > 0).then(|| process(pid)).flatten()?;
+        let comm = one.stat().ok().map(|stat| stat.comm);
+        Some((Parent { pid, comm }, one))
+    };
+    let mut parents = Vec::new();
+    let mut above = parent(&first);
+    while let Some((found, one)) = above
+        && parents.len() < PARENTS
+    {
+        parents.push(found);
+        above = parent(&one);
+    }
+    let mut line = first.cmdline().unwrap_or_default().join("\0").into_bytes();
+    line.push(0);
+    line.truncate(ARGS);
+    (arguments(&line), parents)
+}
+
+/// Names from the file up, each with a zero byte behind it. Names of this length or longer are cut,
+/// and such a path is none.
+fn path(bytes: &[u8], length: usize) -> Option<String> {
+    if length == 0 || length >= EXE {
+        return None;
+    }
+    let names: Vec<_> = bytes.get(..length - 1)?.split(|byte| *byte == 0).collect();
+    if names.iter().any(|name| name.len() >= NAME - 1) {
+        return None;
+    }
+    let names = names.iter().rev().map(|name| String::from_utf8_lossy(name));
+    Some(names.fold(String::new(), |path, name| path + "/" + &name))
+}
+
+fn arguments(bytes: &[u8]) -> Vec<String> {
+    let (whole, cut) = match bytes.strip_suffix(b"\0") {
+        Some(whole) => (whole, false),
+        None => (bytes, bytes.len() == ARGS),
+    };
+    if whole.is_empty() {
+        return Vec::new();
+    }
+    let mut args: Vec<_> = whole
+        .split(|byte| *byte == 0)
+        .map(|arg| String::from_utf8_lossy(arg).into_owned())
+        .collect();
+    if cut || bytes.len() == ARGS {
+        args.push("…".to_owned());
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(exe: &[u8], exe_length: u32, args: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; IDENTITY_BYTES];
+        for pid in [7_u32, 1, 0, 0] {
+            bytes.extend(pid.to_ne_bytes());
+            bytes.extend(b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        }
+        bytes.extend(exe_length.to_ne_bytes());
+        bytes.extend(u32::try_from(args.len()).unwrap().to_ne_bytes());
+        let mut field = exe.to_vec();
+        field.resize(EXE + NAME, 0);
+        bytes.extend(field);
+        let mut field = args.to_vec();
+        field.resize(ARGS + 8, 0);
+        bytes.extend(field);
+        bytes
+    }
+
+    #[test]
+    fn a_record_is_read_field_by_field() {
+        let bytes = record(b"curl\0bin\0usr\0", 13, b"curl\0-s\0\0");
+        let caller = Caller::parse(&bytes).unwrap();
+        assert_eq!(caller.exe.as_deref(), Some("/usr/bin/curl"));
+        assert_eq!(caller.args, ["curl", "-s", ""]);
+        let pids: Vec<_> = caller.parents.iter().map(|one| one.pid).collect();
+        assert_eq!(pids, [7, 1]);
+        assert_eq!(caller.parents[0].comm.as_deref(), Some("sh"));
+        assert_eq!(Caller::parse(&bytes[1..]), None);
+    }
+
+    #[test]
+    fn proc_tells_the_same_of_a_process_that_is_there() {
+        let (args, parents) = living(std::process::id());
+        assert!(!args.is_empty());
+        assert_eq!(
+            parents[0].pid,
+            nix::unistd::getppid().as_raw().cast_unsigned()
+        );
+        assert!((1..=PARENTS).contains(&parents.len()));
+        assert_eq!(living(u32::MAX), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn what_was_cut_is_not_taken_for_the_whole() {
+        let parse =
+            |exe: &[u8], length, args: &[u8]| Caller::parse(&record(exe, length, args)).unwrap();
+        assert_eq!(parse(b"a\0", EXE as u32, b"").exe, None);
+        assert_eq!(parse(b"", 0, b"").exe, None);
+        let long = [&[b'a'; NAME - 1][..], b"\0"].concat();
+        assert_eq!(parse(&long, NAME as u32, b"").exe, None);
+        let cut = parse(b"", 0, &[b'x'; ARGS]);
+        assert_eq!(cut.args.last().map(String::as_str), Some("…"));
+        assert_eq!(parse(b"", u32::MAX, b"").exe, None);
+    }
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Joins answers to requests: what was asked waits until the status is there, or until it is plain
+//! that none will be.
+//!
+//! A request says how far its sender has read (`ack`), and its answer begins there. Of requests that
+//! were sent before the answers to earlier ones had come (pipelined), only the first is joined: where
+//! the next answer begins is not known without reading the body before.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::flow::Key;
+
+/// How long an answer may take before the request is told about without it.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Requests that wait; the one that waits longest makes room.
+const MOST: usize = 4096;
+
+#[derive(Debug)]
+struct Waiting<T> {
+    number: u64,
+    ack: u32,
+    since: Instant,
+    item: T,
+}
+
+/// Requests without an answer yet.
+#[derive(Debug)]
+pub struct Answers<T> {
+    flows: HashMap<Key, VecDeque<Waiting<T>>>,
+    /// Flow and number of all that wait, the oldest first, and of some that do no more.
+    order: VecDeque<(Key, u64)>,
+    next: u64,
+    count: usize,
+}
+
+/// A request with the status of its answer, where there was one.
+pub type Answered<T> = (T, Option<u16>);
+
+impl<T> Default for Answers<T> {
+    fn default() -> Self {
+        Self {
+            flows: HashMap::new(),
+            order: VecDeque::new(),
+            next: 0,
+            count: 0,
+        }
+    }
+}
+
+impl<T> Answers<T> {
+    /// Whether nothing waits, and so nothing needs [`Answers::expire`].
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Keeps a request whose sender has read up to `ack`; gives what had to make room.
+    pub fn ask(&mut self, key: Key, ack: u32, item: T, now: Instant) -> Vec<Answered<T>> {
+        let mut out = Vec::new();
+        while self.count >= MOST {
+            let Some((key, number)) = self.order.pop_front() else {
+                break;
+            };
+            out.extend(self.take(key, |one| one.number == number));
+        }
+        let number = self.next;
+        self.next += 1;
+        self.count += 1;
+        self.order.push_back((key, number));
+        self.flows.entry(key).or_default().push_back(Waiting {
+            number,
+            ack,
+            since: now,
+            item,
+        });
+        if self.order.len() > 2 * MOST {
+            let flows = &self.flows;
+            self.order.retain(|(key, number)| {
+                flows
+                    .get(key)
+                    .is_some_and(|flow| flow.iter().any(|one| one.number == *number))
+            });
+        }
+        out
+    }
+
+    /// An answer in the flow of `key` (as the request's sender sees it) that begins at `seq`; gives
+    /// the requests that need wait no longer. A status below 200 announces another answer (RFC 9110,
+    /// 15.2).
+    pub fn answer(&mut self, key: Key, seq: u32, status: Option<u16>) -> Vec<Answered<T>> {
+        if status.is_some_and(|status| status < 200) {
+            return Vec::new();
+        }
+        let reached = |one: &Waiting<T>| seq.wrapping_sub(one.ack).cast_signed() >= 0;
+        let Some(flow) = self.flows.get(&key) else {
+            return Vec::new();
+        };
+        // The first that begins there; or the only one, where something else was between.
+        let candidates: Vec<_> = flow.iter().filter(|one| reached(one)).collect();
+        let answered = candidates
+            .iter()
+            .find(|one| one.ack == seq)
+            .or(candidates.first().filter(|_| candidates.len() == 1))
+            .map(|one| one.number);
+        self.take_numbered(key, reached)
+            .into_iter()
+            .map(|(number, item)| (item, status.filter(|_| Some(number) == answered)))
+            .collect()
+    }
+
+    /// The connection is at its end: nothing in it is answered any more.
+    pub fn close(&mut self, key: Key) -> Vec<Answered<T>> {
+        self.take(key, |_| true)
+    }
+
+    /// Those that have waited longer than [`PATIENCE`].
+    pub fn expire(&mut self, now: Instant) -> Vec<Answered<T>> {
+        let mut out = Vec::new();
+        while let Some((key, number)) = self.order.front().copied() {
+            let here = self.flows.get(&key).and_then(|flow| {
+                flow.iter()
+                    .find(|one| one.number == number)
+                    .map(|one| one.since)
+            });
+            if here.is_some_and(|since| now.saturating_duration_since(since) < PATIENCE) {
+                break;
+            }
+            self.order.pop_front();
+            out.extend(self.take(key, |one| one.number == number));
+        }
+        out
+    }
+
+    /// All that wait, the oldest first.
+    pub fn finish(&mut self) -> Vec<Answered<T>> {
+        let mut out = Vec::new();
+        while let Some((key, number)) = self.order.pop_front() {
+            out.extend(self.take(key, |one| one.number == number));
+        }
+        out
+    }
+
+    fn take(&mut self, key: Key, which: impl Fn(&Waiting<T>) -> bool) -> Vec<Answered<T>> {
+        let taken = self.take_numbered(key, which);
+        taken.into_iter().map(|(_, item)| (item, None)).collect()
+    }
+
+    fn take_numbered(&mut self, key: Key, which: impl Fn(&Waiting<T>) -> bool) -> Vec<(u64, T)> {
+        let Some(flow) = self.flows.get_mut(&key) else {
+            return Vec::new();
+        };
+        let mut taken = Vec::new();
+        let mut kept = VecDeque::new();
+        for one in flow.drain(..) {
+            if which(&one) {
+                taken.push((one.number, one.item));
+            } else {
+                kept.push_back(one);
+            }
+        }
+        self.count -= taken.len();
+        if kept.is_empty() {
+            self.flows.remove(&key);
+        } else {
+            *flow = kept;
+        }
+        taken
+    }
+}
+
+/// The status in a status line's beginning, "HTTP/1.1 200" (RFC 9112, 4).
+pub fn status(line: &[u8]) -> Option<u16> {
+    let digits = line.get(..12)?.strip_prefix(b"HTTP/1.")?.get(1..)?;
+    let digits = digits.strip_prefix(b" ")?;
+    let plain = digits.iter().all(u8::is_ascii_digit) && digits[0] != b'0';
+    plain
+        .then(|| str::from_utf8(digits).ok()?.parse().ok())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    fn key(port: u16) -> Key {
+        (
+            SocketAddr::from(([10, 0, 0, 1], port)),
+            SocketAddr::from(([169, 254, 169, 254], 80)),
+        )
+    }
+
+    #[test]
+    fn a_status_is_three_digits_behind_the_version() {
+        assert_eq!(status(b"HTTP/1.1 200"), Some(200));
+        assert_eq!(status(b"HTTP/1.0 404 Not"), Some(404));
+        for wrong in [
+            &b"HTTP/1.1 20"[..],
+            b"HTTP/1.1 2x0",
+            b"HTTP/1.1 020",
+            b"HTTP/2.0 200",
+            b"HTTP/1.1200 ",
+            b"",
+        ] {
+            assert_eq!(status(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_belongs_to_the_request_that_waits_for_its_place_in_the_stream() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        // The sequence numbers wrap.
+        let start = u32::MAX - 50;
+        assert!(answers.ask(key(1), start, "a", now).is_empty());
+        assert!(answers.ask(key(2), start, "other", now).is_empty());
+        assert_eq!(answers.answer(key(1), start, Some(200)), [("a", Some(200))]);
+        assert_eq!(answers.answer(key(1), start, Some(200)), []);
+        answers.ask(key(1), start.wrapping_add(100), "b", now);
+        assert_eq!(answers.answer(key(1), start, Some(500)), []);
+        let seq = start.wrapping_add(100);
+        assert_eq!(answers.answer(key(1), seq, Some(401)), [("b", Some(401))]);
+        assert_eq!(answers.finish(), [("other", None)]);
+        assert!(answers.is_empty() && answers.flows.is_empty());
+    }
+
+    #[test]
+    fn of_pipelined_requests_the_first_is_joined() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        answers.ask(key(1), 7, "a", now);
+        answers.ask(key(1), 7, "b", now);
+        assert_eq!(
+            answers.answer(key(1), 7, Some(200)),
+            [("a", Some(200)), ("b", None)]
+        );
+    }
+
+    #[test]
+    fn an_answer_in_between_is_waited_out() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        answers.ask(key(1), 7, "a", now);
+        assert_eq!(answers.answer(key(1), 7, Some(100)), []);
+        assert_eq!(answers.answer(key(1), 32, Some(403)), [("a", Some(403))]);
+    }
+
+    #[test]
+    fn what_no_answer_came_to_is_told_about_without() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        answers.ask(key(1), 7, "a", now);
+        answers.ask(key(2), 7, "b", now + PATIENCE / 2);
+        assert_eq!(answers.expire(now + PATIENCE / 4), []);
+        assert_eq!(answers.expire(now + PATIENCE), [("a", None)]);
+        assert_eq!(answers.close(key(2)), [("b", None)]);
+        assert!(answers.is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        for number in 0..u32::try_from(3 * MOST).unwrap() {
+            let out = answers.ask(key(u16::try_from(number % 100).unwrap()), 0, number, now);
+            assert_eq!(out.len(), usize::from(number as usize >= MOST));
+            assert!(answers.order.len() <= 2 * MOST + 1);
+        }
+        for number in 0..u32::try_from(3 * MOST).unwrap() {
+            answers.ask(key(200), number, number, now);
+            answers.answer(key(200), number, Some(200));
+            assert!(answers.order.len() <= 2 * MOST + 1);
+        }
+    }
+}

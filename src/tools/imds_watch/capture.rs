@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `--pcap`: the packets of requests that were told about, as pcapng, each with what was found and by
+//! whom as its comment. They are whole: with the values of headers that no line shows.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use pcap_file::DataLink;
+use pcap_file::pcapng::PcapNgWriter;
+use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
+use pcap_file::pcapng::blocks::interface_description::{
+    InterfaceDescriptionBlock, InterfaceDescriptionOption,
+};
+use time::OffsetDateTime;
+
+use crate::failure::Failure;
+
+/// A packet that may be written: from its network header on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// When it was read.
+    pub time: OffsetDateTime,
+    /// The interface's index.
+    pub interface: i32,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A file under way.
+pub struct Capture<W: Write = BufWriter<File>> {
+    writer: PcapNgWriter<W>,
+    path: PathBuf,
+    interfaces: HashMap<i32, u32>,
+}
+
+impl<W: Write> std::fmt::Debug for Capture<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Capture")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Capture {
+    /// Makes a new file that only its owner can read: packets hold tokens.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if it is there already, or cannot be made.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|err| Failure::usage(format!("cannot make {}: {err}", path.display())))?;
+        Self::new(BufWriter::new(file), path)
+    }
+}
+
+impl<W: Write> Capture<W> {
+    fn new(writer: W, path: &Path) -> Result<Self> {
+        let at = || format!("cannot write {}", path.display());
+        Ok(Self {
+            writer: PcapNgWriter::new(writer).with_context(at)?,
+            path: path.to_owned(),
+            interfaces: HashMap::new(),
+        })
+    }
+
+    /// Writes the packets of one request; `name` tells an interface's name.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn write(
+        &mut self,
+        packets: &[Packet],
+        comment: &str,
+        mut name: impl FnMut(i32) -> Option<String>,
+    ) -> Result<()> {
+        for packet in packets {
+            self.packet(packet, comment, &mut name)
+                .with_context(|| format!("cannot write {}", self.path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn packet(
+        &mut self,
+        packet: &Packet,
+        comment: &str,
+        name: &mut impl FnMut(i32) -> Option<String>,
+    ) -> Result<()> {
+        let id = match self.interfaces.get(&packet.interface) {
+            Some(id) => *id,
+            None => {
+                let id = u32::try_from(self.interfaces.len())?;
+                // 9: nanoseconds, which the writer gives.
+                let mut options = vec![InterfaceDescriptionOption::IfTsResol(9)];
+                if let Some(name) = name(packet.interface) {
+                    options.push(InterfaceDescriptionOption::IfName(Cow::Owned(name)));
+                }
+                let block = InterfaceDescriptionBlock {
+                    linktype: DataLink::RAW,
+                    snaplen: 0,
+                    options,
+                };
+                self.writer.write_pcapng_block(block)?;
+                self.interfaces.insert(packet.interface, id);
+                id
+            }
+        };
+        let nanos = u64::try_from(packet.time.unix_timestamp_nanos()).unwrap_or(0);
+        self.writer.write_pcapng_block(EnhancedPacketBlock {
+            interface_id: id,
+            timestamp: Duration::from_nanos(nanos),
+            original_len: u32::try_from(packet.bytes.len())?,
+            data: Cow::Borrowed(&packet.bytes),
+            options: vec![EnhancedPacketOption::Comment(Cow::Borrowed(comment))],
+        })?;
+        Ok(())
+    }
+
+    /// Hands to the system what is still held.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn flush(&mut self) -> Result<()> {
+        self.writer
+            .get_mut()
+            .flush()
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pcap_file::pcapng::{Block, PcapNgReader};
+
+    use super::*;
+
+    #[test]
+    fn packets_are_written_with_comment_interface_and_time() {
+        let mut out = Vec::new();
+        let time = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_789).unwrap();
+        let packet = |interface, bytes: &[u8]| Packet {
+            time,
+            interface,
+            bytes: bytes.to_vec(),
+        };
+        let mut capture = Capture::new(&mut out, Path::new("x")).unwrap();
+        let name = |index| Some(format!("eth{index}"));
+        let first = [packet(1, b"abc"), packet(2, b"defg")];
+        capture.write(&first, "imdsv1 by curl", name).unwrap();
+        capture.write(&[packet(1, b"")], "later", name).unwrap();
+        drop(capture);
+        let mut reader = PcapNgReader::new(&out[..]).unwrap();
+        let (mut packets, mut interfaces) = (Vec::new(), 0);
+        while let Some(block) = reader.next_block() {
+            match block.unwrap() {
+                Block::InterfaceDescription(_) => interfaces += 1,
+                Block::EnhancedPacket(packet) => {
+                    let comment = format!("{:?}", packet.options[0]);
+                    assert_eq!(packet.timestamp.as_nanos(), 1_700_000_000_123_456_789);
+                    packets.push((packet.interface_id, packet.data.to_vec(), comment));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(interfaces, 2);
+        let ids: Vec<_> = packets.iter().map(|(id, _, _)| *id).collect();
+        assert_eq!(ids, [0, 1, 0]);
+        assert_eq!(packets[1].1, b"defg");
+        assert!(packets[1].2.contains("imdsv1 by curl") && packets[2].2.contains("later"));
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.pcapng");
+        Capture::create(&path).unwrap().flush().unwrap();
+        let err = Capture::create(&path).unwrap_err();
+        assert!(err.to_string().contains("a.pcapng"), "{err}");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

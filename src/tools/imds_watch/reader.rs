@@ -1,0 +1,512 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Packets in, lines out.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use time::OffsetDateTime;
+
+use super::answers::{self, Answered, Answers};
+use super::callers::{Callers, Version};
+use super::capture::{self, Capture};
+use super::command_line;
+use super::event::{Caller, Lost, Seen};
+use super::flow::{self, Flows, Found, Key};
+use super::packet::{self, Packet};
+use super::plan::{self, Finding, Plan};
+use super::program::{self, Watch};
+use super::request::Request;
+use super::scan::Scans;
+use super::watchlist::Watchlist;
+use crate::kernel::packet_socket::Received;
+use crate::kernel::stop::Stop;
+use crate::kernel::{cgroup, interfaces, lineage, socket_table};
+use crate::output::{Event as _, Line, Stdout};
+use crate::process::{Directory, Identity};
+
+/// What becomes of requests.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Requests without a finding are shown as well.
+    pub all: bool,
+    /// A table at the end in the place of lines.
+    pub summary: bool,
+    /// Command lines are shown with what may be secret in them.
+    pub show_secrets: bool,
+    /// Where the packets of what is told about go.
+    pub capture: Option<Capture>,
+}
+
+/// What is kept of a packet until its request is whole and answered.
+#[derive(Debug, Clone)]
+struct Meta {
+    time: OffsetDateTime,
+    interface: i32,
+    ack: u32,
+    caller: Caller,
+    packets: Vec<capture::Packet>,
+}
+
+/// Packets of one request that are kept for a capture.
+const MOST_PACKETS: usize = 256;
+
+impl flow::Meta for Meta {
+    fn absorb(&mut self, later: Self) {
+        let room = MOST_PACKETS.saturating_sub(self.packets.len());
+        self.packets.extend(later.packets.into_iter().take(room));
+    }
+}
+
+/// The reader, with all that it remembers.
+#[derive(Debug)]
+pub struct Reader<'p> {
+    plan: &'p Plan,
+    list: &'p Watchlist,
+    options: Options,
+    flows: Flows<'p, Meta>,
+    answers: Answers<Found<Meta>>,
+    scans: Scans,
+    callers: Callers,
+    directory: Directory,
+    names: HashMap<i32, String>,
+    /// What `/proc` said, and when, of the owners of sockets, by inode, that no hook saw.
+    older: HashMap<u64, (Instant, Identity)>,
+    delivered: u64,
+    answered: u64,
+    requests: u64,
+    lost: u64,
+}
+
+/// How often the sockets are asked what they lost, while there are packets.
+const LOSS: Duration = Duration::from_secs(1);
+/// How often there is a look at what waits for an answer.
+const LOOK: Duration = Duration::from_millis(500);
+/// Sockets that no hook saw and whose owners are remembered,
+const MOST_OLDER: usize = 1024;
+/// and how long.
+const OLDER: Duration = Duration::from_secs(1);
+/// Packets that are read before the reader looks at signals again.
+const BATCH: usize = 1024;
+
+impl<'p> Reader<'p> {
+    /// One that has read nothing yet.
+    pub fn new(plan: &'p Plan, list: &'p Watchlist, options: Options) -> Self {
+        Self {
+            plan,
+            list,
+            options,
+            flows: Flows::new(list),
+            answers: Answers::default(),
+            scans: Scans::default(),
+            callers: Callers::default(),
+            directory: Directory::new(cgroup::mount()),
+            names: HashMap::new(),
+            older: HashMap::new(),
+            delivered: 0,
+            answered: 0,
+            requests: 0,
+            lost: 0,
+        }
+    }
+
+    /// Reads until it is told to stop.
+    ///
+    /// # Errors
+    /// Those of sockets and output, and that no interface is left.
+    pub fn follow(
+        &mut self,
+        watch: &mut Watch<'_>,
+        interfaces: &[(i32, String)],
+        stop: &Stop,
+        sink: &mut Stdout,
+    ) -> Result<()> {
+        let mut buffer = program::buffer();
+        // When to ask for lost packets, if there were any at all.
+        let mut ask: Option<Instant> = None;
+        // The kernel tells when an interface goes down, and not when it is then removed.
+        let mut was_down = false;
+        loop {
+            let sources: Vec<_> = watch
+                .sockets()
+                .iter()
+                .map(|socket| socket.as_fd())
+                .collect();
+            let patience = (!self.flows.is_empty()).then_some(flow::PATIENCE / 4);
+            let look = (!self.answers.is_empty()).then_some(LOOK);
+            let until = ask.map(|at| at.saturating_duration_since(Instant::now()));
+            let retry = was_down.then_some(LOSS);
+            let waits = [patience, look, until, retry];
+            let woken = stop.wait(&sources, waits.into_iter().flatten().min())?;
+            if woken.stopped {
+                return Ok(());
+            }
+            // A socket has no packet though it is ready where its interface is down or gone.
+            for (socket, ready) in watch.sockets().iter().zip(woken.ready) {
+                let before = self.delivered;
+                for _ in 0..BATCH {
+                    let Some(received) = socket.receive(&mut buffer)? else {
+                        break;
+                    };
+                    self.packet(watch, received, &buffer, sink)?;
+                }
+                was_down |= ready && self.delivered == before;
+                if self.delivered != before && ask.is_none() {
+                    ask = Some(Instant::now() + LOSS);
+                }
+            }
+            if ask.is_some_and(|at| Instant::now() >= at) {
+                ask = None;
+                self.lose(watch.dropped()?, sink)?;
+            }
+            if was_down {
+                Self::let_go(watch, interfaces, sink)?;
+            }
+            let given_up = self.flows.expire(Instant::now());
+            self.show_all(given_up, sink)?;
+            let unanswered = self.answers.expire(Instant::now());
+            self.show_answered(unanswered, sink)?;
+            sink.flush()?;
+            if let Some(capture) = &mut self.options.capture {
+                capture.flush()?;
+            }
+        }
+    }
+
+    /// Tells how many packets were lost since it was last told; `all` counts from the beginning.
+    fn lose(&mut self, all: u64, sink: &mut Stdout) -> Result<()> {
+        let packets = all.saturating_sub(self.lost);
+        self.lost = all;
+        if packets > 0 {
+            sink.event(OffsetDateTime::now_utc(), &Lost { packets })?;
+        }
+        Ok(())
+    }
+
+    /// Goes on without the interfaces that are gone, if any is left.
+    fn let_go(
+        watch: &mut Watch<'_>,
+        interfaces: &[(i32, String)],
+        sink: &mut Stdout,
+    ) -> Result<()> {
+        for gone in watch.close_gone()? {
+            for (_, name) in interfaces.iter().filter(|(index, _)| *index == gone) {
+                sink.note(&format!("interface {name} is gone"));
+            }
+        }
+        if watch.sockets().is_empty() {
+            bail!("there is no interface left to watch");
+        }
+        Ok(())
+    }
+
+    /// Shows what is left, and the summary.
+    ///
+    /// # Errors
+    /// Those of sockets and output.
+    pub fn finish(&mut self, watch: &mut Watch<'_>, sink: &mut Stdout) -> Result<()> {
+        let mut summary =
+            watch.finish(|watch, received, bytes| self.packet(watch, received, bytes, sink))?;
+        let unanswered = self.answers.finish();
+        self.show_answered(unanswered, sink)?;
+        let rest = self.flows.finish();
+        self.show_all(rest, sink)?;
+        self.lose(summary.lost, sink)?;
+        if let Some(capture) = &mut self.options.capture {
+            capture.flush()?;
+        }
+        if self.options.summary {
+            let now = OffsetDateTime::now_utc();
+            for calls in self.callers.table() {
+                sink.event(now, calls)?;
+            }
+            sink.event(now, &self.callers.verdict(summary.lost))?;
+        }
+        summary.delivered = self.delivered;
+        summary.answers = self.answered;
+        summary.requests = self.requests;
+        sink.summary(&summary)?;
+        Ok(())
+    }
+
+    fn packet(
+        &mut self,
+        watch: &Watch<'_>,
+        received: Received,
+        buffer: &[u8],
+        sink: &mut Stdout,
+    ) -> Result<()> {
+        self.delivered += 1;
+        let bytes = &buffer[..received.length.min(buffer.len())];
+        let wanted = |address| self.plan.target(address, None).is_some();
+        let Some(packet) = packet::decode(bytes, received.protocol, wanted) else {
+            return Ok(());
+        };
+        let time = OffsetDateTime::now_utc();
+        let mut meta = Meta {
+            time,
+            interface: received.interface,
+            ack: 0,
+            caller: Caller::default(),
+            packets: Vec::new(),
+        };
+        if self.options.capture.is_some() {
+            meta.packets.push(capture::Packet {
+                time,
+                interface: received.interface,
+                bytes: bytes.to_vec(),
+            });
+        }
+        let unparsable = || Request {
+            unparsable: true,
+            ..Request::default()
+        };
+        match packet {
+            Packet::Opaque { src, dst } => {
+                let places = (src.to_string(), dst.to_string());
+                let endpoint = self.plan.target(dst, None);
+                let (name, mask) = endpoint.map_or((String::new(), 0), |target| {
+                    (target.endpoint.name.clone(), target.mask)
+                });
+                self.print(&name, mask, places, &meta, unparsable(), None, sink)
+            }
+            Packet::Piece {
+                src,
+                dst,
+                seq,
+                ends,
+                payload,
+                ..
+            } if self.plan.target(dst.ip(), Some(dst.port())).is_none() => {
+                self.answered += 1;
+                let key = (dst, src);
+                let mut answered = self.answers.answer(key, seq, answers::status(payload));
+                if ends {
+                    answered.extend(self.answers.close(key));
+                }
+                self.show_answered(answered, sink)
+            }
+            Packet::Piece {
+                src,
+                dst,
+                seq,
+                ack,
+                payload,
+                reliable,
+                ..
+            } => {
+                meta.ack = ack;
+                meta.caller = self.who(watch, (src, dst));
+                let now = Instant::now();
+                let found = if !reliable || received.length > buffer.len() {
+                    vec![Found {
+                        key: (src, dst),
+                        meta,
+                        request: unparsable(),
+                    }]
+                } else {
+                    self.flows.push((src, dst), seq, payload, meta, now)
+                };
+                for one in found {
+                    let pushed = self.answers.ask(one.key, one.meta.ack, one, now);
+                    self.show_answered(pushed, sink)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn show_answered(&mut self, all: Vec<Answered<Found<Meta>>>, sink: &mut Stdout) -> Result<()> {
+        for (found, status) in all {
+            self.show(found, status, sink)?;
+        }
+        Ok(())
+    }
+
+    fn show_all(&mut self, all: Vec<Found<Meta>>, sink: &mut Stdout) -> Result<()> {
+        for found in all {
+            self.show(found, None, sink)?;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, found: Found<Meta>, status: Option<u16>, sink: &mut Stdout) -> Result<()> {
+        let (src, dst) = found.key;
+        let target = self.plan.target(dst.ip(), Some(dst.port()));
+        let (name, mask) = target.map_or((String::new(), 0), |target| {
+            (target.endpoint.name.clone(), target.mask)
+        });
+        let places = (src.to_string(), dst.to_string());
+        self.print(
+            &name,
+            mask,
+            places,
+            &found.meta,
+            found.request,
+            status,
+            sink,
+        )
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn print(
+        &mut self,
+        endpoint: &str,
+        mask: u64,
+        (src, dst): (String, String),
+        meta: &Meta,
+        request: Request,
+        status: Option<u16>,
+        sink: &mut Stdout,
+    ) -> Result<()> {
+        let mut findings = plan::findings(&request, mask);
+        let version = if findings.contains(&Finding::Imdsv1) {
+            Version::One
+        } else if plan::has_session(&request) {
+            Version::Two
+        } else {
+            Version::Other
+        };
+        let rules: Vec<_> = request
+            .rules
+            .iter()
+            .filter_map(|place| self.list.rule(*place))
+            .filter(|rule| rule.is_for(endpoint))
+            .map(|rule| rule.name.clone())
+            .collect();
+        let identity = &meta.caller.identity;
+        let unknown = self.plan.permitted.as_ref().is_some_and(|permitted| {
+            let root = self.directory.cgroup_root();
+            let unit = |name: &str| cgroup::find_unit(root?, name);
+            let place: Result<SocketAddr, _> = dst.parse();
+            // A packet without ports is of nobody that could be allowed.
+            place.map_or(true, |place| !permitted.allows(place, identity, unit))
+        });
+        // A port is not what tells callers apart.
+        let who = match identity.pid {
+            Some(pid) => pid.to_string(),
+            None => src
+                .rsplit_once(':')
+                .map_or(src.as_str(), |(ip, _)| ip)
+                .to_owned(),
+        };
+        let path = request.path.as_deref();
+        let scan = self.scans.is_scan(&who, path, status, Instant::now());
+        let more = [
+            (!rules.is_empty(), Finding::Rule),
+            (unknown, Finding::UnknownUser),
+            (scan, Finding::Scan),
+        ];
+        findings.extend(
+            more.iter()
+                .filter(|(is, _)| *is)
+                .map(|(_, finding)| *finding),
+        );
+        findings.sort_unstable();
+        if self.options.summary {
+            self.callers
+                .add(&meta.caller, version, path, status, meta.time);
+        }
+        if findings.is_empty() && !self.options.all {
+            return Ok(());
+        }
+        let seen = Seen {
+            endpoint: endpoint.to_owned(),
+            method: request.method,
+            path: request.path,
+            query: request.query,
+            headers: request.headers,
+            findings,
+            rules,
+            status,
+            interface: self.interface(meta.interface),
+            src,
+            dst,
+            caller: meta.caller.clone(),
+        };
+        self.capture(meta, &seen)?;
+        if !self.options.summary {
+            self.requests += 1;
+            sink.event(meta.time, &seen)?;
+        }
+        Ok(())
+    }
+
+    fn capture(&mut self, meta: &Meta, seen: &Seen) -> Result<()> {
+        let Some(mut capture) = self.options.capture.take() else {
+            return Ok(());
+        };
+        let mut comment = Vec::new();
+        seen.text(&mut Line::new(&mut comment, false))?;
+        let comment = String::from_utf8_lossy(&comment);
+        let written = capture.write(&meta.packets, &comment, |index| self.interface(index));
+        self.options.capture = Some(capture);
+        written
+    }
+
+    /// Who opened the connection: as the hooks recorded it, else as `/proc` shows it.
+    ///
+    /// A record is found by addresses and ports alone: where two network namespaces have the same
+    /// flow at once, the later one is named for both.
+    fn who(&mut self, watch: &Watch<'_>, key: Key) -> Caller {
+        let (src, dst) = key;
+        let mut caller = match watch.opened(src, dst) {
+            Some(record) => Caller {
+                identity: record.identity(&mut self.directory),
+                args: record.args,
+                parents: record.parents,
+            },
+            None => Caller {
+                identity: self.older_owner(src, dst).unwrap_or_default(),
+                ..Caller::default()
+            },
+        };
+        if caller.parents.is_empty()
+            && let Some(pid) = caller.identity.pid
+        {
+            (caller.args, caller.parents) = lineage::living(pid);
+        }
+        if !self.options.show_secrets {
+            caller.args = command_line::masked(&caller.args);
+        }
+        caller
+    }
+
+    /// Who has the socket open, by its inode: the next connection may have the same ports.
+    fn older_owner(&mut self, src: SocketAddr, dst: SocketAddr) -> Option<Identity> {
+        let socket = socket_table::find(src, dst)?;
+        let now = Instant::now();
+        if let Some((since, identity)) = self.older.get(&socket.inode)
+            && now.saturating_duration_since(*since) < OLDER
+        {
+            return Some(identity.clone());
+        }
+        let mut identity = Identity {
+            uid: Some(socket.uid),
+            user: self.directory.user(socket.uid),
+            ..Identity::default()
+        };
+        if let Some(pid) = socket_table::holder(socket.inode) {
+            self.directory.fill(&mut identity, pid);
+        }
+        if self.older.len() >= MOST_OLDER {
+            self.older.clear();
+        }
+        self.older.insert(socket.inode, (now, identity.clone()));
+        Some(identity)
+    }
+
+    fn interface(&mut self, index: i32) -> Option<String> {
+        if !self.names.contains_key(&index) {
+            let all = interfaces::all().ok()?;
+            self.names = all
+                .into_iter()
+                .map(|interface| (interface.index, interface.name))
+                .collect();
+        }
+        self.names.get(&index).cloned()
+    }
+}
