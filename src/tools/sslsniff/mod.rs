@@ -7,13 +7,18 @@ pub mod command;
 mod descriptors;
 pub mod discover;
 pub mod event;
+mod files;
+pub mod har;
+pub mod http;
 pub mod maps;
 pub mod mask;
 pub mod payload;
+pub mod pcap;
 pub mod plan;
 pub mod record;
 pub mod session;
 pub mod symbols;
+pub mod views;
 mod watch;
 
 use std::cell::RefCell;
@@ -32,6 +37,7 @@ use self::event::{Ready, Skipped};
 use self::plan::Plan;
 use self::session::Session;
 use self::symbols::Function;
+use self::views::Views;
 use self::watch::{Totals, Watch};
 use crate::failure::Failure;
 use crate::kernel::features::Features;
@@ -84,6 +90,15 @@ pub struct Args {
     /// Show so many bytes of each call at most
     #[arg(long, value_name = "N", value_parser = plan::parse_size)]
     max_bytes: Option<u64>,
+    /// Show requests of HTTP with their answers, a line each, in place of payload
+    #[arg(long, conflicts_with = "hex")]
+    http: bool,
+    /// Write plaintext to this new file, as packets that Wireshark reads
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// Write requests of HTTP and their answers to this new file, as an HTTP Archive
+    #[arg(long, value_name = "FILE")]
+    har: Option<PathBuf>,
     /// Show payload as a hex dump, also where it is text
     #[arg(long)]
     hex: bool,
@@ -149,6 +164,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         }
     }
 
+    let views = Views::of(args)?;
     let method = Method::of(&Features::probe());
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &plan, method)?;
@@ -181,7 +197,8 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         hex: args.hex,
         show_secrets: args.show_secrets,
     };
-    let session = RefCell::new(Session::new(sink, style, names, directory));
+    let session = Session::new(sink, style, names, directory).with_views(views);
+    let session = RefCell::new(session);
     let command = match &plan.command {
         None => None,
         Some((program, args)) => {
@@ -196,6 +213,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         (summary.command_status, summary.command_signal) = command.outcome();
     }
     let mut session = session.into_inner();
+    session.finish()?;
     if session.shown().malformed > 0 {
         bail!("{} records made no sense", session.shown().malformed);
     }
@@ -291,7 +309,7 @@ fn follow(
     loop {
         let drained = ring.drain()?;
         if drained > 0 {
-            session.borrow_mut().sink().flush()?;
+            session.borrow_mut().flush()?;
         }
         if looked.elapsed() >= LOSS_INTERVAL {
             looked = Instant::now();

@@ -11,6 +11,7 @@ use super::event::{Close, Data, Handshake};
 use super::mask::Masker;
 use super::payload::Payload;
 use super::record::{self, Direction, FLAG_GAP, FLAG_LAST, Header, Record, What};
+use super::views::Views;
 use crate::output::{Format, Sink};
 use crate::process::{self, Directory, Identity};
 
@@ -71,6 +72,7 @@ pub struct Session<W: Write> {
     shown: Shown,
     masked: Vec<u8>,
     encoded: String,
+    views: Views,
 }
 
 impl<W: Write> std::fmt::Debug for Session<W> {
@@ -94,7 +96,31 @@ impl<W: Write> Session<W> {
             shown: Shown::default(),
             masked: Vec::new(),
             encoded: String::new(),
+            views: Views::default(),
         }
+    }
+
+    /// The same with views.
+    #[must_use]
+    pub fn with_views(self, views: Views) -> Self {
+        Self { views, ..self }
+    }
+
+    /// Sends on what is buffered, of lines and of files.
+    ///
+    /// # Errors
+    /// Those of the writers.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.views.flush()?;
+        self.sink.flush()
+    }
+
+    /// Shows what is under way, and finishes files.
+    ///
+    /// # Errors
+    /// Those of the writers.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.views.finish(OffsetDateTime::now_utc(), &mut self.sink)
     }
 
     /// Where other lines go.
@@ -193,7 +219,10 @@ impl<W: Write> Session<W> {
                     duration_ns: header.duration_ns,
                     who: &connection.who,
                 };
-                self.sink.event(time, &event)
+                if self.views.close(time, &event, &mut self.sink)? {
+                    self.sink.event(time, &event)?;
+                }
+                Ok(())
             }
             What::Data {
                 function,
@@ -241,10 +270,15 @@ impl<W: Write> Session<W> {
                     data,
                     who: &connection.who,
                     bytes,
+                    raw: payload,
+                    starts,
                     hex: self.style.hex,
                 };
                 self.shown.bytes += u64::from(header.captured);
-                self.sink.event(time, &event)
+                if self.views.data(time, &event, &mut self.sink)? {
+                    self.sink.event(time, &event)?;
+                }
+                Ok(())
             }
         }
     }

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! What is made of events besides their lines: exchanges of HTTP, files, the live view. Each is
+//! there only if it was asked for.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+
+use time::OffsetDateTime;
+
+use super::Args;
+use super::event::{Close, Data};
+use super::files::Output;
+use super::har::{self, Har};
+use super::http::{Http, NotHttp};
+use super::pcap::{Ends, Pcap};
+use crate::failure::Failure;
+use crate::output::Sink;
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Views {
+    http: Option<Http>,
+    /// Exchanges are shown as lines, in place of what calls moved.
+    lines: bool,
+    pcap: Option<(Output, Pcap<BufWriter<File>>)>,
+    har: Option<(Output, Har<BufWriter<File>>)>,
+}
+
+impl Views {
+    /// Those that `args` ask for; makes their files.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if a file cannot be made.
+    pub fn of(args: &Args) -> Result<Self, Failure> {
+        let failed =
+            |output: &Output, err: &io::Error| Failure::usage(output.named(err).to_string());
+        let mut views = Self {
+            lines: args.http,
+            ..Self::default()
+        };
+        if let Some(path) = &args.pcap {
+            let (output, writer) = Output::create("--pcap", path)?;
+            let mut pcap = Pcap::new(writer).map_err(|err| failed(&output, &err))?;
+            pcap.flush().map_err(|err| failed(&output, &err))?;
+            views.pcap = Some((output, pcap));
+        }
+        if let Some(path) = &args.har {
+            let (output, writer) = Output::create("--har", path)?;
+            let har = Har::new(writer).map_err(|err| failed(&output, &err))?;
+            views.har = Some((output, har));
+        }
+        if args.http || args.har.is_some() {
+            let keep = if args.har.is_some() { har::BODY } else { 0 };
+            views.http = Some(Http::new(keep, args.show_secrets));
+        }
+        Ok(views)
+    }
+
+    /// What a call read or wrote; says whether it is to be shown as a line.
+    ///
+    /// # Errors
+    /// Those of the files and of `sink`.
+    pub fn data(
+        &mut self,
+        time: OffsetDateTime,
+        data: &Data<'_>,
+        sink: &mut Sink<impl Write>,
+    ) -> io::Result<bool> {
+        if let Some((output, pcap)) = &mut self.pcap {
+            let written = pcap.data(time, data, Ends::default());
+            written.map_err(|err| output.named(&err))?;
+        }
+        if let Some(http) = &mut self.http {
+            http.data(time, data);
+        }
+        self.exchanges(time, sink)?;
+        Ok(!self.lines)
+    }
+
+    /// A connection was freed; says whether that is to be shown as a line.
+    ///
+    /// # Errors
+    /// Those of the files and of `sink`.
+    pub fn close(
+        &mut self,
+        time: OffsetDateTime,
+        close: &Close<'_>,
+        sink: &mut Sink<impl Write>,
+    ) -> io::Result<bool> {
+        if let Some((output, pcap)) = &mut self.pcap {
+            let written = pcap.close(time, close.connection);
+            written.map_err(|err| output.named(&err))?;
+        }
+        let Some(http) = &mut self.http else {
+            return Ok(true);
+        };
+        let spoken = http.close(time, close.connection);
+        self.exchanges(time, sink)?;
+        if self.lines && !spoken && close.read + close.written > 0 {
+            let event = NotHttp {
+                connection: close.connection,
+                read: close.read,
+                written: close.written,
+                who: close.who,
+            };
+            sink.event(time, &event)?;
+        }
+        Ok(!self.lines)
+    }
+
+    /// Shows the exchanges that have come to their end.
+    fn exchanges(&mut self, time: OffsetDateTime, sink: &mut Sink<impl Write>) -> io::Result<()> {
+        let Some(http) = &mut self.http else {
+            return Ok(());
+        };
+        for exchange in http.done() {
+            if self.lines {
+                sink.event(exchange.start().unwrap_or(time), &exchange)?;
+            }
+            if let Some((output, har)) = &mut self.har {
+                har.exchange(&exchange).map_err(|err| output.named(&err))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends on what is buffered.
+    ///
+    /// # Errors
+    /// Those of the files.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if let Some((output, pcap)) = &mut self.pcap {
+            pcap.flush().map_err(|err| output.named(&err))?;
+        }
+        if let Some((output, har)) = &mut self.har {
+            har.flush().map_err(|err| output.named(&err))?;
+        }
+        Ok(())
+    }
+
+    /// The run is at its end: what is under way is shown as such, and files are finished.
+    ///
+    /// # Errors
+    /// Those of the files and of `sink`.
+    pub fn finish(&mut self, time: OffsetDateTime, sink: &mut Sink<impl Write>) -> io::Result<()> {
+        if let Some(http) = &mut self.http {
+            http.finish(time);
+        }
+        self.exchanges(time, sink)?;
+        if let Some((output, har)) = &mut self.har {
+            har.finish().map_err(|err| output.named(&err))?;
+        }
+        self.flush()
+    }
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! What `ebpfkit sslsniff --pcap` writes, as Wireshark reads it. Nothing here asks the kernel for
+//! anything: calls are made up, and tests/vm/run leaves this out.
+
+use std::path::Path;
+use std::process::Command;
+
+use ebpfkit::process::Identity;
+use ebpfkit::tools::sslsniff::event::Data;
+use ebpfkit::tools::sslsniff::payload::Payload;
+use ebpfkit::tools::sslsniff::pcap::{Ends, Pcap};
+use time::OffsetDateTime;
+
+/// A call on connection 1 at `offset` of its direction.
+fn call<'a>(who: &'a Identity, direction: &'static str, offset: u64, bytes: &'a [u8]) -> Data<'a> {
+    Data {
+        direction,
+        function: "SSL_write",
+        library: Some("/lib/libssl.so.3"),
+        connection: 1,
+        offset,
+        length: bytes.len() as u64,
+        captured: u32::try_from(bytes.len()).unwrap(),
+        missing: None,
+        masked: false,
+        data: Payload::None {},
+        who,
+        bytes,
+        raw: bytes,
+        starts: true,
+        hex: false,
+    }
+}
+
+fn who() -> Identity {
+    Identity {
+        pid: Some(7),
+        uid: Some(0),
+        comm: Some("cu\u{1b}rl".to_owned()),
+        exe: Some("/usr/bin/curl".to_owned()),
+        ..Identity::default()
+    }
+}
+
+/// The values of `fields`, a line for each packet that `filter` lets through.
+fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
+    let mut command = Command::new("tshark");
+    command
+        .args(["-r"])
+        .arg(file)
+        .args(["-Y", filter, "-T", "fields"]);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = command
+        .output()
+        .expect("tshark: packaging/install-deps test");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    text.lines().map(str::to_owned).collect()
+}
+
+fn written(ends: Ends, calls: &[(&'static str, u64, &[u8])]) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    let mut pcap = Pcap::new(&mut file).expect("a start");
+    let who = who();
+    let mut time = OffsetDateTime::UNIX_EPOCH;
+    for (direction, offset, bytes) in calls {
+        time += time::Duration::nanoseconds(1_000_000_001);
+        let data = call(&who, direction, *offset, bytes);
+        pcap.data(time, &data, ends).expect("a packet");
+    }
+    pcap.close(time, 1).expect("an end");
+    pcap.flush().expect("all of it");
+    drop(pcap);
+    file
+}
+
+const REQUEST: &[u8] = b"GET /a?b=c HTTP/1.1\r\nHost: example.com\r\n\r\n";
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel";
+
+#[test]
+fn http_is_read_with_no_keys_whatever_the_ends_are() {
+    let port = |port: u16| Some(format!("127.0.0.1:{port}").parse().unwrap());
+    let six = |port: u16| Some(format!("[::1]:{port}").parse().unwrap());
+    for ends in [
+        Ends::default(),
+        Ends {
+            local: port(40000),
+            peer: port(443),
+        },
+        Ends {
+            local: port(40000),
+            peer: port(8443),
+        },
+        Ends {
+            local: six(40000),
+            peer: six(4433),
+        },
+    ] {
+        let file = written(
+            ends,
+            &[
+                ("write", 0, REQUEST),
+                ("read", 0, ANSWER),
+                ("read", ANSWER.len() as u64, b"lo"),
+                // More than one segment has room for.
+                (
+                    "write",
+                    REQUEST.len() as u64,
+                    &[
+                        &b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n"[..],
+                        &[b'x'; 100_000],
+                    ]
+                    .concat(),
+                ),
+            ],
+        );
+        let requests = tshark(
+            file.path(),
+            "http.request",
+            &["http.request.method", "http.host", "http.request.uri"],
+        );
+        assert_eq!(
+            requests,
+            ["GET\texample.com\t/a?b=c", "POST\t\t/"],
+            "{ends:?}"
+        );
+        let answers = tshark(
+            file.path(),
+            "http.response",
+            &["http.response.code", "http.file_data"],
+        );
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        assert!(answers[0].starts_with("200\t"), "{answers:?}");
+        let wrong = tshark(
+            file.path(),
+            "tcp.analysis.flags || _ws.malformed || tls",
+            &["frame.number"],
+        );
+        assert!(wrong.is_empty(), "{ends:?}: packets {wrong:?}");
+    }
+}
+
+#[test]
+fn the_process_is_in_the_comment_and_nothing_that_a_terminal_obeys() {
+    let file = written(Ends::default(), &[("write", 0, REQUEST)]);
+    let comments = tshark(
+        file.path(),
+        "frame.comment",
+        &["frame.comment", "frame.time_epoch"],
+    );
+    assert_eq!(
+        comments,
+        [
+            "connection 1 of cu\\u{1b}rl[7], uid 0, executable /usr/bin/curl, library \
+             /lib/libssl.so.3, peer not known\t1.000000001",
+            "cu\\u{1b}rl[7] SSL_write\t1.000000001",
+        ]
+    );
+}
+
+#[test]
+fn bytes_that_are_missing_are_a_lost_segment() {
+    let file = written(
+        Ends::default(),
+        &[
+            ("write", 0, REQUEST),
+            ("read", 0, ANSWER),
+            ("read", ANSWER.len() as u64 + 100, b"after"),
+        ],
+    );
+    let lost = tshark(file.path(), "tcp.analysis.lost_segment", &["tcp.seq"]);
+    assert_eq!(lost, [(ANSWER.len() + 101).to_string()]);
+}
