@@ -10,6 +10,7 @@ pub mod event;
 mod files;
 pub mod har;
 pub mod http;
+mod live;
 pub mod maps;
 pub mod mask;
 pub mod payload;
@@ -24,7 +25,7 @@ mod watch;
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,7 @@ use crate::kernel::uprobes::{self, Method, Scope};
 use crate::kernel::{cgroup, clock};
 use crate::output::{self, Format, Settings, Stdout};
 use crate::process::Directory;
+use crate::terminal::Screen;
 use crate::tools::doctor::Diagnosis;
 
 /// The name on the command line and in events.
@@ -99,6 +101,9 @@ pub struct Args {
     /// Write requests of HTTP and their answers to this new file, as an HTTP Archive
     #[arg(long, value_name = "FILE")]
     har: Option<PathBuf>,
+    /// Show connections, requests and payload on the whole terminal, as they change
+    #[arg(long, conflicts_with_all = ["http", "hex", "command"])]
+    live: bool,
     /// Show payload as a hex dump, also where it is text
     #[arg(long)]
     hex: bool,
@@ -123,6 +128,12 @@ pub struct Args {
 pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let mut plan = Plan::of(args)?;
     plan.pids = discover::with_descendants(&plan.pids);
+    if args.live {
+        if settings.format == Format::Json {
+            return Err(Failure::usage("--live: not together with -o json").into());
+        }
+        Screen::check("--live")?;
+    }
     let stop = Stop::on_signals()?;
     let descriptors = descriptors::raise();
     let mut sink = output::stdout(NAME, settings);
@@ -164,7 +175,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         }
     }
 
-    let views = Views::of(args)?;
+    let mut views = Views::of(args)?;
     let method = Method::of(&Features::probe());
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &plan, method)?;
@@ -197,6 +208,18 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         hex: args.hex,
         show_secrets: args.show_secrets,
     };
+    if args.live {
+        // Nothing else may write to the terminal while it is taken over.
+        let quiet = Settings {
+            quiet: true,
+            verbose: 0,
+            ..settings
+        };
+        sink = output::nowhere(NAME, quiet);
+        views
+            .open_screen(output::colored(settings))
+            .context("cannot take the terminal over")?;
+    }
     let session = Session::new(sink, style, names, directory).with_views(views);
     let session = RefCell::new(session);
     let command = match &plan.command {
@@ -217,7 +240,12 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     if session.shown().malformed > 0 {
         bail!("{} records made no sense", session.shown().malformed);
     }
-    session.sink().summary(&summary)?;
+    if args.live {
+        session.views().close_screen();
+        output::nowhere(NAME, settings).summary(&summary)?;
+    } else {
+        session.sink().summary(&summary)?;
+    }
     Ok(())
 }
 
@@ -305,6 +333,7 @@ fn follow(
     let ring = Ring::new(&records, |record| {
         Ok(session.borrow_mut().record(record, clock::wall)?)
     })?;
+    let stdin = std::io::stdin();
     let mut looked = Instant::now();
     loop {
         let drained = ring.drain()?;
@@ -315,9 +344,20 @@ fn follow(
             looked = Instant::now();
             totals.report(watch.totals()?, session.borrow_mut().sink())?;
         }
-        let sources: &[BorrowedFd<'_>] = if drained > 0 { &[] } else { &[ring.fd()] };
-        let longest = if drained > 0 { GATHER } else { LOSS_INTERVAL };
-        if stop.wait(sources, Some(longest))?.stopped {
+        if session.borrow_mut().views().tick()? {
+            break;
+        }
+        let mut sources: Vec<BorrowedFd<'_>> = Vec::with_capacity(2);
+        let mut longest = GATHER;
+        if drained == 0 {
+            sources.push(ring.fd());
+            longest = LOSS_INTERVAL;
+        }
+        if session.borrow_mut().views().is_live() {
+            sources.push(stdin.as_fd());
+            longest = longest.min(live::FRAME);
+        }
+        if stop.wait(&sources, Some(longest))?.stopped {
             break;
         }
     }

@@ -106,6 +106,11 @@ impl<W: Write> Session<W> {
         Self { views, ..self }
     }
 
+    /// What is made of events besides lines.
+    pub fn views(&mut self) -> &mut Views {
+        &mut self.views
+    }
+
     /// Sends on what is buffered, of lines and of files.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use super::event::{Close, Data};
 use super::files::Output;
 use super::har::{self, Har};
 use super::http::{Http, NotHttp};
+use super::live::{self, Live};
 use super::pcap::{Ends, Pcap};
 use crate::failure::Failure;
 use crate::output::Sink;
@@ -25,6 +26,7 @@ pub struct Views {
     lines: bool,
     pcap: Option<(Output, Pcap<BufWriter<File>>)>,
     har: Option<(Output, Har<BufWriter<File>>)>,
+    live: Option<Live>,
 }
 
 impl Views {
@@ -50,11 +52,42 @@ impl Views {
             let har = Har::new(writer).map_err(|err| failed(&output, &err))?;
             views.har = Some((output, har));
         }
-        if args.http || args.har.is_some() {
-            let keep = if args.har.is_some() { har::BODY } else { 0 };
+        if args.http || args.har.is_some() || args.live {
+            let keep = match (&args.har, args.live) {
+                (Some(_), _) => har::BODY,
+                (None, true) => live::BODY,
+                (None, false) => 0,
+            };
             views.http = Some(Http::new(keep, args.show_secrets));
         }
         Ok(views)
+    }
+
+    /// Takes the terminal over; everything that is shown is on the screen from now on.
+    ///
+    /// # Errors
+    /// Those of the terminal.
+    pub fn open_screen(&mut self, color: bool) -> io::Result<()> {
+        self.live = Some(Live::open(color)?);
+        Ok(())
+    }
+
+    /// Gives the terminal back.
+    pub fn close_screen(&mut self) {
+        self.live = None;
+    }
+
+    /// Whether the terminal is taken over.
+    pub fn is_live(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// Does what was typed, and draws; says whether that is to end.
+    ///
+    /// # Errors
+    /// Those of the terminal.
+    pub fn tick(&mut self) -> io::Result<bool> {
+        self.live.as_mut().map_or(Ok(false), Live::tick)
     }
 
     /// What a call read or wrote; says whether it is to be shown as a line.
@@ -74,8 +107,11 @@ impl Views {
         if let Some(http) = &mut self.http {
             http.data(time, data);
         }
+        if let Some(live) = &mut self.live {
+            live.data(time, data);
+        }
         self.exchanges(time, sink)?;
-        Ok(!self.lines)
+        Ok(!self.lines && self.live.is_none())
     }
 
     /// A connection was freed; says whether that is to be shown as a line.
@@ -91,6 +127,9 @@ impl Views {
         if let Some((output, pcap)) = &mut self.pcap {
             let written = pcap.close(time, close.connection);
             written.map_err(|err| output.named(&err))?;
+        }
+        if let Some(live) = &mut self.live {
+            live.close(time, close);
         }
         let Some(http) = &mut self.http else {
             return Ok(true);
@@ -120,6 +159,9 @@ impl Views {
             }
             if let Some((output, har)) = &mut self.har {
                 har.exchange(&exchange).map_err(|err| output.named(&err))?;
+            }
+            if let Some(live) = &mut self.live {
+                live.exchange(time, exchange);
             }
         }
         Ok(())
