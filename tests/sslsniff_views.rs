@@ -182,10 +182,70 @@ mod root {
             }
             let text = String::from_utf8_lossy(&payload);
             assert!(text.contains("the plain answer\n"), "{text}");
-            if name == "1.1" {
-                assert!(text.contains("GET /b HTTP/1.1\r\n"), "{text}");
-            }
+            // The headers of HTTP/2 are written anew, uncompressed.
+            let request = if name == "1.1" {
+                "GET /b HTTP/1.1\r\n"
+            } else {
+                ":path\u{2}/b"
+            };
+            assert!(text.contains(request), "{text}");
         }
+    }
+
+    /// Runs the view on a terminal of its own until the first screen, ends it, and prints whether the
+    /// screen was left and the terminal is as it was.
+    const ON_A_TERMINAL: &str = r#"
+import os, pty, signal, sys, termios, time
+main, other = pty.openpty()
+before = termios.tcgetattr(other)
+pid = os.fork()
+if pid == 0:
+    os.login_tty(other) if hasattr(os, "login_tty") else None
+    for number in range(3):
+        os.dup2(other, number)
+    os.environ["TERM"] = "xterm"
+    os.execv(sys.argv[1], [sys.argv[1], "sslsniff", "--live"])
+seen, asked = b"", False
+while True:
+    try:
+        part = os.read(main, 65536)
+    except OSError:
+        break
+    seen += part
+    if b"connections/requests" in seen and not asked:
+        asked = True
+        assert termios.tcgetattr(other)[3] & termios.ECHO == 0
+        if sys.argv[2] == "q":
+            os.write(main, b"q")
+        else:
+            os.kill(pid, getattr(signal, sys.argv[2]))
+    if b"delivered" in seen:
+        break
+_, status = os.waitpid(pid, 0)
+print(os.waitstatus_to_exitcode(status), b"\x1b[?1049l" in seen, termios.tcgetattr(other) == before)
+"#;
+
+    #[test]
+    fn the_terminal_is_given_back_however_the_view_ends() {
+        for how in ["q", "SIGTERM", "SIGINT"] {
+            let mut command = Command::new(super::common::python3());
+            command
+                .args(["-c", ON_A_TERMINAL])
+                .arg(ebpfkit_path())
+                .arg(how);
+            assert_eq!(sh(&mut command).trim(), "0 True True", "{how}");
+        }
+    }
+
+    #[test]
+    fn the_view_needs_a_terminal() {
+        let output = Command::new(ebpfkit_path())
+            .args(["sslsniff", "--live"])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--live"));
     }
 
     #[test]

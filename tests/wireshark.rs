@@ -63,7 +63,7 @@ fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
 
 fn written(ends: Ends, calls: &[(&'static str, u64, &[u8])]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
-    let mut pcap = Pcap::new(&mut file).expect("a start");
+    let mut pcap = Pcap::new(&mut file, false).expect("a start");
     let who = who();
     let mut time = OffsetDateTime::UNIX_EPOCH;
     for (direction, offset, bytes) in calls {
@@ -140,6 +140,69 @@ fn http_is_read_with_no_keys_whatever_the_ends_are() {
             &["frame.number"],
         );
         assert!(wrong.is_empty(), "{ends:?}: packets {wrong:?}");
+    }
+}
+
+/// A frame of HTTP/2 on stream 1, or 0 for settings.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags, 0, 0, 0, u8::from(kind != 4)]);
+    frame.extend(payload);
+    frame
+}
+
+#[test]
+fn http2_is_read_with_its_headers_and_secrets_are_masked() {
+    let mut encoder = loona_hpack::Encoder::new();
+    let mut block = |fields: &[(&str, &str)]| {
+        encoder.encode(
+            fields
+                .iter()
+                .map(|(name, value)| (name.as_bytes(), value.as_bytes())),
+        )
+    };
+    let head = block(&[
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":path", "/a?token=abc"),
+        (":authority", "example.com"),
+        ("authorization", "Bearer abc"),
+    ]);
+    let mut request = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    request.extend(frame(4, 0, &[]));
+    request.extend(frame(1, 5, &head));
+    let mut answer = frame(4, 0, &[]);
+    answer.extend(frame(1, 4, &[0x88]));
+    answer.extend(frame(0, 1, b"hello"));
+    let port = |port: u16| Some(format!("127.0.0.1:{port}").parse().unwrap());
+    for ends in [
+        Ends::default(),
+        Ends {
+            local: port(40000),
+            peer: port(443),
+        },
+        Ends {
+            local: port(40000),
+            peer: port(4433),
+        },
+    ] {
+        let file = written(ends, &[("write", 0, &request), ("read", 0, &answer)]);
+        let headers = tshark(
+            file.path(),
+            "http2.headers.method",
+            &[
+                "http2.headers.method",
+                "http2.headers.path",
+                "http2.headers.authorization",
+            ],
+        );
+        assert_eq!(headers, ["GET\t/a?token=***\t**********"], "{ends:?}");
+        let status = tshark(
+            file.path(),
+            "http2.headers.status",
+            &["http2.headers.status"],
+        );
+        assert_eq!(status, ["200"], "{ends:?}");
     }
 }
 

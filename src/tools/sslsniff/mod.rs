@@ -71,7 +71,7 @@ const GATHER: Duration = Duration::from_millis(1);
     after_help = "Values of headers that hold secrets (Authorization, Cookie, Set-Cookie, \
     X-Aws-Ec2-Metadata-Token and others) are replaced by * of the same length, and so are all \
     headers of HTTP/2, which are compressed; lengths and offsets stay true. All else is shown byte \
-    by byte.\n\n\
+    by byte. Requests (--http, --live) and files (--pcap, --har) are masked alike.\n\n\
     With a COMMAND, sslsniff ends when it ends, and its status is in the summary. With -o json, \
     COMMAND's standard output goes to standard error, so that standard output has nothing but JSON \
     Lines. If sslsniff is ended first, COMMAND is sent SIGTERM."
@@ -93,7 +93,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = plan::parse_size)]
     max_bytes: Option<u64>,
     /// Show requests of HTTP with their answers, a line each, in place of payload
-    #[arg(long, conflicts_with = "hex")]
+    #[arg(long, conflicts_with_all = ["hex", "no_payload"])]
     http: bool,
     /// Write plaintext to this new file, as packets that Wireshark reads
     #[arg(long, value_name = "FILE")]

@@ -4,7 +4,7 @@
 //!
 //! Each connection becomes a TCP connection of made-up packets: a handshake when its first bytes
 //! pass, a segment or more for each call, and an end when it is freed. Sequence numbers count the
-//! bytes of the plaintext, so bytes that are missing are a gap in them, as a lost segment is. The
+//! bytes of the plaintext (of HTTP/2 with masked headers, the bytes that are written in its place), so bytes that are missing are a gap in them, as a lost segment is. The
 //! packets have no link layer (LINKTYPE_RAW).
 
 use std::borrow::Cow;
@@ -24,6 +24,7 @@ use pcap_file::{DataLink, PcapError};
 use time::OffsetDateTime;
 
 use super::event::Data;
+use super::http::Rewriter;
 use super::record::Direction;
 use crate::output::Printable;
 use crate::process::Identity;
@@ -63,6 +64,10 @@ struct Stream {
     peer: SocketAddr,
     /// By direction: the next byte's offset.
     next: [u64; 2],
+    /// By direction: bytes that were written, with those that are missing.
+    sent: [u64; 2],
+    /// What masks headers of HTTP/2, if it is that and they are to be masked.
+    rewriter: Option<Box<Rewriter>>,
     used: u64,
 }
 
@@ -72,6 +77,7 @@ pub struct Pcap<W: Write> {
     streams: HashMap<u64, Stream>,
     packet: Vec<u8>,
     calls: u64,
+    show_secrets: bool,
 }
 
 impl<W: Write> std::fmt::Debug for Pcap<W> {
@@ -89,11 +95,11 @@ struct Flags {
 }
 
 impl<W: Write> Pcap<W> {
-    /// Starts a file.
+    /// Starts a file, in which secrets are masked or shown.
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn new(writer: W) -> io::Result<Self> {
+    pub fn new(writer: W, show_secrets: bool) -> io::Result<Self> {
         let section = SectionHeaderBlock {
             options: vec![
                 SectionHeaderOption::UserApplication(Cow::Borrowed(concat!(
@@ -124,10 +130,11 @@ impl<W: Write> Pcap<W> {
             streams: HashMap::new(),
             packet: Vec::new(),
             calls: 0,
+            show_secrets,
         })
     }
 
-    /// What a call read or wrote, secrets masked, between these addresses where they are known.
+    /// What a call read or wrote, between these addresses where they are known.
     ///
     /// # Errors
     /// Those of the writer.
@@ -145,32 +152,43 @@ impl<W: Write> Pcap<W> {
             return Ok(());
         };
         stream.used = self.calls;
-        let next = stream.next[direction.index()];
+        let side = direction.index();
+        let next = stream.next[side];
         // Bytes that were seen come again when a call only looks at them.
         let again = usize::try_from(next.saturating_sub(data.offset)).unwrap_or(usize::MAX);
-        let Some(bytes) = data.bytes.get(again..) else {
+        let (Some(bytes), Some(raw)) = (data.bytes.get(again..), data.raw.get(again..)) else {
             return Ok(());
         };
-        stream.next[direction.index()] = next.max(data.offset.saturating_add(data.length));
-        let (local, peer) = (stream.local, stream.peer);
-        let acknowledged = stream.next[direction.other().index()];
+        stream.next[side] = next.max(data.offset.saturating_add(data.length));
+        let missing = data.offset.saturating_sub(next);
+        let cut = data.length.saturating_sub(data.raw.len() as u64);
+        stream.sent[side] += missing;
+        let mut rewritten = Vec::new();
+        let bytes = match &mut stream.rewriter {
+            None => bytes,
+            Some(rewriter) => {
+                if missing > 0 {
+                    rewriter.skip(direction, missing);
+                }
+                rewriter.bytes(direction, raw, data.starts || missing > 0, &mut rewritten);
+                if cut > 0 {
+                    rewriter.skip(direction, cut);
+                }
+                &rewritten
+            }
+        };
+        let (start, ends) = (stream.sent[side], (stream.local, stream.peer));
+        stream.sent[side] += bytes.len() as u64 + cut;
+        let ack = number(stream.sent[direction.other().index()]);
         let comment = format!("{} {}", name(data.who), data.function);
-        let mut offset = data.offset.max(next);
+        let flags = Flags {
+            ack: true,
+            ..Flags::default()
+        };
+        let mut offset = start;
         for segment in bytes.chunks(LONGEST_SEGMENT) {
-            let (seq, ack) = (number(offset), number(acknowledged));
-            let flags = Flags {
-                ack: true,
-                ..Flags::default()
-            };
-            self.segment(
-                time,
-                direction,
-                (local, peer),
-                (seq, ack),
-                flags,
-                segment,
-                &comment,
-            )?;
+            let seq = number(offset);
+            self.segment(time, direction, ends, (seq, ack), flags, segment, &comment)?;
             offset += segment.len() as u64;
         }
         Ok(())
@@ -185,7 +203,7 @@ impl<W: Write> Pcap<W> {
             return Ok(());
         };
         let ends = (stream.local, stream.peer);
-        let [read, written] = stream.next.map(number);
+        let [read, written] = stream.sent.map(number);
         let fin = Flags {
             fin: true,
             ack: true,
@@ -227,10 +245,15 @@ impl<W: Write> Pcap<W> {
         let answer = data.bytes.starts_with(b"HTTP/1.");
         let client = if answer { first.other() } else { first };
         let (local, peer) = ends.addresses(data.connection, client);
+        let rewriter = (!self.show_secrets)
+            .then(|| Rewriter::of(first, data.raw))
+            .flatten();
         let stream = Stream {
             local,
             peer,
             next: [0, 0],
+            sent: [0, 0],
+            rewriter,
             used: self.calls,
         };
         self.streams.insert(data.connection, stream);

@@ -43,7 +43,8 @@ impl Views {
         };
         if let Some(path) = &args.pcap {
             let (output, writer) = Output::create("--pcap", path)?;
-            let mut pcap = Pcap::new(writer).map_err(|err| failed(&output, &err))?;
+            let mut pcap =
+                Pcap::new(writer, args.show_secrets).map_err(|err| failed(&output, &err))?;
             pcap.flush().map_err(|err| failed(&output, &err))?;
             views.pcap = Some((output, pcap));
         }

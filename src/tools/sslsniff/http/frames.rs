@@ -2,8 +2,10 @@
 
 //! The frames of HTTP/2 (RFC 9113) in one direction, out of pieces of any size.
 
-pub(super) use super::super::mask::http2::{CONTINUATION, DATA, HEADERS, PUSH_PROMISE, RST_STREAM};
-use super::super::mask::http2::{FRAME_HEADER, is_chain, length_of};
+pub(super) use super::super::mask::http2::{
+    CONTINUATION, DATA, FRAME_HEADER, HEADERS, PUSH_PROMISE, RST_STREAM,
+};
+use super::super::mask::http2::{is_chain, length_of};
 
 /// The longest payload of a frame that is read as a whole; those with data are not.
 const LONGEST: usize = 256 << 10;
@@ -29,6 +31,8 @@ pub(super) struct Header {
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) stream: u32,
+    /// Bytes of the payload.
+    pub(super) length: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +129,7 @@ impl Frames {
             kind: self.buffer[3],
             flags: self.buffer[4],
             stream: u32::from_be_bytes(id),
+            length,
         };
         self.buffer.clear();
         if self.header.kind == DATA {

@@ -12,6 +12,7 @@ mod frames;
 mod head;
 mod hpack;
 mod one;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 mod two;
@@ -22,6 +23,7 @@ use time::OffsetDateTime;
 
 pub use self::exchange::{Body, Budget, Exchange, Field, Message, NotHttp, Outcome};
 use self::one::One;
+pub use self::rewrite::Rewriter;
 use self::two::Two;
 use super::event::Data;
 use super::mask::http2::{PREFACE, is_chain, is_first_settings};

@@ -12,12 +12,12 @@ use crate::tools::sslsniff::mask::http2::PREFACE;
 use crate::tools::sslsniff::record::Direction;
 
 const END_STREAM: u8 = 0x1;
-const END_HEADERS: u8 = 0x4;
+pub(super) const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
 /// The longest block of headers that is followed.
-const LONGEST_BLOCK: usize = 256 << 10;
+pub(super) const LONGEST_BLOCK: usize = 256 << 10;
 /// Streams that are open at once; most servers allow some hundred.
 const MOST_STREAMS: usize = 1024;
 /// What precedes each message of gRPC: a flag and the length.
@@ -367,7 +367,7 @@ impl Two {
 }
 
 /// The part of a block in a frame, without padding and priority.
-fn fragment(header: Header, mut payload: &[u8]) -> Option<&[u8]> {
+pub(super) fn fragment(header: Header, mut payload: &[u8]) -> Option<&[u8]> {
     if header.flags & PADDED != 0 {
         let (padding, rest) = payload.split_first()?;
         payload = rest.get(..rest.len().checked_sub(usize::from(*padding))?)?;
