@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-vm vm-shell bench lint fmt vmlinux clean
+.PHONY: help build demo test test-vm vm-shell bench bench-tc-guard lint fmt vmlinux clean
 
 CARGO ?= cargo
 # rustup puts it where a shell that was there before does not look.
@@ -44,6 +44,10 @@ vm-shell: ## a shell on one of these kernels, with the tests in it: make vm-shel
 bench: ## what a packet costs in the kernel, as a ratio to an empty program (root)
 	packaging/install-deps build
 	$(CARGO) bench --bench packets
+
+bench-tc-guard: ## what tc-guard costs, against an empty program, no guard, nftables and iptables (root)
+	packaging/install-deps build test
+	$(CARGO) bench --bench tc-guard
 
 lint: ## formatting, warnings, BPF programs with clang 14 and 19 for x86-64 and arm64, scripts
 	packaging/install-deps build lint

@@ -7,13 +7,19 @@ use std::path::Path;
 use std::process::Command;
 
 use ebpfkit::process::Identity;
-use ebpfkit::tools::sslsniff::event::Data;
+use ebpfkit::tools::sslsniff::event::{Data, Ends};
 use ebpfkit::tools::sslsniff::payload::Payload;
-use ebpfkit::tools::sslsniff::pcap::{Ends, Pcap};
+use ebpfkit::tools::sslsniff::pcap::Pcap;
 use time::OffsetDateTime;
 
 /// A call on connection 1 at `offset` of its direction.
-fn call<'a>(who: &'a Identity, direction: &'static str, offset: u64, bytes: &'a [u8]) -> Data<'a> {
+fn call<'a>(
+    who: &'a Identity,
+    ends: &'a Ends,
+    direction: &'static str,
+    offset: u64,
+    bytes: &'a [u8],
+) -> Data<'a> {
     Data {
         direction,
         function: "SSL_write",
@@ -23,6 +29,8 @@ fn call<'a>(who: &'a Identity, direction: &'static str, offset: u64, bytes: &'a 
         length: bytes.len() as u64,
         captured: u32::try_from(bytes.len()).unwrap(),
         missing: None,
+        repeated: false,
+        ends,
         masked: false,
         data: Payload::None {},
         who,
@@ -61,6 +69,15 @@ fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// The ends of a connection, where they are known.
+fn ends(local: Option<String>, peer: Option<String>) -> Ends {
+    Ends {
+        local,
+        peer,
+        peer_via: None,
+    }
+}
+
 fn written(ends: Ends, calls: &[(&'static str, u64, &[u8])]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     let mut pcap = Pcap::new(&mut file, false).expect("a start");
@@ -68,8 +85,8 @@ fn written(ends: Ends, calls: &[(&'static str, u64, &[u8])]) -> tempfile::NamedT
     let mut time = OffsetDateTime::UNIX_EPOCH;
     for (direction, offset, bytes) in calls {
         time += time::Duration::nanoseconds(1_000_000_001);
-        let data = call(&who, direction, *offset, bytes);
-        pcap.data(time, &data, ends).expect("a packet");
+        let data = call(&who, &ends, direction, *offset, bytes);
+        pcap.data(time, &data).expect("a packet");
     }
     pcap.close(time, 1).expect("an end");
     pcap.flush().expect("all of it");
@@ -82,25 +99,16 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel";
 
 #[test]
 fn http_is_read_with_no_keys_whatever_the_ends_are() {
-    let port = |port: u16| Some(format!("127.0.0.1:{port}").parse().unwrap());
-    let six = |port: u16| Some(format!("[::1]:{port}").parse().unwrap());
-    for ends in [
+    let port = |port: u16| Some(format!("127.0.0.1:{port}"));
+    let six = |port: u16| Some(format!("[::1]:{port}"));
+    for known in [
         Ends::default(),
-        Ends {
-            local: port(40000),
-            peer: port(443),
-        },
-        Ends {
-            local: port(40000),
-            peer: port(8443),
-        },
-        Ends {
-            local: six(40000),
-            peer: six(4433),
-        },
+        ends(port(40000), port(443)),
+        ends(port(40000), port(8443)),
+        ends(six(40000), six(4433)),
     ] {
         let file = written(
-            ends,
+            known.clone(),
             &[
                 ("write", 0, REQUEST),
                 ("read", 0, ANSWER),
@@ -125,7 +133,7 @@ fn http_is_read_with_no_keys_whatever_the_ends_are() {
         assert_eq!(
             requests,
             ["GET\texample.com\t/a?b=c", "POST\t\t/"],
-            "{ends:?}"
+            "{known:?}"
         );
         let answers = tshark(
             file.path(),
@@ -139,7 +147,7 @@ fn http_is_read_with_no_keys_whatever_the_ends_are() {
             "tcp.analysis.flags || _ws.malformed || tls",
             &["frame.number"],
         );
-        assert!(wrong.is_empty(), "{ends:?}: packets {wrong:?}");
+        assert!(wrong.is_empty(), "{known:?}: packets {wrong:?}");
     }
 }
 
@@ -174,19 +182,16 @@ fn http2_is_read_with_its_headers_and_secrets_are_masked() {
     let mut answer = frame(4, 0, &[]);
     answer.extend(frame(1, 4, &[0x88]));
     answer.extend(frame(0, 1, b"hello"));
-    let port = |port: u16| Some(format!("127.0.0.1:{port}").parse().unwrap());
-    for ends in [
+    let port = |port: u16| Some(format!("127.0.0.1:{port}"));
+    for known in [
         Ends::default(),
-        Ends {
-            local: port(40000),
-            peer: port(443),
-        },
-        Ends {
-            local: port(40000),
-            peer: port(4433),
-        },
+        ends(port(40000), port(443)),
+        ends(port(40000), port(4433)),
     ] {
-        let file = written(ends, &[("write", 0, &request), ("read", 0, &answer)]);
+        let file = written(
+            known.clone(),
+            &[("write", 0, &request), ("read", 0, &answer)],
+        );
         let headers = tshark(
             file.path(),
             "http2.headers.method",
@@ -196,13 +201,13 @@ fn http2_is_read_with_its_headers_and_secrets_are_masked() {
                 "http2.headers.authorization",
             ],
         );
-        assert_eq!(headers, ["GET\t/a?token=***\t**********"], "{ends:?}");
+        assert_eq!(headers, ["GET\t/a?token=***\t**********"], "{known:?}");
         let status = tshark(
             file.path(),
             "http2.headers.status",
             &["http2.headers.status"],
         );
-        assert_eq!(status, ["200"], "{ends:?}");
+        assert_eq!(status, ["200"], "{known:?}");
     }
 }
 

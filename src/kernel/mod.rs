@@ -4,14 +4,18 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod cgroup_follow;
 pub mod clock;
 pub mod endpoints;
 pub mod features;
+pub mod hold;
 pub mod identity;
 pub mod interfaces;
+pub mod mmap_events;
 pub mod namespace;
 pub mod packet_socket;
 pub mod privileges;
+pub mod program;
 pub mod ring;
 pub mod socket_table;
 pub mod stop;

@@ -7,6 +7,7 @@
 //! end; until then it is JSON that lacks its last two brackets.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::http::{Exchange, Field, Message, Outcome};
 use super::payload;
+use super::record::Direction;
 use crate::output::rfc3339;
 
 /// Bytes that are kept of a body.
@@ -121,7 +123,7 @@ fn entry(exchange: &Exchange) -> io::Result<Option<Value>> {
         "headersSize": UNKNOWN,
         "bodySize": size(&exchange.response),
     });
-    Ok(Some(json!({
+    let mut entry = json!({
         "startedDateTime": rfc3339(start)?,
         "time": milliseconds(total.unwrap_or(0)),
         "request": request,
@@ -135,7 +137,17 @@ fn entry(exchange: &Exchange) -> io::Result<Option<Value>> {
         },
         "connection": exchange.connection.to_string(),
         "comment": comment,
-    })))
+    });
+    // Only where it is known, as all that is optional.
+    let peer = exchange
+        .ends
+        .peer
+        .as_deref()
+        .and_then(|peer| peer.parse::<SocketAddr>().ok());
+    if let (Some(peer), Direction::Write) = (peer, exchange.direction) {
+        entry["serverIPAddress"] = peer.ip().to_string().into();
+    }
+    Ok(Some(entry))
 }
 
 fn url(exchange: &Exchange) -> String {
@@ -201,8 +213,8 @@ fn content(message: &Message) -> Value {
 mod tests {
     use time::macros::datetime;
 
+    use super::super::event::Ends;
     use super::super::http::{Body, Budget};
-    use super::super::record::Direction;
     use super::*;
     use crate::process::Identity;
 
@@ -217,6 +229,10 @@ mod tests {
         Exchange {
             connection: 3,
             who: Identity::default(),
+            ends: Ends {
+                peer: Some("192.0.2.1:443".to_owned()),
+                ..Ends::default()
+            },
             direction: Direction::Write,
             stream: None,
             version: "1.1",
@@ -272,6 +288,7 @@ mod tests {
             "comment": "only the first 3 bytes are kept",
         });
         assert_eq!(first["response"]["content"], content);
+        assert_eq!(first["serverIPAddress"], "192.0.2.1");
         assert_eq!(first["time"], 5.0);
         assert_eq!(
             first["timings"],

@@ -134,11 +134,11 @@ impl<W: Write> Pcap<W> {
         })
     }
 
-    /// What a call read or wrote, between these addresses where they are known.
+    /// What a call read or wrote.
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn data(&mut self, time: OffsetDateTime, data: &Data<'_>, ends: Ends) -> io::Result<()> {
+    pub fn data(&mut self, time: OffsetDateTime, data: &Data<'_>) -> io::Result<()> {
         self.calls += 1;
         let direction = if data.direction == Direction::Read.name() {
             Direction::Read
@@ -146,7 +146,7 @@ impl<W: Write> Pcap<W> {
             Direction::Write
         };
         if !self.streams.contains_key(&data.connection) {
-            self.open(time, data, direction, ends)?;
+            self.open(time, data, direction)?;
         }
         let Some(stream) = self.streams.get_mut(&data.connection) else {
             return Ok(());
@@ -170,7 +170,12 @@ impl<W: Write> Pcap<W> {
                 if missing > 0 {
                     rewriter.skip(direction, missing);
                 }
-                rewriter.bytes(direction, raw, data.starts || missing > 0, &mut rewritten);
+                rewriter.bytes(
+                    direction,
+                    raw,
+                    data.starts && again == 0 || missing > 0,
+                    &mut rewritten,
+                );
                 if cut > 0 {
                     rewriter.skip(direction, cut);
                 }
@@ -229,13 +234,7 @@ impl<W: Write> Pcap<W> {
     }
 
     /// A handshake, from the side that is taken for the client: the one that speaks first.
-    fn open(
-        &mut self,
-        time: OffsetDateTime,
-        data: &Data<'_>,
-        first: Direction,
-        ends: Ends,
-    ) -> io::Result<()> {
+    fn open(&mut self, time: OffsetDateTime, data: &Data<'_>, first: Direction) -> io::Result<()> {
         if self.streams.len() >= MOST_STREAMS {
             let mut used: Vec<_> = self.streams.values().map(|one| one.used).collect();
             let (_, middle, _) = used.select_nth_unstable(MOST_STREAMS / 2);
@@ -244,7 +243,7 @@ impl<W: Write> Pcap<W> {
         }
         let answer = data.bytes.starts_with(b"HTTP/1.");
         let client = if answer { first.other() } else { first };
-        let (local, peer) = ends.addresses(data.connection, client);
+        let (local, peer) = Ends::of(data).addresses(data.connection, client);
         let rewriter = (!self.show_secrets)
             .then(|| Rewriter::of(first, data.raw))
             .flatten();
@@ -257,7 +256,7 @@ impl<W: Write> Pcap<W> {
             used: self.calls,
         };
         self.streams.insert(data.connection, stream);
-        let comment = describe(data, ends);
+        let comment = describe(data);
         let both = (local, peer);
         let syn = Flags {
             syn: true,
@@ -369,15 +368,23 @@ fn error(err: PcapError) -> io::Error {
 }
 
 /// The ends of a connection, as far as they are known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ends {
+#[derive(Debug, Clone, Copy)]
+struct Ends {
     /// The program's own.
-    pub local: Option<SocketAddr>,
+    local: Option<SocketAddr>,
     /// The other.
-    pub peer: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
 }
 
 impl Ends {
+    fn of(data: &Data<'_>) -> Self {
+        let address = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok());
+        Self {
+            local: address(&data.ends.local),
+            peer: address(&data.ends.peer),
+        }
+    }
+
     /// Local and peer address as they are written: the server's port is that of the protocol
     /// without TLS, as readers would look for TLS otherwise.
     fn addresses(self, connection: u64, client: Direction) -> (SocketAddr, SocketAddr) {
@@ -414,8 +421,8 @@ fn name(who: &Identity) -> String {
 }
 
 /// All that is known of a connection at its start.
-fn describe(data: &Data<'_>, ends: Ends) -> String {
-    let who = data.who;
+fn describe(data: &Data<'_>) -> String {
+    let (who, ends) = (data.who, data.ends);
     let mut text = format!("connection {} of {}", data.connection, name(who));
     let mut add = |name: &str, value: Option<&dyn std::fmt::Display>| {
         if let Some(value) = value {

@@ -14,7 +14,7 @@ use super::files::Output;
 use super::har::{self, Har};
 use super::http::{Http, NotHttp};
 use super::live::{self, Live};
-use super::pcap::{Ends, Pcap};
+use super::pcap::Pcap;
 use crate::failure::Failure;
 use crate::output::Sink;
 
@@ -83,6 +83,11 @@ impl Views {
         self.live.is_some()
     }
 
+    /// Whether lines tell how connections come and go, and not only what was asked on them.
+    pub fn shows_steps(&self) -> bool {
+        !self.lines
+    }
+
     /// Does what was typed, and draws; says whether that is to end.
     ///
     /// # Errors
@@ -102,7 +107,7 @@ impl Views {
         sink: &mut Sink<impl Write>,
     ) -> io::Result<bool> {
         if let Some((output, pcap)) = &mut self.pcap {
-            let written = pcap.data(time, data, Ends::default());
+            let written = pcap.data(time, data);
             written.map_err(|err| output.named(&err))?;
         }
         if let Some(http) = &mut self.http {

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 
+use super::super::event::Ends;
 use super::super::record::Direction;
 use crate::output::{Event, Line, Printable, Style};
 use crate::process::Identity;
@@ -182,6 +183,8 @@ pub struct Exchange {
     pub connection: u64,
     /// The program whose calls were seen.
     pub who: Identity,
+    /// The connection's ends, as they were known when it started.
+    pub ends: Ends,
     /// Where the request went, seen from the program.
     pub direction: Direction,
     /// The number of the stream, in HTTP/2.
@@ -275,6 +278,7 @@ impl Exchange {
             response_missing: missing(&self.response.body),
             request_messages: grpc.then_some(self.request.body.messages),
             response_messages: grpc.then_some(self.response.body.messages),
+            ends: &self.ends,
             who: &self.who,
         }
     }
@@ -323,6 +327,8 @@ struct Http<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     response_messages: Option<u64>,
     #[serde(flatten)]
+    ends: &'a Ends,
+    #[serde(flatten)]
     who: &'a Identity,
 }
 
@@ -343,6 +349,7 @@ impl Event for Exchange {
 
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         super::super::event::subject(line, &self.who, self.connection)?;
+        self.ends.text(line)?;
         let (style, arrow) = match self.direction {
             Direction::Read => (Style::Good, "<-"),
             Direction::Write => (Style::Note, "->"),

@@ -25,7 +25,7 @@ pub use self::exchange::{Body, Budget, Exchange, Field, Message, NotHttp, Outcom
 use self::one::One;
 pub use self::rewrite::Rewriter;
 use self::two::Two;
-use super::event::Data;
+use super::event::{Data, Ends};
 use super::mask::http2::{PREFACE, is_chain, is_first_settings};
 use super::record::Direction;
 use crate::process::Identity;
@@ -86,6 +86,7 @@ struct Context<'a> {
     time: OffsetDateTime,
     connection: u64,
     who: &'a Identity,
+    ends: &'a Ends,
     show_secrets: bool,
     /// Bytes that are kept of a body.
     keep: usize,
@@ -103,6 +104,7 @@ impl Context<'_> {
         Exchange {
             connection: self.connection,
             who: self.who.clone(),
+            ends: self.ends.clone(),
             direction: requests,
             stream: None,
             version,
@@ -131,6 +133,7 @@ enum Protocol {
 struct Conversation {
     protocol: Protocol,
     who: Identity,
+    ends: Ends,
     /// By direction: the next byte's offset.
     next: [u64; 2],
     /// The count of pieces when it was last used.
@@ -175,6 +178,7 @@ impl Http {
             .or_insert_with(|| Conversation {
                 protocol: Protocol::Unknown([Vec::new(), Vec::new()]),
                 who: data.who.clone(),
+                ends: data.ends.clone(),
                 next: [0, 0],
                 used: 0,
             });
@@ -203,6 +207,7 @@ impl Http {
             time,
             connection: data.connection,
             who: data.who,
+            ends: data.ends,
             show_secrets: self.show_secrets,
             keep: self.keep,
             budget: &self.budget,
@@ -211,7 +216,7 @@ impl Http {
         if missing > 0 {
             conversation.protocol.skip(direction, missing, &mut context);
         }
-        let fresh = data.starts || missing > 0;
+        let fresh = data.starts && again == 0 || missing > 0;
         if !bytes.is_empty() {
             conversation
                 .protocol
@@ -255,6 +260,7 @@ impl Http {
             time,
             connection,
             who: &conversation.who,
+            ends: &conversation.ends,
             show_secrets: self.show_secrets,
             keep: self.keep,
             budget: &self.budget,

@@ -49,6 +49,8 @@ impl Wire {
             length: length as u64,
             captured: u32::try_from(bytes.len()).unwrap(),
             missing: None,
+            repeated: false,
+            ends: &Ends::default(),
             masked: false,
             data: Payload::None {},
             who: &self.who,

@@ -119,6 +119,7 @@ fn connections(frame: &mut Frame<'_>, model: &Model, area: Rect, color: bool) {
             printable(&one.comm),
             one.pid.to_string(),
             printable(&one.user),
+            printable(&one.peer),
             size(one.read),
             size(one.written),
             one.requests.to_string(),
@@ -137,9 +138,9 @@ fn connections(frame: &mut Frame<'_>, model: &Model, area: Rect, color: bool) {
         .chosen()
         .map_or(0, |chosen| model.connections.range(chosen..).count() - 1);
     let head = [
-        "", "PROCESS", "PID", "USER", "READ", "WRITTEN", "REQUESTS", "MISSING", "",
+        "", "PROCESS", "PID", "USER", "PEER", "READ", "WRITTEN", "REQUESTS", "MISSING", "",
     ];
-    let widths = [8, 16, 8, 12, 10, 10, 8, 10, 6].map(Constraint::Length);
+    let widths = [8, 16, 8, 10, 21, 10, 10, 8, 9, 6].map(Constraint::Length);
     table(frame, area, &head, rows, &widths, chosen);
 }
 

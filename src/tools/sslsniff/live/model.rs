@@ -45,6 +45,8 @@ pub(super) struct Connection {
     pub(super) comm: String,
     pub(super) pid: u32,
     pub(super) user: String,
+    /// Empty while it is not known.
+    pub(super) peer: String,
     pub(super) read: u64,
     pub(super) written: u64,
     pub(super) missing: u64,
@@ -110,6 +112,7 @@ impl Model {
                 user: data.who.user.clone().unwrap_or_else(|| {
                     data.who.uid.map_or_else(String::new, |uid| uid.to_string())
                 }),
+                peer: String::new(),
                 read: 0,
                 written: 0,
                 missing: 0,
@@ -120,6 +123,11 @@ impl Model {
                 payload: 0,
             });
         connection.last = time;
+        if let Some(peer) = &data.ends.peer
+            && *peer != connection.peer
+        {
+            connection.peer.clone_from(peer);
+        }
         match direction {
             Direction::Read => connection.read += data.length,
             Direction::Write => connection.written += data.length,

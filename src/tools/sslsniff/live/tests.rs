@@ -5,7 +5,7 @@ use ratatui::backend::TestBackend;
 use time::OffsetDateTime;
 use time::macros::datetime;
 
-use super::super::event::{Close, Data};
+use super::super::event::{Close, Data, Ends, Facts};
 use super::super::http::Http;
 use super::super::payload::Payload;
 use super::draw::draw;
@@ -24,6 +24,12 @@ fn who(comm: &str) -> Identity {
     }
 }
 
+const NOWHERE: &Ends = &Ends {
+    local: None,
+    peer: None,
+    peer_via: None,
+};
+
 fn data<'a>(
     who: &'a Identity,
     connection: u64,
@@ -39,6 +45,8 @@ fn data<'a>(
         length: bytes.len() as u64,
         captured: u32::try_from(bytes.len()).unwrap(),
         missing: None,
+        repeated: false,
+        ends: NOWHERE,
         masked: false,
         data: Payload::None {},
         who,
@@ -50,14 +58,14 @@ fn data<'a>(
 }
 
 fn screen(model: &Model) -> Vec<String> {
-    let mut terminal = Terminal::new(TestBackend::new(110, 24)).unwrap();
+    let mut terminal = Terminal::new(TestBackend::new(120, 24)).unwrap();
     let now = START + time::Duration::seconds(1);
     terminal
         .draw(|frame| draw(frame, model, now, true))
         .unwrap();
     let buffer = terminal.backend().buffer();
     let row = |y| {
-        (0..110)
+        (0..120)
             .map(|x| buffer[(x, y)].symbol())
             .collect::<String>()
     };
@@ -86,7 +94,13 @@ fn model() -> Model {
     for exchange in http.done() {
         model.exchange(START, exchange);
     }
-    model.data(START, &data(&wget, 2, "write", &[b'x'; 2048]));
+    let ends = Ends {
+        peer: Some("192.0.2.1:443".to_owned()),
+        ..Ends::default()
+    };
+    let mut last = data(&wget, 2, "write", &[b'x'; 2048]);
+    last.ends = &ends;
+    model.data(START, &last);
     model
 }
 
@@ -98,9 +112,9 @@ fn connections_are_listed_with_the_payload_of_the_chosen_one() {
         shown[0],
         "ebpfkit sslsniff  2 connections, 2 open  1 requests/s  11 B/s read  419 B/s written"
     );
-    assert!(
-        shown[2].starts_with("#2       wget             7        alice        0 B        2.0 KiB")
-    );
+    assert!(shown[2].starts_with(
+        "#2       wget             7        alice      192.0.2.1:443         0 B        2.0 KiB"
+    ));
     assert!(
         shown[3].starts_with("#1       cu\\u{1b}[31mrl"),
         "{shown:#?}"
@@ -186,6 +200,8 @@ fn closed_connections_make_room_first_and_memory_is_bounded() {
         read: 1,
         written: 0,
         duration_ns: 0,
+        facts: &Facts::default(),
+        ends: NOWHERE,
         who: &nc,
     };
     model.close(START, &close);
