@@ -46,7 +46,8 @@ pub struct Field {
     pub value: String,
 }
 
-/// How many bytes of bodies may be kept at once in a run.
+/// How many bytes of messages may be kept at once in a run: what peers send is not to fill the memory.
+/// What there is no room for is left out, as if it were not known.
 #[derive(Debug, Clone, Default)]
 pub struct Budget(Rc<Cell<usize>>);
 
@@ -73,6 +74,8 @@ pub struct Body {
     pub missing: u64,
     /// Messages of gRPC in it.
     pub messages: u64,
+    /// Bytes that headers and the like take.
+    taken: usize,
     /// Where the kept bytes are taken from.
     budget: Budget,
 }
@@ -107,6 +110,16 @@ impl Body {
         self.length += bytes.len() as u64;
     }
 
+    /// Takes so many bytes for something else; says whether there was room.
+    fn take(&mut self, bytes: usize) -> bool {
+        let left = self.budget.0.get().checked_sub(bytes);
+        if let Some(left) = left {
+            self.budget.0.set(left);
+            self.taken += bytes;
+        }
+        left.is_some()
+    }
+
     /// Bytes of it that are missing.
     pub(super) fn skip(&mut self, missing: u64) {
         self.length += missing;
@@ -116,7 +129,8 @@ impl Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        self.budget.0.set(self.budget.0.get() + self.kept.len());
+        let all = self.kept.len() + self.taken;
+        self.budget.0.set(self.budget.0.get() + all);
     }
 }
 
@@ -134,6 +148,19 @@ pub struct Message {
 }
 
 impl Message {
+    /// Adds a field, if there is room.
+    pub(super) fn add(&mut self, field: Field) {
+        let size = size_of::<Field>() + field.name.len() + field.value.len();
+        if self.body.take(size) {
+            self.fields.push(field);
+        }
+    }
+
+    /// `text`, if there is room for it.
+    pub(super) fn afford(&mut self, text: String) -> Option<String> {
+        self.body.take(text.len()).then_some(text)
+    }
+
     /// The value of the first field of this name, in lower case.
     pub fn field(&self, name: &str) -> Option<&str> {
         let mut fields = self.fields.iter();

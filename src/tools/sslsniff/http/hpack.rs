@@ -7,6 +7,11 @@ use loona_hpack::Decoder;
 /// The largest table that is followed. Only a peer that has allowed more (in its SETTINGS) can be
 /// sent references to entries beyond it, and those are unknown.
 const LARGEST_TABLE: usize = 64 << 10;
+/// The same where it was in use before it was seen: as none that is usual is larger, and each that is
+/// not known takes memory.
+const LARGEST_IN_USE: usize = 16 << 10;
+/// Bytes of fields that are decoded of a block: a few bytes may refer to a long entry many times.
+const LONGEST_FIELDS: usize = 128 << 10;
 /// The name of an entry that is not known. No header can have it (RFC 9113, section 8.2.1).
 const UNKNOWN_NAME: &[u8] = b"\0";
 /// What an entry of the table takes besides name and value (RFC 7541, section 4.1).
@@ -41,20 +46,26 @@ impl Blocks {
     /// it is not referred to any more.
     pub(super) fn in_use() -> Self {
         let mut blocks = Self::from_start();
-        blocks.decoder.set_max_table_size(LARGEST_TABLE);
+        blocks.decoder.set_max_table_size(LARGEST_IN_USE);
         // "Literal with incremental indexing", a new name, no value.
         let entry = [0x40, 1, UNKNOWN_NAME[0], 0];
-        let block = entry.repeat(LARGEST_TABLE / (ENTRY + UNKNOWN_NAME.len()));
+        let block = entry.repeat(LARGEST_IN_USE / (ENTRY + UNKNOWN_NAME.len()));
         let filled = blocks.decoder.decode_with_cb(&block, |_, _| {});
         debug_assert!(filled.is_ok(), "the block is well-formed");
         blocks
     }
 
-    /// The fields of a whole block. `None` if the
+    /// The fields of a whole block, as many as [`LONGEST_FIELDS`] allows. `None` if the
     /// block is malformed: then the table is not known any more.
     pub(super) fn decode(&mut self, block: &[u8]) -> Option<Vec<Pair>> {
         let mut fields = Vec::new();
+        let mut left = LONGEST_FIELDS;
         let decoded = self.decoder.decode_with_cb(block, |name, value| {
+            let size = ENTRY + name.len() + value.len();
+            left = left.saturating_sub(size);
+            if left == 0 {
+                return;
+            }
             let name = (*name != *UNKNOWN_NAME).then(|| name.into_owned());
             fields.push((name, value.into_owned()));
         });
@@ -111,6 +122,18 @@ mod tests {
             );
             assert!(round > 0 || shown[3] == "?");
         }
+    }
+
+    #[test]
+    fn a_block_that_refers_to_a_long_entry_many_times_takes_little() {
+        let mut encoder = Encoder::new();
+        let mut blocks = Blocks::from_start();
+        let value = [b'v'; 4000];
+        let long = encoder.encode([(b"x".as_slice(), value.as_slice())]);
+        assert_eq!(blocks.decode(&long).unwrap().len(), 1);
+        let fields = blocks.decode(&[0x80 | 62; 16_384]).unwrap();
+        let size: usize = fields.iter().map(|(_, value)| value.len()).sum();
+        assert!((100_000..LONGEST_FIELDS).contains(&size), "{size}");
     }
 
     #[test]

@@ -31,8 +31,8 @@ use super::record::Direction;
 use crate::process::Identity;
 
 /// Connections that are followed at once.
-const MOST_CONNECTIONS: usize = 8192;
-/// Bytes of bodies that are kept at once, of all connections.
+const MOST_CONNECTIONS: usize = 4096;
+/// Bytes of headers and bodies that are kept at once, of all connections.
 const MOST_KEPT: usize = 64 << 20;
 /// The longest start that tells what a connection speaks.
 const LONGEST_START: usize = PREFACE.len();

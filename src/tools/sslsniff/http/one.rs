@@ -325,11 +325,14 @@ impl One {
             return self.sides[side].go(At::Lost);
         };
         exchange.version = head.version;
-        exchange.request.fields = head.fields;
+        head.fields
+            .into_iter()
+            .for_each(|field| exchange.request.add(field));
         if let StartLine::Request { method, host, path } = head.line {
-            exchange.method = Some(method);
-            exchange.host = host;
-            exchange.path = Some(path);
+            let message = &mut exchange.request;
+            exchange.method = message.afford(method);
+            exchange.host = host.and_then(|host| message.afford(host));
+            exchange.path = message.afford(path);
         }
         // A request has a body only if it says so, and no end of the connection ends it.
         match head.length {
@@ -351,7 +354,9 @@ impl One {
         }
         exchange.version = head.version;
         (exchange.status, exchange.reason) = (Some(status), reason);
-        exchange.response.fields = head.fields;
+        head.fields
+            .into_iter()
+            .for_each(|field| exchange.response.add(field));
         let method = exchange.method.as_deref();
         if status == 101 || method == Some("CONNECT") && (200..300).contains(&status) {
             exchange.response.end = Some(context.time);

@@ -18,8 +18,8 @@ const PRIORITY: u8 = 0x20;
 
 /// The longest block of headers that is followed.
 pub(super) const LONGEST_BLOCK: usize = 256 << 10;
-/// Streams that are open at once; most servers allow some hundred.
-const MOST_STREAMS: usize = 1024;
+/// Streams that are open at once; most servers allow 100 to 250.
+const MOST_STREAMS: usize = 256;
 /// What precedes each message of gRPC: a flag and the length.
 const GRPC_PREFIX: usize = 5;
 
@@ -325,9 +325,12 @@ impl Two {
         for (name, value) in fields {
             let text = || String::from_utf8_lossy(value).into_owned();
             match name.as_deref() {
-                Some(b":method") => exchange.method = Some(text()),
-                Some(b":authority") => exchange.host = Some(text()),
-                Some(b":path") => exchange.path = Some(head::shown_target(&text(), show)),
+                Some(b":method") => exchange.method = exchange.request.afford(text()),
+                Some(b":authority") => exchange.host = exchange.request.afford(text()),
+                Some(b":path") => {
+                    let path = head::shown_target(&text(), show);
+                    exchange.path = exchange.request.afford(path);
+                }
                 Some(b":status") => {
                     // One below 200 is not the last.
                     exchange.status = std::str::from_utf8(value)
@@ -338,10 +341,9 @@ impl Two {
                 name => {
                     let field = head::field(name, value, show);
                     if exchange.host.is_none() && field.name == "host" {
-                        exchange.host = Some(field.value.clone());
+                        exchange.host = exchange.request.afford(field.value.clone());
                     }
-                    let fields = &mut exchange.message_mut(direction).fields;
-                    fields.push(field);
+                    exchange.message_mut(direction).add(field);
                 }
             }
         }
