@@ -25,6 +25,7 @@ use time::OffsetDateTime;
 
 use super::event::Data;
 use super::http::Rewriter;
+use super::mask::http2::{FRAME_HEADER, PREFACE, is_first_settings};
 use super::record::Direction;
 use crate::output::Printable;
 use crate::process::Identity;
@@ -241,9 +242,11 @@ impl<W: Write> Pcap<W> {
             let middle = *middle;
             self.streams.retain(|_, one| one.used > middle);
         }
-        let answer = data.bytes.starts_with(b"HTTP/1.");
+        let settings = data.raw.get(..FRAME_HEADER).is_some_and(is_first_settings);
+        let answer = settings || data.bytes.starts_with(b"HTTP/1.");
         let client = if answer { first.other() } else { first };
-        let (local, peer) = Ends::of(data).addresses(data.connection, client);
+        let http2 = settings || data.raw.starts_with(PREFACE);
+        let (local, peer) = Ends::of(data).addresses(data.connection, client, http2);
         let rewriter = (!self.show_secrets)
             .then(|| Rewriter::of(first, data.raw))
             .flatten();
@@ -386,8 +389,14 @@ impl Ends {
     }
 
     /// Local and peer address as they are written: the server's port is that of the protocol
-    /// without TLS, as readers would look for TLS otherwise.
-    fn addresses(self, connection: u64, client: Direction) -> (SocketAddr, SocketAddr) {
+    /// without TLS, as readers would look for TLS otherwise, and for HTTP/2 it is that of HTTP, as
+    /// they look for it nowhere else.
+    fn addresses(
+        self,
+        connection: u64,
+        client: Direction,
+        http2: bool,
+    ) -> (SocketAddr, SocketAddr) {
         let unmapped =
             |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         let (client_end, server_end) = match client {
@@ -406,6 +415,9 @@ impl Ends {
             .find(|(port, _)| *port == server_end.port())
         {
             server_end.set_port(*plain);
+        }
+        if http2 {
+            server_end.set_port(UNKNOWN_PORT);
         }
         match client {
             Direction::Write => (client_end, server_end),
