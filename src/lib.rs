@@ -16,4 +16,5 @@ pub mod metadata;
 pub mod output;
 pub mod process;
 pub mod skel;
+pub mod terminal;
 pub mod tools;

@@ -160,21 +160,53 @@ impl<W: Write> fmt::Debug for Sink<W> {
 }
 
 /// The sink that tools write to: standard output behind a buffer, flushed after every batch.
-pub type Stdout = Sink<io::BufWriter<io::Stdout>>;
+pub type Stdout = Sink<io::BufWriter<Out>>;
+
+/// Where a tool's results go.
+#[derive(Debug)]
+pub enum Out {
+    /// To standard output.
+    Stdout(io::Stdout),
+    /// Nowhere: they are shown in another way.
+    Nowhere,
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(out) => out.write(bytes),
+            Self::Nowhere => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => out.flush(),
+            Self::Nowhere => Ok(()),
+        }
+    }
+}
 
 /// Results on standard output.
 pub fn stdout(tool: &'static str, settings: Settings) -> Stdout {
-    let out = io::stdout();
+    sink(tool, settings, Out::Stdout(io::stdout()))
+}
+
+/// Results that are shown in another way, on a screen.
+pub fn nowhere(tool: &'static str, settings: Settings) -> Stdout {
+    sink(tool, settings, Out::Nowhere)
+}
+
+fn sink(tool: &'static str, settings: Settings, out: Out) -> Stdout {
+    let writer = io::BufWriter::with_capacity(1 << 16, out);
+    Sink::new(tool, settings, colored(settings), writer)
+}
+
+/// Whether what goes to standard output is to be coloured.
+pub fn colored(settings: Settings) -> bool {
     let no_color = std::env::var("NO_COLOR").ok();
-    let color = settings
-        .color
-        .enabled(out.is_terminal(), no_color.as_deref());
-    Sink::new(
-        tool,
-        settings,
-        color,
-        io::BufWriter::with_capacity(1 << 16, out),
-    )
+    let terminal = io::stdout().is_terminal();
+    settings.color.enabled(terminal, no_color.as_deref())
 }
 
 #[derive(Serialize)]

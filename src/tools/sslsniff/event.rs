@@ -91,7 +91,7 @@ impl Event for Ready {
 }
 
 /// `curl[12] 3`: who, and which connection.
-fn subject(line: &mut Line<'_>, who: &Identity, connection: u64) -> io::Result<()> {
+pub(super) fn subject(line: &mut Line<'_>, who: &Identity, connection: u64) -> io::Result<()> {
     let comm = who.comm.as_deref().unwrap_or("?");
     let pid = who.pid.unwrap_or_default();
     write!(line, "{}[{pid}] #{connection} ", Printable(comm))
@@ -112,7 +112,8 @@ pub struct Ends {
 }
 
 impl Ends {
-    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+    /// Writes the peer, if it is known, and a space.
+    pub(super) fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         match &self.peer {
             Some(peer) => write!(line, "{peer} "),
             None => Ok(()),
@@ -247,9 +248,15 @@ pub struct Data<'a> {
     /// The program that called.
     #[serde(flatten)]
     pub who: &'a Identity,
-    /// The bytes, for text.
+    /// The bytes, for text and files: secrets are masked.
     #[serde(skip)]
     pub bytes: &'a [u8],
+    /// The bytes as they passed, for those that mask what they find in them.
+    #[serde(skip)]
+    pub raw: &'a [u8],
+    /// A call starts with them.
+    #[serde(skip)]
+    pub starts: bool,
     /// Text is to be a hex dump.
     #[serde(skip)]
     pub hex: bool,

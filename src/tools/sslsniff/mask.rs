@@ -8,7 +8,7 @@
 //! starts, as nobody knows where a body ends without reading all of HTTP. In HTTP/2, headers are
 //! compressed (RFC 7541): the payloads of the frames that carry them are masked as a whole.
 
-mod http2;
+pub(super) mod http2;
 
 use http2::Frames;
 
@@ -16,23 +16,31 @@ use http2::Frames;
 const SECRET: &[&[u8]] = &[
     b"authorization",
     b"cookie",
+    b"dpop",
     b"password",
+    b"sec-websocket-protocol",
     b"secret",
     b"set-cookie2",
     b"token",
+    b"x-amzn-oidc-data",
 ];
 
 /// How the names of other such headers end, in lower case: `X-Aws-Ec2-Metadata-Token`, `X-Api-Key`.
 const SECRET_ENDS: &[&[u8]] = &[
+    b"-assertion",
+    b"-auth",
     b"-authorization",
     b"-cookie",
     b"-credential",
     b"-credentials",
+    b"-jwt",
     b"-key",
+    b"-passphrase",
     b"-passwd",
     b"-password",
     b"-secret",
     b"-session",
+    b"-session-id",
     b"-token",
     b"apikey",
     b"authtoken",
@@ -57,6 +65,61 @@ const MESSAGES: &[&[u8]] = &[
     b"TRACE ",
     b"PATCH ",
 ];
+
+/// Parameters of a query whose values are secret, besides those that are named as a secret header
+/// is: keys, codes and signatures of OAuth 2 (RFC 6749), of signed URLs of AWS, Azure and Google.
+const SECRET_PARAMETERS: &[&[u8]] = &[
+    b"auth",
+    b"code",
+    b"jwt",
+    b"key",
+    b"passwd",
+    b"pwd",
+    b"sig",
+    b"signature",
+    b"x-amz-signature",
+    b"x-goog-signature",
+];
+
+/// Whether the parameter of this name, in lower case and with dashes, has a secret value.
+fn is_secret_parameter(name: &[u8]) -> bool {
+    is_secret(name) || SECRET_PARAMETERS.contains(&name)
+}
+
+/// `letter` as names are compared.
+fn folded(letter: u8) -> u8 {
+    match letter {
+        b'_' => b'-',
+        letter => letter.to_ascii_lowercase(),
+    }
+}
+
+/// Whether the header of this name has a secret value.
+pub fn is_secret_name(name: &[u8]) -> bool {
+    let name: Vec<u8> = name
+        .trim_ascii()
+        .iter()
+        .map(|letter| folded(*letter))
+        .collect();
+    is_secret(&name)
+}
+
+/// What is shown in place of a secret of so many bytes.
+pub fn hidden(length: usize) -> String {
+    char::from(MASK).to_string().repeat(length)
+}
+
+/// Masks the values of secret parameters in the target of a request.
+pub fn query(target: &mut String) {
+    let mut bytes = std::mem::take(target).into_bytes();
+    let mut lines = Lines {
+        at: At::Target,
+        ..Lines::default()
+    };
+    lines.mask(&mut bytes);
+    // Whole values are replaced by ASCII.
+    *target = String::from_utf8_lossy(&bytes).into_owned();
+}
 
 /// Whether the header of this name, in lower case, has a secret value.
 fn is_secret(name: &[u8]) -> bool {
@@ -117,6 +180,12 @@ enum At {
     Value,
     /// At the start of a line after a secret value, which may continue it (RFC 9112, obs-fold).
     Fold,
+    /// In a request's target, before its query.
+    Target,
+    /// In the name of a parameter.
+    Parameter,
+    /// In the secret value of one.
+    ParameterValue,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -130,7 +199,7 @@ impl Lines {
     /// Bytes are missing: what comes may be the rest of a secret value, to the end of its line,
     /// unless what was missing ends where a message starts.
     fn skip(&mut self, message: bool) {
-        if message && !matches!(self.at, At::Space | At::Value) {
+        if message && !matches!(self.at, At::Space | At::Value | At::ParameterValue) {
             self.start();
         } else {
             self.at = At::Value;
@@ -140,6 +209,25 @@ impl Lines {
     fn start(&mut self) {
         self.at = At::Name;
         self.length = 0;
+    }
+
+    /// Adds a letter to the name; of a long one the end is kept.
+    fn push(&mut self, letter: u8) {
+        if self.length == LONGEST_NAME {
+            self.name.copy_within(1.., 0);
+            self.length -= 1;
+        }
+        self.name[self.length] = folded(letter);
+        self.length += 1;
+    }
+
+    /// Whether the line starts as a request of HTTP/1 does.
+    fn is_method(&self) -> bool {
+        let name = &self.name[..self.length];
+        MESSAGES.iter().any(|start| {
+            let method = start.strip_suffix(b" ").unwrap_or_default();
+            !name.is_empty() && name.eq_ignore_ascii_case(method)
+        })
     }
 
     fn mask(&mut self, bytes: &mut [u8]) -> bool {
@@ -179,17 +267,31 @@ impl Lines {
                 let secret = is_secret(&self.name[..self.length]);
                 self.at = if secret { At::Space } else { At::Rest };
             }
+            (At::Name, b' ') if self.is_method() => self.at = At::Target,
             (At::Name | At::Blank, b' ' | b'\t') if self.length > 0 => self.at = At::Blank,
-            (At::Name, letter) if letter.is_ascii_alphanumeric() || b"-_.".contains(&letter) => {
-                if self.length == LONGEST_NAME {
-                    self.name.copy_within(1.., 0);
-                    self.length -= 1;
-                }
-                self.name[self.length] = match letter {
-                    b'_' => b'-',
-                    letter => letter.to_ascii_lowercase(),
+            (At::Target | At::Parameter | At::ParameterValue, b' ') => self.at = At::Rest,
+            // A fragment (#) is sent by few, and may hold a token as a query does.
+            (At::Target | At::Parameter | At::ParameterValue, b'?' | b'&' | b';' | b'#') => {
+                self.at = At::Parameter;
+                self.length = 0;
+            }
+            (At::Target, _) => {}
+            (At::Parameter, b'=') => {
+                let secret = is_secret_parameter(&self.name[..self.length]);
+                self.at = if secret {
+                    At::ParameterValue
+                } else {
+                    At::Target
                 };
-                self.length += 1;
+            }
+            (At::ParameterValue, b'\r') => {}
+            (At::ParameterValue, _) => {
+                *byte = MASK;
+                return true;
+            }
+            (At::Parameter, letter) => self.push(letter),
+            (At::Name, letter) if letter.is_ascii_alphanumeric() || b"-_.".contains(&letter) => {
+                self.push(letter);
             }
             _ => self.at = At::Rest,
         }
@@ -235,6 +337,31 @@ mod tests {
     #[test]
     fn only_values_of_secret_headers_are_masked() {
         assert_eq!(text(&pieces(REQUEST, &[REQUEST.len()])), text(MASKED));
+    }
+
+    #[test]
+    fn secret_parameters_of_a_request_are_masked_and_others_are_not() {
+        for (line, masked) in [
+            (
+                "GET /a?b=c&access_token=abc&d=e HTTP/1.1",
+                "GET /a?b=c&access_token=***&d=e HTTP/1.1",
+            ),
+            (
+                "POST /a?X-Amz-Signature=ab#id_token=c HTTP/1.1",
+                "POST /a?X-Amz-Signature=**#id_token=* HTTP/1.1",
+            ),
+            (
+                "GET /token=abc?tokens=1&keys=2&code HTTP/1.1",
+                "GET /token=abc?tokens=1&keys=2&code HTTP/1.1",
+            ),
+            ("GET /?sig=a=b", "GET /?sig=***"),
+        ] {
+            let line = format!("{line}\r\nHost: a?token=b\r\n").into_bytes();
+            for size in [line.len(), 1, 3] {
+                let shown = text(&pieces(&line, &[size]));
+                assert_eq!(shown, format!("{masked}\r\nHost: a?token=b\r\n"), "{size}");
+            }
+        }
     }
 
     #[test]

@@ -9,21 +9,27 @@ pub mod command;
 mod descriptors;
 pub mod discover;
 pub mod event;
+mod files;
+pub mod har;
+pub mod http;
+mod live;
 mod losses;
 pub mod maps;
 pub mod mask;
 pub mod payload;
+pub mod pcap;
 pub mod plan;
 pub mod probes;
 pub mod record;
 pub mod session;
 pub mod symbols;
+pub mod views;
 mod watch;
 
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,6 +45,7 @@ use self::losses::Losses;
 use self::plan::Plan;
 use self::session::Session;
 use self::symbols::Function;
+use self::views::Views;
 use self::watch::{Totals, Watch};
 use crate::failure::Failure;
 use crate::kernel::features::Features;
@@ -50,6 +57,7 @@ use crate::kernel::uprobes::{self, Method, Scope};
 use crate::kernel::{cgroup, clock};
 use crate::output::{self, Format, Settings, Stdout};
 use crate::process::Directory;
+use crate::terminal::Screen;
 use crate::tools::doctor::Diagnosis;
 
 /// The name on the command line and in events.
@@ -71,7 +79,7 @@ const GATHER: Duration = Duration::from_millis(1);
     after_help = "Values of headers that hold secrets (Authorization, Cookie, Set-Cookie, \
     X-Aws-Ec2-Metadata-Token and others) are replaced by * of the same length, and so are all \
     headers of HTTP/2, which are compressed; lengths and offsets stay true. All else is shown byte \
-    by byte.\n\n\
+    by byte. Requests (--http, --live) and files (--pcap, --har) are masked alike.\n\n\
     With a COMMAND, sslsniff ends when it ends, and its status is in the summary. With -o json, \
     COMMAND's standard output goes to standard error, so that standard output has nothing but JSON \
     Lines. If sslsniff is ended first, COMMAND is sent SIGTERM."
@@ -95,6 +103,18 @@ pub struct Args {
     /// Show so many bytes of each call at most
     #[arg(long, value_name = "N", value_parser = plan::parse_size)]
     max_bytes: Option<u64>,
+    /// Show requests of HTTP with their answers, a line each, in place of payload
+    #[arg(long, conflicts_with_all = ["hex", "no_payload"])]
+    http: bool,
+    /// Write plaintext to this new file, as packets that Wireshark reads
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// Write requests of HTTP and their answers to this new file, as an HTTP Archive
+    #[arg(long, value_name = "FILE")]
+    har: Option<PathBuf>,
+    /// Show connections, requests and payload on the whole terminal, as they change
+    #[arg(long, conflicts_with_all = ["http", "hex", "command"])]
+    live: bool,
     /// Show payload as a hex dump, also where it is text
     #[arg(long)]
     hex: bool,
@@ -123,6 +143,12 @@ pub struct Args {
 pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let mut plan = Plan::of(args)?;
     plan.pids = discover::with_descendants(&plan.pids);
+    if args.live {
+        if settings.format == Format::Json {
+            return Err(Failure::usage("--live: not together with -o json").into());
+        }
+        Screen::check("--live")?;
+    }
     let stop = Stop::on_signals()?;
     let descriptors = descriptors::raise();
     let mut sink = output::stdout(NAME, settings);
@@ -148,6 +174,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         sink.note("no program uses a TLS library yet");
     }
 
+    let mut views = Views::of(args)?;
     let method = Method::of(&Features::probe());
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &plan, method)?;
@@ -181,7 +208,20 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         hex: args.hex,
         show_secrets: args.show_secrets,
     };
-    let session = RefCell::new(Session::new(sink, style, names, directory));
+    if args.live {
+        // Nothing else may write to the terminal while it is taken over.
+        let quiet = Settings {
+            quiet: true,
+            verbose: 0,
+            ..settings
+        };
+        sink = output::nowhere(NAME, quiet);
+        views
+            .open_screen(output::colored(settings))
+            .context("cannot take the terminal over")?;
+    }
+    let session = Session::new(sink, style, names, directory).with_views(views);
+    let session = RefCell::new(session);
     let command = match &plan.command {
         None => None,
         Some((program, args)) => {
@@ -196,10 +236,16 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         (summary.command_status, summary.command_signal) = command.outcome();
     }
     let mut session = session.into_inner();
+    session.finish()?;
     if session.shown().malformed > 0 {
         bail!("{} records made no sense", session.shown().malformed);
     }
-    session.sink().summary(&summary)?;
+    if args.live {
+        session.views().close_screen();
+        output::nowhere(NAME, settings).summary(&summary)?;
+    } else {
+        session.sink().summary(&summary)?;
+    }
     Ok(())
 }
 
@@ -327,12 +373,13 @@ fn follow(
     let ring = Ring::new(&records, |record| {
         Ok(session.borrow_mut().record(record, clock::wall)?)
     })?;
+    let stdin = std::io::stdin();
     let mut looked = Instant::now();
     loop {
         show_arrivals(following, &mut session.borrow_mut())?;
         let drained = ring.drain()?;
         if drained > 0 {
-            session.borrow_mut().sink().flush()?;
+            session.borrow_mut().flush()?;
         }
         if looked.elapsed() >= LOSS_INTERVAL {
             looked = Instant::now();
@@ -341,9 +388,20 @@ fn follow(
                 session.borrow_mut().sink().flush()?;
             }
         }
-        let sources: &[BorrowedFd<'_>] = if drained > 0 { &[] } else { &[ring.fd()] };
-        let longest = if drained > 0 { GATHER } else { LOSS_INTERVAL };
-        if stop.wait(sources, Some(longest))?.stopped {
+        if session.borrow_mut().views().tick()? {
+            break;
+        }
+        let mut sources: Vec<BorrowedFd<'_>> = Vec::with_capacity(2);
+        let mut longest = GATHER;
+        if drained == 0 {
+            sources.push(ring.fd());
+            longest = LOSS_INTERVAL;
+        }
+        if session.borrow_mut().views().is_live() {
+            sources.push(stdin.as_fd());
+            longest = longest.min(live::FRAME);
+        }
+        if stop.wait(&sources, Some(longest))?.stopped {
             break;
         }
     }

@@ -14,6 +14,7 @@ use super::mask::Masker;
 use super::payload::Payload;
 use super::record::{self, Direction, FLAG_GAP, FLAG_LAST, Header, Outcome, Record, What};
 use super::symbols::Function;
+use super::views::Views;
 use crate::output::{Format, Sink};
 use crate::process::{self, Directory, Identity};
 
@@ -76,6 +77,7 @@ pub struct Session<W: Write> {
     shown: Shown,
     masked: Vec<u8>,
     encoded: String,
+    views: Views,
 }
 
 impl<W: Write> std::fmt::Debug for Session<W> {
@@ -99,7 +101,36 @@ impl<W: Write> Session<W> {
             shown: Shown::default(),
             masked: Vec::new(),
             encoded: String::new(),
+            views: Views::default(),
         }
+    }
+
+    /// The same with views.
+    #[must_use]
+    pub fn with_views(self, views: Views) -> Self {
+        Self { views, ..self }
+    }
+
+    /// What is made of events besides lines.
+    pub fn views(&mut self) -> &mut Views {
+        &mut self.views
+    }
+
+    /// Sends on what is buffered, of lines and of files.
+    ///
+    /// # Errors
+    /// Those of the writers.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.views.flush()?;
+        self.sink.flush()
+    }
+
+    /// Shows what is under way, and finishes files.
+    ///
+    /// # Errors
+    /// Those of the writers.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.views.finish(OffsetDateTime::now_utc(), &mut self.sink)
     }
 
     /// Where other lines go.
@@ -188,6 +219,9 @@ impl<W: Write> Session<W> {
                     ends: &connection.ends,
                     who: &connection.who,
                 };
+                if done && !self.views.shows_steps() {
+                    return Ok(());
+                }
                 self.sink.event(time, &event)
             }
             What::Peer { local, peer, via } => {
@@ -199,7 +233,7 @@ impl<W: Write> Session<W> {
                 Ok(())
             }
             What::Fact { function, text } => {
-                if !connection.learn(function, text) {
+                if !connection.learn(function, text) || !self.views.shows_steps() {
                     return Ok(());
                 }
                 let event = Negotiated {
@@ -210,6 +244,7 @@ impl<W: Write> Session<W> {
                 };
                 self.sink.event(time, &event)
             }
+            What::Shutdown { .. } if !self.views.shows_steps() => Ok(()),
             What::Shutdown { function, both } => {
                 let event = Shutdown {
                     function: function.name(),
@@ -230,7 +265,10 @@ impl<W: Write> Session<W> {
                     ends: &connection.ends,
                     who: &connection.who,
                 };
-                self.sink.event(time, &event)
+                if self.views.close(time, &event, &mut self.sink)? {
+                    self.sink.event(time, &event)?;
+                }
+                Ok(())
             }
             What::Data {
                 function,
@@ -287,10 +325,15 @@ impl<W: Write> Session<W> {
                     ends: &connection.ends,
                     who: &connection.who,
                     bytes,
+                    raw: payload,
+                    starts,
                     hex: self.style.hex,
                 };
                 self.shown.bytes += u64::from(header.captured);
-                self.sink.event(time, &event)
+                if self.views.data(time, &event, &mut self.sink)? {
+                    self.sink.event(time, &event)?;
+                }
+                Ok(())
             }
         }
     }

@@ -5,22 +5,22 @@
 use super::MASK;
 
 /// What a client sends first.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(in super::super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Length (3), type (1), flags (1), stream (4).
-const FRAME_HEADER: usize = 9;
+pub(in super::super) const FRAME_HEADER: usize = 9;
 /// A server's first SETTINGS frame; there are some ten settings of six bytes each.
 const LONGEST_SETTINGS: u32 = 6 * 40;
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(in super::super) const DATA: u8 = 0;
+pub(in super::super) const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
+pub(in super::super) const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
-const PUSH_PROMISE: u8 = 5;
+pub(in super::super) const PUSH_PROMISE: u8 = 5;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
+pub(in super::super) const CONTINUATION: u8 = 9;
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -160,12 +160,12 @@ fn payload(left: u32, secret: bool) -> Mode {
     }
 }
 
-fn length_of(header: &[u8]) -> u32 {
+pub(in super::super) fn length_of(header: &[u8]) -> u32 {
     u32::from_be_bytes([0, header[0], header[1], header[2]])
 }
 
 /// Whether `bytes` are frames, one after the other to their end or beyond.
-fn is_chain(mut bytes: &[u8]) -> bool {
+pub(in super::super) fn is_chain(mut bytes: &[u8]) -> bool {
     if bytes.len() < FRAME_HEADER {
         return false;
     }
@@ -209,7 +209,7 @@ fn is_plausible(header: &[u8]) -> bool {
 }
 
 /// A server starts with a SETTINGS frame that is no acknowledgement, on stream 0.
-fn is_first_settings(header: &[u8]) -> bool {
+pub(in super::super) fn is_first_settings(header: &[u8]) -> bool {
     let length = length_of(header);
     header[3..] == [SETTINGS, 0, 0, 0, 0, 0]
         && length <= LONGEST_SETTINGS
