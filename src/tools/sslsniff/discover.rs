@@ -340,7 +340,7 @@ fn regular(file: &File) -> Option<(FileId, i64, i64)> {
 /// `CAP_SYS_ADMIN`), which is exact also if the file was deleted or replaced; else by its path in the
 /// process's root, where the inode must be the same. The device may be another: overlayfs and btrfs
 /// show one in `maps` and another to stat(2).
-fn open_mapping(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
+pub(super) fn open_mapping(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     let (start, end) = mapping.range;
     if let Ok(file) = open(Path::new(&format!(
         "/proc/{pid}/map_files/{start:x}-{end:x}"
@@ -353,7 +353,11 @@ fn open_mapping(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     (inode == mapping.inode).then_some(file)
 }
 
-fn all_pids() -> Result<Vec<u32>> {
+/// All processes.
+///
+/// # Errors
+/// That of `/proc`.
+pub(super) fn all_pids() -> Result<Vec<u32>> {
     let entries = fs::read_dir("/proc").context("cannot read /proc")?;
     let mut pids: Vec<u32> = entries
         .flatten()

@@ -9,6 +9,7 @@ pub mod command;
 mod descriptors;
 pub mod discover;
 pub mod event;
+pub mod inspect;
 mod losses;
 pub mod maps;
 pub mod mask;
@@ -21,6 +22,7 @@ pub mod symbols;
 mod watch;
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
@@ -134,6 +136,9 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         return Ok(());
     }
     tell(&found, &sink);
+    if settings.verbose > 0 {
+        tell_unwatched(&plan.pids, &sink)?;
+    }
     if let Err(err) = &events {
         sink.note(&format!(
             "libraries that processes begin to use from now on are not watched, but for the \
@@ -233,6 +238,28 @@ fn tell(found: &Found, sink: &Stdout) {
             sink.note(&format!("{hidden} ({} is missing)", Capability::SysPtrace));
         }
     }
+}
+
+/// Says what of the processes that are watched cannot be.
+fn tell_unwatched(pids: &[u32], sink: &Stdout) -> Result<()> {
+    let all = if pids.is_empty() {
+        discover::all_pids()?
+    } else {
+        pids.to_vec()
+    };
+    let mut seen = HashSet::new();
+    for pid in all {
+        // It may have ended, or may not be looked into.
+        for one in inspect::inspect_new(pid, &mut seen).unwrap_or_default() {
+            if let Some(reason) = one.reason {
+                sink.detail(&format!(
+                    "{} of process {pid} cannot be watched: {}: {reason}",
+                    one.file, one.implementation
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Why the kernel does not tell which files are mapped.
