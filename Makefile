@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-vm vm-shell bench lint fmt vmlinux clean
+.PHONY: help build demo test test-vm vm-shell bench bench-sslsniff lint fmt vmlinux clean
 
 CARGO ?= cargo
 # rustup puts it where a shell that was there before does not look.
@@ -17,7 +17,7 @@ TEST ?=
 help: ## this list
 	@echo 'make WORD, where WORD is one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r word text; do \
-		printf '  %-10s %s\n' "$$word" "$$text"; done
+		printf '  %-14s %s\n' "$$word" "$$text"; done
 
 build: ## the release binary: target/release/ebpfkit
 	packaging/install-deps build
@@ -44,6 +44,10 @@ vm-shell: ## a shell on one of these kernels, with the tests in it: make vm-shel
 bench: ## what a packet costs in the kernel, as a ratio to an empty program (root)
 	packaging/install-deps build
 	$(CARGO) bench --bench packets
+
+bench-sslsniff: ## what watching TLS costs a web server, as ratios: nginx under wrk, and bpftrace for comparison (root)
+	packaging/install-deps build bench
+	$(CARGO) bench --bench sslsniff
 
 lint: ## formatting, warnings, BPF programs with clang 14 and 19 for x86-64 and arm64, scripts
 	packaging/install-deps build lint
