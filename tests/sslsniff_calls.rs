@@ -14,19 +14,30 @@ mod root {
     use super::common::{ALICE, Tool, ebpfkit_path, python3};
     use super::place::{CURL, PORT, Peer, Place, URL, bytes_of, nothing_is_lost};
 
-    #[test]
-    fn every_call_is_told_and_what_is_read_again_is_marked() {
+    /// The client of calls.py, watched from before its first call until it has ended well.
+    fn watched_calls(options: &[&str]) -> super::common::Ended {
         let place = Place::new();
         let mut server = place.server(&["echo", &place.pem(), PORT]);
         let mut command = place.netns.command(python3());
         command.args(["-c", include_str!("sslsniff/calls.py"), PORT]);
-        let mut client = Peer::start(&mut command);
+        let mut client = Peer::start(command.args(options));
         let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
         client.go();
         client.rest();
         server.rest();
         let ended = tool.stop();
         nothing_is_lost(&ended);
+        ended
+    }
+
+    #[test]
+    fn a_seccomp_filter_that_refuses_return_probes_ends_no_program() {
+        assert_eq!(watched_calls(&["filter"]).kind("data").len(), 4);
+    }
+
+    #[test]
+    fn every_call_is_told_and_what_is_read_again_is_marked() {
+        let ended = watched_calls(&[]);
         let told: Vec<_> = ended
             .kind("data")
             .into_iter()

@@ -8,6 +8,7 @@ mod common;
 mod place;
 
 mod root {
+    use std::collections::BTreeSet;
     use std::process::Stdio;
 
     use serde_json::Value;
@@ -108,38 +109,36 @@ mod root {
         drop(server);
     }
 
-    #[test]
-    fn gnutls_is_shown_byte_by_byte() {
+    /// Watches a shell that runs `command`, which gets `/file` of nginx, and no other; checks that each
+    /// byte is told once, in order.
+    fn download(command: &[&str]) -> Ended {
         let place = Place::new();
         let file = place.dir.path().join("file");
         let bytes: Vec<u8> = (0..1_000_003_u32)
             .map(|at| (at.wrapping_mul(at) >> 7) as u8)
             .collect();
         std::fs::write(&file, &bytes).unwrap();
-        let nginx = place.nginx_with(&format!(
+        let _nginx = place.nginx_with(&format!(
             "location / {{ default_type text/plain; root {}; }}",
             place.dir.path().display()
         ));
-        let mut command = place.netns.command("sh");
-        command.args(["-c", "read go; exec \"$@\"", "sh"]);
-        command.args([
-            "wget",
-            "-q",
-            "--no-proxy",
-            "--no-check-certificate",
-            "-O",
-            "/dev/null",
-        ]);
-        command.arg(format!("{URL}file")).stdin(Stdio::piped());
-        let mut wget = Background(command.spawn().expect("wget"));
-        let pid = wget.0.id();
-        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &pid.to_string()]);
-        std::io::Write::write_all(wget.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
-        assert!(wget.0.wait().unwrap().success());
+        let mut shell = place.netns.command("sh");
+        shell.args(["-c", "read go; exec \"$@\" >/dev/null", "sh"]);
+        let mut client = Background(shell.args(command).stdin(Stdio::piped()).spawn().unwrap());
+        let pid = client.0.id();
+        let tool = Tool::start(
+            &place.netns,
+            &["sslsniff", "--hold", "-p", &pid.to_string()],
+        );
+        // Two lines: one is the shell's.
+        let stdin = client.0.stdin.as_mut().unwrap();
+        std::io::Write::write_all(stdin, b"go\ngo\n").unwrap();
+        assert!(client.0.wait().unwrap().success(), "{command:?}");
         let ended = tool.stop();
         nothing_is_lost(&ended);
         let request = text(&ended, pid, "write");
         assert!(request.starts_with("GET /file HTTP/1.1\r\n"), "{request:?}");
+        assert_eq!(request.matches("GET /file").count(), 1);
         let read: Vec<u8> = ended
             .kind("data")
             .into_iter()
@@ -151,21 +150,106 @@ mod root {
             .position(|four| four == b"\r\n\r\n")
             .unwrap()
             + 4;
-        assert_eq!(Sha256::digest(&read[end..]), Sha256::digest(&bytes));
-        let functions: Vec<_> = ended
+        assert_eq!(
+            Sha256::digest(&read[end..]),
+            Sha256::digest(&bytes),
+            "{command:?}"
+        );
+        ended
+    }
+
+    fn functions(ended: &Ended, direction: &str) -> BTreeSet<String> {
+        ended
             .kind("data")
             .iter()
-            .map(|event| event["function"].clone())
-            .collect();
-        assert!(
-            functions.contains(&"gnutls_record_recv".into()),
-            "{functions:?}"
-        );
-        // GnuTLS passes from one of its functions on to another; each byte is told once.
-        assert_eq!(request.matches("GET /file").count(), 1);
+            .filter(|event| event["direction"] == direction)
+            .map(|event| event["function"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn gnutls_is_shown_byte_by_byte() {
+        let url = format!("{URL}file");
+        let ended = download(&[
+            "wget",
+            "-q",
+            "--no-proxy",
+            "--no-check-certificate",
+            "-O-",
+            &url,
+        ]);
+        assert!(functions(&ended, "read").contains("gnutls_record_recv"));
+        // GnuTLS passes from one of its functions on to another.
+        assert!(functions(&ended, "write").contains("gnutls_record_send"));
         let handshake = ended.kind("handshake")[0].clone();
         assert_eq!(handshake["function"], "gnutls_handshake");
         assert_eq!(handshake["peer"], "127.0.0.1:4433");
-        drop(nginx);
+    }
+
+    #[test]
+    fn curl_is_shown_byte_by_byte() {
+        let url = format!("{URL}file");
+        let ended = download(&[&["curl"], super::place::CURL, &[&url]].concat());
+        assert_eq!(Vec::from_iter(functions(&ended, "read")), ["SSL_read"]);
+    }
+
+    #[test]
+    fn openssl_inside_of_nodejs_is_shown_byte_by_byte() {
+        let ended = download(&["node", "-e", NODE, PORT, "/file"]);
+        assert_eq!(Vec::from_iter(functions(&ended, "write")), ["SSL_write"]);
+        assert!(
+            ended
+                .kind("data")
+                .iter()
+                .all(|event| event.get("peer").is_none())
+        );
+    }
+
+    #[test]
+    fn asyncio_is_shown_byte_by_byte() {
+        let script = include_str!("sslsniff/asyncio_end.py");
+        let ended = download(&[python3(), "-c", script, "get", PORT, "/file"]);
+        assert_eq!(Vec::from_iter(functions(&ended, "read")), ["SSL_read_ex"]);
+    }
+
+    #[test]
+    fn doctor_names_what_a_process_has() {
+        let diagnosed = |pid: u32| {
+            let mut command = std::process::Command::new(super::common::ebpfkit_path());
+            command.args([
+                "-o",
+                "json",
+                "doctor",
+                "sslsniff",
+                "--pid",
+                &pid.to_string(),
+            ]);
+            let output = command.output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let uses: Vec<Value> = text
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect();
+            (output.status.code(), uses)
+        };
+        let place = Place::new();
+        let node = node(&place, "/");
+        let start = std::time::Instant::now();
+        loop {
+            let (code, uses) = diagnosed(node.pid());
+            // It may be nsenter still.
+            if code == Some(0) {
+                assert!(uses.iter().any(|one| {
+                    one["implementation"] == "OpenSSL or BoringSSL"
+                        && one["functions"]
+                            .as_array()
+                            .unwrap()
+                            .contains(&"SSL_write".into())
+                }));
+                break;
+            }
+            assert!(start.elapsed() < super::common::PATIENCE, "{uses:?}");
+        }
+        assert_eq!(diagnosed(std::process::id()), (Some(3), Vec::new()));
     }
 }

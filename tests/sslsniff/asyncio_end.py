@@ -33,7 +33,7 @@ async def get(port, path):
     reader, writer = await asyncio.open_connection("127.0.0.1", int(port), ssl=context)
     writer.write(b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
     text = await reader.read()
-    print('"' + text.split(b"\r\n")[-1].decode() + '"', flush=True)
+    print('"' + text.split(b"\r\n")[-1].decode(errors="replace") + '"', flush=True)
 
 
 asyncio.run(globals()[sys.argv[1]](*sys.argv[2:]))

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """A client that makes calls of OpenSSL which no program of the tests makes, for tests/sslsniff_calls.rs.
 
-    calls.py PORT       waits for a line, sends abcdef to an echo and reads it after two peeks
+    calls.py PORT [filter]      waits for a line, sends abcdef to an echo and reads it after two peeks; with `filter`
+                                under a seccomp filter that kills for the system calls which probes use on x86-64
 """
 import ctypes
 import socket
 import ssl
+import struct
 import sys
 
 library = next(line.split()[-1] for line in open("/proc/self/maps") if "libssl" in line)
@@ -15,6 +17,15 @@ for name in POINTERS:
     getattr(lib, name).restype = ctypes.c_void_p
 SSL_CTRL_SET_TLSEXT_HOSTNAME = 55
 
+if "filter" in sys.argv:
+    libc = ctypes.CDLL(None)
+    # linux/filter.h: load seccomp_data.nr; to the kill if it is uretprobe (335, 6.11) or uprobe (336, 6.18); allow; kill.
+    code = b"".join(struct.pack("HBBI", *one) for one in [
+        (0x20, 0, 0, 0), (0x15, 2, 0, 335), (0x15, 1, 0, 336), (0x06, 0, 0, 0x7fff0000), (0x06, 0, 0, 0x80000000)])
+    instructions = ctypes.create_string_buffer(code)
+    program = struct.pack("HxxxxxxP", 5, ctypes.addressof(instructions))
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, program) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 sys.stdin.readline()
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 tls = ctypes.c_void_p(lib.SSL_new(ctypes.c_void_p(lib.SSL_CTX_new(ctypes.c_void_p(lib.TLS_client_method())))))

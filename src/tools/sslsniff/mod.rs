@@ -103,6 +103,9 @@ pub struct Args {
     /// Show no payload, only how long it is
     #[arg(long, conflicts_with = "max_bytes")]
     no_payload: bool,
+    /// Show how long each call took
+    #[arg(long)]
+    latency: bool,
     /// Show the values of headers that hold secrets
     #[arg(long)]
     show_secrets: bool,
@@ -185,6 +188,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let style = session::Style {
         hex: args.hex,
         show_secrets: args.show_secrets,
+        latency: args.latency,
     };
     let session = RefCell::new(Session::new(sink, style, names, directory));
     let command = match &plan.command {
