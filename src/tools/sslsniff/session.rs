@@ -320,7 +320,9 @@ impl Connection {
             }
         }
         if self.library.0 != Some(header.library) {
-            self.library = (Some(header.library), libraries.get(header.library));
+            let function = Function::ALL.get(usize::from(header.function));
+            let path = function.and_then(|function| libraries.get(header.library, *function));
+            self.library = (Some(header.library), path);
         }
     }
 
@@ -356,7 +358,7 @@ mod tests {
         };
         let sink = Sink::new("sslsniff", settings, false, Vec::new());
         let names = Names::default();
-        names.set(1, "/lib/libssl.so.3");
+        names.set(1, "/lib/libssl.so.3", vec![Function::Read, Function::Write]);
         Session::new(sink, style, names, Directory::default())
     }
 
