@@ -134,7 +134,8 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let program = program(&plan)?;
     // Before the search, so that nothing falls between the two.
     let events = MmapEvents::open();
-    let found = libraries(&plan, program, &stop)?;
+    let method = Method::of(&Features::probe());
+    let found = libraries(&plan, program, method, &stop)?;
     if is_stopped(&stop) {
         return Ok(());
     }
@@ -156,7 +157,6 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         sink.note("no program uses a TLS library yet");
     }
 
-    let method = Method::of(&Features::probe());
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &plan, method)?;
     if let Some(why) = watch.follow()? {
@@ -297,7 +297,7 @@ fn program(plan: &Plan) -> Result<Option<PathBuf>> {
     Ok(Some(file))
 }
 
-fn libraries(plan: &Plan, program: Option<PathBuf>, stop: &Stop) -> Result<Found> {
+fn libraries(plan: &Plan, program: Option<PathBuf>, method: Method, stop: &Stop) -> Result<Found> {
     let places = Places {
         only: plan.only.clone(),
         pids: if plan.command.is_some() {
@@ -306,6 +306,7 @@ fn libraries(plan: &Plan, program: Option<PathBuf>, stop: &Stop) -> Result<Found
             plan.pids.clone()
         },
         program,
+        method: Some(method),
     };
     discover::discover(&places, &|| is_stopped(stop))
 }
