@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-vm vm-shell bench bench-sslsniff lint fmt vmlinux clean
+.PHONY: help build demo test test-vm vm-shell bench bench-sslsniff bench-tc-guard lint fmt vmlinux clean
 
 CARGO ?= cargo
 # rustup puts it where a shell that was there before does not look.
@@ -17,7 +17,7 @@ TEST ?=
 help: ## this list
 	@echo 'make WORD, where WORD is one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r word text; do \
-		printf '  %-14s %s\n' "$$word" "$$text"; done
+		printf '  %-16s %s\n' "$$word" "$$text"; done
 
 build: ## the release binary: target/release/ebpfkit
 	packaging/install-deps build
@@ -48,6 +48,10 @@ bench: ## what a packet costs in the kernel, as a ratio to an empty program (roo
 bench-sslsniff: ## what watching TLS costs a web server, as ratios: nginx under wrk, and bpftrace for comparison (root)
 	packaging/install-deps build bench
 	$(CARGO) bench --bench sslsniff
+
+bench-tc-guard: ## what tc-guard costs, against an empty program, no guard, nftables and iptables (root)
+	packaging/install-deps build test
+	$(CARGO) bench --bench tc-guard
 
 lint: ## formatting, warnings, BPF programs with clang 14 and 19 for x86-64 and arm64, scripts
 	packaging/install-deps build lint

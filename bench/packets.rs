@@ -11,9 +11,11 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use anyhow::{Result, ensure};
-use ebpfkit::endpoint_table::Table;
+use ebpfkit::endpoint::Endpoint;
+use ebpfkit::metadata;
 use ebpfkit::tools::imds_watch::{plan::Plan as WatchPlan, program};
-use ebpfkit::tools::tc_guard::{Guard, plan::Plan as GuardPlan};
+use ebpfkit::tools::tc_guard::policy::Policy;
+use ebpfkit::tools::tc_guard::{Guard, Hook, plan::Plan as GuardPlan};
 use etherparse::PacketBuilder;
 use libbpf_rs::{ProgramInput, libbpf_sys};
 
@@ -28,22 +30,24 @@ fn main() -> Result<()> {
 
 fn guard() -> Result<()> {
     let empty = empty(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS)?;
-    let many: Vec<_> = (0..1000)
+    let many: Vec<Endpoint> = (0..1000)
         .map(|n| format!("10.{}.{}.7:80/tcp", n / 250, n % 250).parse())
         .collect::<Result<_, _>>()?;
     let thousands: Vec<_> = (0..10_000).map(|uid| uid.to_string()).collect();
+    let thousands: Vec<_> = thousands.iter().map(String::as_str).collect();
+    let clouds = metadata::endpoints(&["all".to_owned()])?;
     for (name, endpoints, users) in [
-        ("tc-guard, all clouds", &[][..], &["0".to_owned()][..]),
+        ("tc-guard, all clouds", &[][..], &["0"][..]),
         (
             "tc-guard, + 1,000 endpoints, 10,000 users",
             &many,
             &thousands,
         ),
     ] {
-        let plan = GuardPlan::new(&["all".to_owned()], endpoints, users)?;
-        let table = Table::new(&plan.endpoints)?;
-        let mut storage = MaybeUninit::uninit();
-        let guard = Guard::load(&plan, &table, Guard::method(), &mut storage)?;
+        let guarded = [&clouds, endpoints].concat();
+        let plan = GuardPlan::new(&Policy::of(&guarded, users), None)?;
+        let guard = Guard::load(&plan, Guard::method(), None)?;
+        guard.arm()?;
         println!("{name}");
         for (what, to, port) in [
             ("unconcerned, TCP over IPv4", "192.0.2.1", 443),
@@ -53,7 +57,7 @@ fn guard() -> Result<()> {
         ] {
             let packet = tcp(to.parse()?, port, &[7; 100]);
             row(what, &empty, &packet, || {
-                Ok(guard.test_run(&packet, true, RUNS)?.1)
+                Ok(guard.test_run(Hook::EgressEth, &packet, RUNS)?.nanos.into())
             })?;
         }
     }

@@ -8,22 +8,21 @@
 //! It prints a line per packet: the verdict and the nanoseconds that it took, by the kernel's own
 //! test run.
 
-use std::mem::MaybeUninit;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use ebpfkit::endpoint_table::Table;
-use ebpfkit::tools::tc_guard::Guard;
+use ebpfkit::metadata;
 use ebpfkit::tools::tc_guard::plan::Plan;
+use ebpfkit::tools::tc_guard::policy::Policy;
+use ebpfkit::tools::tc_guard::{Guard, Hook};
 
 const RUNS: u32 = 1_000_000;
 
 fn main() -> Result<()> {
     for user in ["root", "nobody"] {
-        let plan = Plan::new(&["all".to_owned()], &[], &[user.to_owned()])?;
-        let table = Table::new(&plan.endpoints)?;
-        let mut storage = MaybeUninit::uninit();
-        let guard = Guard::load(&plan, &table, Guard::method(), &mut storage)?;
+        let policy = Policy::of(&metadata::endpoints(&["all".to_owned()])?, &[user]);
+        let guard = Guard::load(&Plan::new(&policy, None)?, Guard::method(), None)?;
+        guard.arm()?;
         println!("{user} is allowed; packets come from root:");
         for destination in [
             "192.0.2.1",
@@ -32,7 +31,7 @@ fn main() -> Result<()> {
             "fd00:ec2::254",
         ] {
             let packet = segment(destination.parse()?);
-            let (code, _) = guard.test_run(&packet, true, 1)?;
+            let code = guard.test_run(Hook::EgressEth, &packet, 1)?.code;
             let verdict = match code {
                 -1 => "passes",
                 2 => "dropped",
@@ -41,7 +40,7 @@ fn main() -> Result<()> {
             };
             // A repeated run would go on with the answer that the first has made of the packet.
             let nanos = if code == -1 {
-                guard.test_run(&packet, true, RUNS)?.1
+                guard.test_run(Hook::EgressEth, &packet, RUNS)?.nanos
             } else {
                 0
             };

@@ -26,6 +26,10 @@ pub mod tc_guard {
     include!(concat!(env!("OUT_DIR"), "/tc_guard.skel.rs"));
 }
 
+pub mod guard_gate {
+    include!(concat!(env!("OUT_DIR"), "/guard_gate.skel.rs"));
+}
+
 pub mod imds_watch {
     include!(concat!(env!("OUT_DIR"), "/imds_watch.skel.rs"));
 }

@@ -124,6 +124,53 @@ fn an_error_message_carries_no_escape_to_the_terminal() {
     assert!(!err.contains('\u{1b}'), "{err:?}");
 }
 
+#[test]
+fn every_policy_of_the_examples_is_good() {
+    let mut checked = 0;
+    for entry in std::fs::read_dir("examples").expect("examples") {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "toml") {
+            let path = path.to_str().unwrap();
+            let (code, out, err) =
+                ebpfkit(&["tc-guard", "run", "--check-config", "--config", path]);
+            assert_eq!(code, 0, "{path}: {err}");
+            assert!(out.contains("the policy is good"), "{path}: {out}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 4, "{checked}");
+}
+
+#[test]
+fn a_bad_policy_is_named_with_its_place_and_guards_nothing() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let path = file.path().to_str().unwrap();
+    for (text, place) in [
+        ("[[rule]]\nclouds = [\"asw\"]\n", "2:11: "),
+        (
+            "[[rule]]\nclouds = [\"aws\"]\nusers = [\"nobody at all\"]\n",
+            "3:10: ",
+        ),
+        ("[[rule]]\ncloud = [\"aws\"]\n", "2:1: unknown field"),
+    ] {
+        std::fs::write(path, text).unwrap();
+        let (code, out, err) = ebpfkit(&["tc-guard", "run", "--config", path]);
+        assert_eq!((code, out.as_str()), (2, ""), "{err}");
+        assert!(err.contains(&format!("{path}:{place}")), "{err}");
+    }
+    let (code, _, err) = ebpfkit(&["tc-guard", "run", "--config", "/nosuch.toml"]);
+    assert!(code == 1 && err.contains("/nosuch.toml"), "{err}");
+    let (code, _, err) = ebpfkit(&[
+        "tc-guard",
+        "run",
+        "--config",
+        "examples/aws.toml",
+        "--allow-user",
+        "root",
+    ]);
+    assert!(code == 2 && err.contains("--cloud or --endpoint"), "{err}");
+}
+
 mod root {
     use super::ebpfkit;
 

@@ -22,8 +22,9 @@ mod root {
     const TIMED_OUT: i32 = 28;
     const RECEIVE_FAILED: i32 = 56;
 
+    /// The packet layer alone: what passes by the other one is what it is for.
     fn guard(network: &Network, args: &[&str]) -> Tool {
-        let mut all = vec!["tc-guard", "run"];
+        let mut all = vec!["tc-guard", "run", "--packets-only"];
         all.extend(args);
         Tool::start(&network.machine, &all)
     }

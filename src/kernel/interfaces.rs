@@ -2,7 +2,7 @@
 
 //! The network interfaces of this network namespace.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -26,6 +26,9 @@ pub struct Interface {
     /// Whether its packets begin with an Ethernet header (ARPHRD_ETHER or ARPHRD_LOOPBACK of
     /// `linux/if_arp.h`).
     pub ethernet: bool,
+    /// Whether it is one end of a veth pair, by its driver's name: what arrives here was sent by a
+    /// container, as a rule.
+    pub veth: bool,
 }
 
 /// All of them, by index.
@@ -56,6 +59,7 @@ pub fn all() -> Result<Vec<Interface>> {
             name: name.to_string_lossy().into_owned(),
             loopback: flags & libc::IFF_LOOPBACK != 0,
             ethernet: matches!(kind, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK),
+            veth: driver(&socket, name)?.as_deref() == Some(c"veth"),
         });
     }
     found.sort_by_key(|interface| interface.index);
@@ -84,24 +88,63 @@ fn hardware_type(socket: &OwnedFd, name: &CStr) -> Result<Option<u16>> {
     Ok(Some(address.sa_family))
 }
 
-/// What `netdevice(7)` answers about an interface; nothing if there is none of this name.
-fn ask(socket: &OwnedFd, request: libc::Ioctl, name: &CStr) -> Result<Option<libc::ifreq>> {
+/// `struct ethtool_drvinfo` of `linux/ethtool.h`.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    rest: [u8; 160],
+}
+
+/// ETHTOOL_GDRVINFO of `linux/ethtool.h`.
+const GET_DRIVER_INFO: u32 = 3;
+
+/// The name of an interface's driver, if it says so: some do not.
+fn driver(socket: &OwnedFd, name: &CStr) -> Result<Option<CString>> {
+    let mut info = DriverInfo {
+        command: GET_DRIVER_INFO,
+        driver: [0; 32],
+        rest: [0; 160],
+    };
+    let mut asked = request(name);
+    asked.ifr_ifru.ifru_data = (&raw mut info).cast();
+    #[allow(unsafe_code)]
+    // SAFETY: the request reads the name and the pointer and writes a `struct ethtool_drvinfo`, of the
+    // size of `info`, which outlives the call.
+    let answered = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut asked) };
+    match Errno::result(answered) {
+        Ok(_) => Ok(CStr::from_bytes_until_nul(&info.driver)
+            .ok()
+            .map(CStr::to_owned)),
+        Err(Errno::ENODEV | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPERM) => Ok(None),
+        Err(err) => Err(err)
+            .with_context(|| format!("cannot ask for the driver of {}", name.to_string_lossy())),
+    }
+}
+
+/// A question about the interface of this name.
+fn request(name: &CStr) -> libc::ifreq {
     #[allow(unsafe_code)]
     // SAFETY: a C struct of integers and a union of such, for which zeros are valid.
     let mut asked: libc::ifreq = unsafe { std::mem::zeroed() };
-    let bytes = name.to_bytes();
     // The last byte stays zero.
     for (to, from) in asked
         .ifr_name
         .iter_mut()
         .take(libc::IFNAMSIZ - 1)
-        .zip(bytes)
+        .zip(name.to_bytes())
     {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
+    asked
+}
+
+/// What `netdevice(7)` answers about an interface; nothing if there is none of this name.
+fn ask(socket: &OwnedFd, question: libc::Ioctl, name: &CStr) -> Result<Option<libc::ifreq>> {
+    let mut asked = request(name);
     #[allow(unsafe_code)]
     // SAFETY: both requests read the name and write the union of the ifreq, which outlives the call.
-    let answered = unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut asked) };
+    let answered = unsafe { libc::ioctl(socket.as_raw_fd(), question, &raw mut asked) };
     match Errno::result(answered) {
         Ok(_) => Ok(Some(asked)),
         Err(Errno::ENODEV) => Ok(None),

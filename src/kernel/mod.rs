@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod cgroup_follow;
 pub mod clock;
 pub mod endpoints;
 pub mod features;
@@ -14,6 +15,7 @@ pub mod mmap_events;
 pub mod namespace;
 pub mod packet_socket;
 pub mod privileges;
+pub mod program;
 pub mod ring;
 pub mod socket_table;
 pub mod stop;

@@ -2,15 +2,13 @@
 
 //! A program at an interface's TC hook, for as long as a value lives.
 
-use std::io;
-use std::os::fd::AsFd as _;
-use std::ptr::NonNull;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
-use libbpf_rs::libbpf_sys;
-use libbpf_rs::{AsRawLibbpf as _, Link, Program, TC_EGRESS, TC_INGRESS, TcHook, TcHookBuilder};
+use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcHook, TcHookBuilder, libbpf_sys};
 
 use super::interfaces::Interface;
+use super::program;
 
 /// The side of an interface, seen from the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,14 +43,19 @@ impl Method {
 #[derive(Debug)]
 pub struct Attachment {
     interface: Interface,
+    side: Side,
     held: Held,
 }
 
 #[derive(Debug)]
 enum Held {
-    // Never read: dropping the link detaches.
-    Tcx { _link: Link },
-    Clsact { hook: TcHook },
+    /// Dropping the link detaches.
+    Tcx {
+        link: OwnedFd,
+    },
+    Clsact {
+        hook: TcHook,
+    },
 }
 
 impl Attachment {
@@ -61,19 +64,20 @@ impl Attachment {
     /// # Errors
     /// What the kernel says; the interface may be gone.
     pub fn new(
-        program: &Program<'_>,
+        program: BorrowedFd<'_>,
         interface: &Interface,
         side: Side,
         method: Method,
     ) -> Result<Self> {
         let held = match method {
             Method::Tcx => Held::Tcx {
-                _link: attach_tcx(program, interface)?,
+                link: attach_tcx(program, interface, side)?,
             },
             Method::Clsact => attach_clsact(program, interface, side)?,
         };
         Ok(Self {
             interface: interface.clone(),
+            side,
             held,
         })
     }
@@ -81,6 +85,19 @@ impl Attachment {
     /// Where it is attached.
     pub fn interface(&self) -> &Interface {
         &self.interface
+    }
+
+    /// On which side.
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// The link, where it is attached by one: pinned, it stays when this value goes.
+    pub fn link(&self) -> Option<BorrowedFd<'_>> {
+        match &self.held {
+            Held::Tcx { link } => Some(link.as_fd()),
+            Held::Clsact { .. } => None,
+        }
     }
 }
 
@@ -94,32 +111,23 @@ impl Drop for Attachment {
     }
 }
 
-/// The side is in the program's attach type, set before it was loaded.
-fn attach_tcx(program: &Program<'_>, interface: &Interface) -> Result<Link> {
-    let opts = libbpf_sys::bpf_tcx_opts {
-        sz: size_of::<libbpf_sys::bpf_tcx_opts>() as libbpf_sys::size_t,
+/// The program's attach type, set before it was loaded, is that of the side.
+fn attach_tcx(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> Result<OwnedFd> {
+    let opts = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
         flags: libbpf_sys::BPF_F_BEFORE,
         ..Default::default()
     };
-    #[allow(unsafe_code)]
-    // SAFETY: the program is loaded and the options outlive the call; a link that comes back is
-    // ours alone.
-    unsafe {
-        let link = libbpf_sys::bpf_program__attach_tcx(
-            program.as_libbpf_object().as_ptr(),
-            interface.index,
-            &raw const opts,
-        );
-        match NonNull::new(link) {
-            Some(link) => Ok(Link::from_ptr(link)),
-            None => Err(io::Error::last_os_error())
-                .with_context(|| format!("cannot attach to {} by TCX", interface.name)),
-        }
-    }
+    let hook = match side {
+        Side::Egress => libbpf_sys::BPF_TCX_EGRESS,
+        Side::Ingress => libbpf_sys::BPF_TCX_INGRESS,
+    };
+    program::link(program, interface.index, hook, Some(&opts))
+        .with_context(|| format!("cannot attach to {} by TCX", interface.name))
 }
 
-fn attach_clsact(program: &Program<'_>, interface: &Interface, side: Side) -> Result<Held> {
-    let mut hook = TcHookBuilder::new(program.as_fd())
+fn attach_clsact(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> Result<Held> {
+    let mut hook = TcHookBuilder::new(program)
         .ifindex(interface.index)
         .replace(false)
         .hook(match side {

@@ -38,8 +38,8 @@ struct flow {
 	__u16 remote_port;
 };
 
-/* For cgroup hooks (kernel 5.7: the pid and comm helpers there) and tracing programs. */
-static __always_inline void identity_of_current(struct identity *identity)
+/* All but the thread's name, which takes CAP_PERFMON in cgroup hooks. */
+static __always_inline void identity_without_comm(struct identity *identity)
 {
 	__u64 id = bpf_get_current_pid_tgid();
 
@@ -51,6 +51,12 @@ static __always_inline void identity_of_current(struct identity *identity)
 	identity->gid = id >> 32;
 	identity->cgroup = bpf_get_current_cgroup_id();
 	identity->time = bpf_ktime_get_boot_ns();
+}
+
+/* For cgroup hooks (kernel 5.7: the pid and comm helpers there) and tracing programs. */
+static __always_inline void identity_of_current(struct identity *identity)
+{
+	identity_without_comm(identity);
 	bpf_get_current_comm(identity->comm, sizeof(identity->comm));
 }
 

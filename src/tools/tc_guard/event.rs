@@ -6,7 +6,8 @@ use std::io::{self, Write as _};
 
 use serde::Serialize;
 
-use super::report::{Caller, Key, Reported, Verdict};
+use super::plan::Plan;
+use super::report::{Layer, Reason, Reported, Verdict};
 use crate::endpoint::protocol_name;
 use crate::output::{Event, Line, Printable, Style};
 use crate::process::{Directory, Identity};
@@ -16,18 +17,21 @@ use crate::process::{Directory, Identity};
 pub struct VerdictEvent {
     /// `denied`, `would-deny` or `allowed`.
     pub verdict: &'static str,
-    /// The layer that saw it.
-    pub layer: &'static str,
-    /// Why: `user-not-allowed`, `user-allowed`, `no-socket`, `partial-socket`, `foreign-socket`,
-    /// `others`.
+    /// The layer that saw it: `tc`, or `connect` for connect() and sendmsg().
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer: Option<&'static str>,
+    /// Why: `user-not-allowed`, `user-allowed`, `group-allowed`, `cgroup-allowed`, `no-socket`,
+    /// `partial-socket`, `foreign-socket`, `over-limit`, `others`.
     pub reason: &'static str,
     /// The endpoint's name.
     pub endpoint: String,
     /// The interface's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
-    /// `egress`: packets that leave the machine.
-    pub direction: &'static str,
+    /// `egress` for packets that were about to leave and for calls, `ingress` for packets that came in
+    /// from a container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<&'static str>,
     /// The protocol's name, or its number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
@@ -45,37 +49,45 @@ pub struct VerdictEvent {
 }
 
 impl VerdictEvent {
-    /// The event for what the tally found; `endpoints` are the plan's names, `interface` gives the
+    /// The event for what the tally found; `endpoint` is the plan's name for it, `interface` gives the
     /// name of an index.
     pub fn new(
         reported: &Reported,
-        endpoints: &[String],
+        endpoint: &str,
         interface: impl FnOnce(u32) -> Option<String>,
         directory: &mut Directory,
     ) -> Self {
-        let Key {
-            verdict,
-            caller,
-            endpoint,
-        } = reported.key;
-        let mut identity = Identity::default();
-        if let Caller::User(uid) = caller {
+        let key = &reported.key;
+        let sample = reported.sample.as_ref();
+        let who = sample.and_then(|sample| sample.who.as_ref());
+        let mut identity = who.map_or_else(Identity::default, |who| who.identity(directory));
+        // The verdict's own view comes first: the socket's, where that is what was judged.
+        if let Some(uid) = key.uid {
             identity.uid = Some(uid);
             identity.user = directory.user(uid);
         }
-        let sample = reported.sample.as_ref();
-        if let Some(path) = sample.and_then(|sample| directory.cgroup(sample.cgroup)) {
+        let cgroup = sample.map_or(key.cgroup, |sample| sample.cgroup);
+        if let Some(path) = directory.cgroup(cgroup) {
             identity.set_cgroup(&path);
         }
+        let source = sample.filter(|sample| !sample.src.ip().is_unspecified());
         Self {
-            verdict: verdict.name(),
-            layer: "tc",
-            reason: reason(verdict, caller),
-            endpoint: endpoints.get(endpoint).cloned().unwrap_or_default(),
-            interface: sample.and_then(|sample| interface(sample.ifindex)),
-            direction: "egress",
+            verdict: key.verdict.name(),
+            layer: sample.map(|sample| match sample.layer {
+                Layer::Egress | Layer::Ingress => "tc",
+                Layer::Call => "connect",
+            }),
+            reason: reason(key.verdict, key.reason),
+            endpoint: endpoint.to_owned(),
+            interface: sample
+                .filter(|sample| sample.ifindex != 0)
+                .and_then(|sample| interface(sample.ifindex)),
+            direction: sample.map(|sample| match sample.layer {
+                Layer::Egress | Layer::Call => "egress",
+                Layer::Ingress => "ingress",
+            }),
             protocol: sample.map(|sample| protocol_name(sample.protocol)),
-            src: sample.map(|sample| address(sample.src)),
+            src: source.map(|sample| address(sample.src)),
             dst: sample.map(|sample| address(sample.dst)),
             count: reported.count,
             identity,
@@ -83,14 +95,17 @@ impl VerdictEvent {
     }
 }
 
-fn reason(verdict: Verdict, caller: Caller) -> &'static str {
-    match (caller, verdict) {
-        (Caller::User(_), Verdict::Allowed) => "user-allowed",
-        (Caller::User(_), _) => "user-not-allowed",
-        (Caller::NoSocket, _) => "no-socket",
-        (Caller::PartialSocket, _) => "partial-socket",
-        (Caller::ForeignSocket, _) => "foreign-socket",
-        (Caller::Others, _) => "others",
+fn reason(verdict: Verdict, reason: Reason) -> &'static str {
+    match (reason, verdict) {
+        (Reason::User, Verdict::Allowed) => "user-allowed",
+        (Reason::User, _) => "user-not-allowed",
+        (Reason::Group, _) => "group-allowed",
+        (Reason::Cgroup, _) => "cgroup-allowed",
+        (Reason::NoSocket, _) => "no-socket",
+        (Reason::PartialSocket, _) => "partial-socket",
+        (Reason::ForeignSocket, _) => "foreign-socket",
+        (Reason::OverLimit, _) => "over-limit",
+        (Reason::Others, _) => "others",
     }
 }
 
@@ -120,11 +135,20 @@ impl Event for VerdictEvent {
             (None, Some(uid)) => write!(line, " uid {uid}")?,
             _ => write!(line, " {}", self.reason)?,
         }
+        if self.identity.uid.is_some() && self.reason == "over-limit" {
+            write!(line, " over its limit")?;
+        }
+        if let (Some(comm), Some(pid)) = (&self.identity.comm, self.identity.pid) {
+            write!(line, " {}[{pid}]", Printable(comm))?;
+        }
         if let Some(unit) = &self.identity.unit {
             write!(line, " unit {}", Printable(unit))?;
         }
-        if let (Some(src), Some(dst)) = (&self.src, &self.dst) {
-            write!(line, " {src} -> {dst}")?;
+        if let Some(src) = &self.src {
+            write!(line, " {src}")?;
+        }
+        if let Some(dst) = &self.dst {
+            write!(line, " -> {dst}")?;
         }
         if let Some(protocol) = &self.protocol {
             write!(line, "/{protocol}")?;
@@ -133,8 +157,11 @@ impl Event for VerdictEvent {
         if let Some(interface) = &self.interface {
             write!(line, " on {}", Printable(interface))?;
         }
+        if self.layer == Some("connect") {
+            write!(line, " in connect()")?;
+        }
         if self.count > 1 {
-            write!(line, ", {} packets", self.count)?;
+            write!(line, ", {} times", self.count)?;
         }
         Ok(())
     }
@@ -147,12 +174,21 @@ pub struct Ready {
     pub interfaces: Vec<String>,
     /// `tcx` or `clsact`.
     pub method: &'static str,
-    /// `enforce` or `audit`.
+    /// `enforce`, `audit`, or `mixed` where that depends on the endpoint.
     pub mode: &'static str,
+    /// `tc`, and `connect` where connect() and sendmsg() are guarded too.
+    pub layers: Vec<&'static str>,
     /// What is guarded.
     pub endpoints: Vec<String>,
     /// How many users may pass.
     pub users: usize,
+    /// How many groups may.
+    pub groups: usize,
+    /// How many cgroups may.
+    pub cgroups: usize,
+    /// Packets a second that each may send, as `N/s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
     /// Whether the sockets of other network namespaces are told from the machine's own.
     pub namespaces: bool,
 }
@@ -175,7 +211,60 @@ impl Event for Ready {
     }
 }
 
-/// The last line. Packets are counted, not connections.
+/// What a policy comes to, for `--check-config`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Checked {
+    /// `enforce`, `audit`, or `mixed` where that depends on the endpoint.
+    pub mode: &'static str,
+    /// What is guarded.
+    pub endpoints: Vec<String>,
+    /// How many users may pass.
+    pub users: usize,
+    /// How many groups may.
+    pub groups: usize,
+    /// How many cgroups may.
+    pub cgroups: usize,
+    /// Packets a second that each may send, as `N/s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
+}
+
+impl Checked {
+    /// What `plan` comes to.
+    pub fn new(plan: &Plan) -> Self {
+        let endpoints = plan.endpoints.iter();
+        Self {
+            mode: plan.mode(),
+            endpoints: endpoints
+                .map(|target| target.endpoint.to_string())
+                .collect(),
+            users: plan.users.len(),
+            groups: plan.groups.len(),
+            cgroups: plan.cgroups.len(),
+            limit: plan.limit.map(|limit| limit.to_string()),
+        }
+    }
+}
+
+impl Event for Checked {
+    fn kind(&self) -> &'static str {
+        "policy"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        write!(
+            line,
+            "the policy is good ({}): {} users, {} groups and {} cgroups may reach {}",
+            self.mode,
+            self.users,
+            self.groups,
+            self.cgroups,
+            self.endpoints.join(", ")
+        )
+    }
+}
+
+/// The last line. Packets are counted, and refused calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
     /// Packets that were to be reported: denied and would-deny, and allowed with `--all`.
@@ -186,12 +275,16 @@ pub struct Summary {
     pub lost: u64,
     /// Packets of users who may.
     pub allowed: u64,
-    /// Packets that were kept back.
+    /// Packets that were kept back, and calls that were refused.
     pub denied: u64,
     /// Packets that an enforcing guard would have kept back.
     pub would_deny: u64,
     /// TCP segments that carry nothing out and were not judged.
     pub passed: u64,
+    /// Of the denials, calls of connect() and sendmsg() that were refused with EPERM.
+    pub calls: u64,
+    /// Of the denials (or what would be one), packets of users who may, but not so many.
+    pub limited: u64,
     /// Denials answered with a TCP reset.
     pub resets: u64,
     /// Denials answered with an ICMP message.
@@ -220,20 +313,26 @@ impl Event for Summary {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::Sample;
+    use super::super::report::{Key, Sample};
     use super::*;
+    use crate::kernel::identity::Record;
 
-    fn reported(caller: Caller, verdict: Verdict) -> Reported {
+    fn reported(reason: Reason, uid: Option<u32>, verdict: Verdict) -> Reported {
         let key = Key {
             verdict,
-            caller,
+            reason,
+            uid,
+            cgroup: 0,
             endpoint: 0,
+            generation: 0,
         };
         let sample = Sample {
             time_ns: 1,
             total: 3,
             key,
             cgroup: 0,
+            who: None,
+            layer: Layer::Egress,
             ifindex: 2,
             src: "10.0.0.2:40000".parse().unwrap(),
             dst: "169.254.169.254:80".parse().unwrap(),
@@ -247,9 +346,8 @@ mod tests {
     }
 
     fn event(reported: &Reported) -> VerdictEvent {
-        let names = ["aws".to_owned()];
         let interface = |index| (index == 2).then(|| "eth0".to_owned());
-        VerdictEvent::new(reported, &names, interface, &mut Directory::default())
+        VerdictEvent::new(reported, "aws", interface, &mut Directory::default())
     }
 
     fn text(event: &impl Event) -> String {
@@ -260,11 +358,11 @@ mod tests {
 
     #[test]
     fn a_denial_names_the_user_and_both_ends() {
-        let denied = event(&reported(Caller::User(0), Verdict::Denied));
+        let denied = event(&reported(Reason::User, Some(0), Verdict::Denied));
         assert_eq!(
             text(&denied),
             "denied     user root (0) 10.0.0.2:40000 -> 169.254.169.254:80/tcp (aws) on eth0, \
-             3 packets"
+             3 times"
         );
         let json = serde_json::to_value(&denied).unwrap();
         assert_eq!(
@@ -280,23 +378,62 @@ mod tests {
 
     #[test]
     fn a_packet_without_a_socket_has_no_user() {
-        let json =
-            serde_json::to_value(event(&reported(Caller::NoSocket, Verdict::Denied))).unwrap();
+        let json = serde_json::to_value(event(&reported(Reason::NoSocket, None, Verdict::Denied)))
+            .unwrap();
         assert_eq!(json["reason"], "no-socket");
         assert!(json.get("uid").is_none() && json.get("user").is_none());
     }
 
     #[test]
+    fn a_refused_call_names_the_process_and_has_no_source() {
+        let mut call = reported(Reason::User, Some(54321), Verdict::Denied);
+        let sample = call.sample.as_mut().unwrap();
+        sample.layer = Layer::Call;
+        sample.ifindex = 0;
+        sample.src = "[::]:0".parse().unwrap();
+        sample.who = Some(Record {
+            cgroup: 0,
+            boot_ns: 1,
+            // No process has this number (pid_max is 2^22 at most).
+            pid: 1 << 30,
+            tid: 1 << 30,
+            uid: 54321,
+            gid: 7,
+            comm: Some("cu\u{1b}rl".to_owned()),
+        });
+        let event = event(&call);
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!(
+            (&json["layer"], &json["gid"]),
+            (&"connect".into(), &7.into())
+        );
+        assert!(json.get("src").is_none() && json.get("interface").is_none());
+        assert_eq!(
+            text(&event),
+            "denied     uid 54321 cu\\u{1b}rl[1073741824] -> 169.254.169.254:80/tcp (aws) in \
+             connect(), 3 times"
+        );
+    }
+
+    #[test]
     fn what_no_record_told_is_absent() {
-        let mut without = reported(Caller::User(54321), Verdict::WouldDeny);
+        let mut without = reported(Reason::User, Some(54321), Verdict::WouldDeny);
         without.sample = None;
         let json = serde_json::to_value(event(&without)).unwrap();
-        for field in ["src", "dst", "protocol", "interface", "user"] {
+        for field in [
+            "src",
+            "dst",
+            "protocol",
+            "interface",
+            "user",
+            "layer",
+            "direction",
+        ] {
             assert!(json.get(field).is_none(), "{field}");
         }
         assert_eq!(
             text(&event(&without)),
-            "would-deny uid 54321 (aws), 3 packets"
+            "would-deny uid 54321 (aws), 3 times"
         );
     }
 }

@@ -1,107 +1,289 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
-//! From arguments to what is to be guarded and from whom. Pure but for the name service.
+//! From a policy to what the kernel is told. Pure but for the name service and the cgroup tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use anyhow::Result;
 
-use crate::endpoint::Endpoint;
+use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
 use crate::endpoint_table::{Target, merge};
 use crate::failure::Failure;
-use crate::metadata;
-use crate::process::resolve_user;
+use crate::kernel::cgroup;
+use crate::process::{resolve_group, resolve_user};
 
-/// How a denied packet's sender hears of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Deny {
-    /// At once: a TCP reset, or an ICMP message that says "prohibited"
-    #[default]
-    Reset,
-    /// Not at all
-    Drop,
-}
+/// GUARD_ENFORCED of tc_guard.h: the bit of an endpoint that denies what no rule opens. The other
+/// bits of its mask are rules.
+pub const ENFORCED: u64 = 1 << 63;
 
-/// The rule of the command line: every user given to every endpoint given. Rules are bits, so that
-/// more of them cost a packet nothing.
-pub const RULE: u64 = 1;
+/// As many users, groups and cgroups, each, as the kernel's maps have room for (`MAX_SUBJECTS` of
+/// tc_guard_policy.bpf.h).
+pub const MOST_SUBJECTS: usize = 16384;
+
+/// GUARD_CGROUP_LEVELS of tc_guard.h: depths at which rules may name cgroups.
+pub const CGROUP_LEVELS: usize = 8;
 
 /// What the kernel is to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// What is guarded; the mask has the rules that open it.
+    /// What is guarded; the mask has the rules that open it, and [`ENFORCED`].
     pub endpoints: Vec<Target>,
     /// Who may, each with the rules that it is a subject of; two mentions add up.
     pub users: BTreeMap<u32, u64>,
-    /// Nothing is denied; what would be is reported.
-    pub audit: bool,
+    /// The same of group ids.
+    pub groups: BTreeMap<u32, u64>,
+    /// The same of cgroups, by their path below the cgroup2 mount. They may not be there yet.
+    pub cgroups: BTreeMap<String, u64>,
     /// How a denial is answered.
     pub deny: Deny,
     /// What is allowed is reported too.
     pub report_allowed: bool,
+    /// Of every user and endpoint.
+    pub limit: Option<Limit>,
+    /// The layer in connect() and sendmsg() is left out.
+    pub packets_only: bool,
 }
 
-/// As many users as the kernel's map has room for (`MAX_USERS` of tc_guard.bpf.c).
-const MOST_USERS: usize = 16384;
-
 impl Plan {
-    /// The plan for these clouds (names of the catalogue, or `all`), endpoints and users (names or
-    /// numbers).
+    /// The plan for `policy`; units are looked up below `cgroup_root`, the cgroup2 mount.
     ///
     /// # Errors
     /// [`Failure::Usage`] that names the text that was wrong.
-    pub fn new(clouds: &[String], endpoints: &[Endpoint], users: &[String]) -> Result<Self> {
-        let mut guarded: Vec<_> = metadata::endpoints(clouds)?;
-        guarded.extend_from_slice(endpoints);
-        let mut allowed = BTreeMap::new();
-        for user in users {
-            let uid = resolve_user(user).ok_or_else(|| {
-                Failure::usage(format!(
-                    "no user {user:?}; expected a name from the machine's users or a uid of 0 to \
-                     4294967294"
-                ))
-            })?;
-            *allowed.entry(uid).or_insert(0) |= RULE;
+    pub fn new(policy: &Policy, cgroup_root: Option<&Path>) -> Result<Self> {
+        if policy.rules.is_empty() {
+            return Err(Failure::usage("a policy without a rule guards nothing").into());
         }
-        if allowed.len() > MOST_USERS {
+        let mut plan = Self {
+            endpoints: Vec::new(),
+            users: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            cgroups: BTreeMap::new(),
+            deny: policy.deny,
+            report_allowed: policy.report_allowed,
+            limit: policy.limit,
+            packets_only: policy.packets_only,
+        };
+        let mut targets = Vec::new();
+        for (rule, bit) in policy.rules.iter().zip(bits(&policy.rules)?) {
+            let enforced = policy.mode == Mode::Enforce && rule.mode == Mode::Enforce;
+            let mask = bit | if enforced { ENFORCED } else { 0 };
+            targets.extend(rule.endpoints.iter().map(|endpoint| Target {
+                endpoint: endpoint.clone(),
+                mask,
+            }));
+            plan.add_subjects(rule, bit, cgroup_root)?;
+        }
+        plan.endpoints = merge(targets);
+        plan.check()?;
+        Ok(plan)
+    }
+
+    fn add_subjects(&mut self, rule: &Rule, bit: u64, cgroup_root: Option<&Path>) -> Result<()> {
+        for user in &rule.users {
+            let uid = resolve_user(&user.text).ok_or_else(|| {
+                wrong(
+                    user,
+                    "no user",
+                    "a name from the machine's users or a uid of 0 to 4294967294",
+                )
+            })?;
+            *self.users.entry(uid).or_insert(0) |= bit;
+        }
+        for group in &rule.groups {
+            let gid = resolve_group(&group.text).ok_or_else(|| {
+                wrong(
+                    group,
+                    "no group",
+                    "a name from the machine's groups or a gid of 0 to 4294967294",
+                )
+            })?;
+            *self.groups.entry(gid).or_insert(0) |= bit;
+        }
+        for cgroup in &rule.cgroups {
+            let path = cgroup_path(cgroup, cgroup_root)?;
+            *self.cgroups.entry(path).or_insert(0) |= bit;
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        for (kind, count) in [
+            ("users", self.users.len()),
+            ("groups", self.groups.len()),
+            ("cgroups", self.cgroups.len()),
+        ] {
+            if count > MOST_SUBJECTS {
+                return Err(Failure::usage(format!(
+                    "{count} {kind} are more than the {MOST_SUBJECTS} that can be allowed"
+                ))
+                .into());
+            }
+        }
+        let levels = self.cgroup_levels();
+        if levels.len() > CGROUP_LEVELS {
             return Err(Failure::usage(format!(
-                "{} users are more than the {MOST_USERS} that can be allowed",
-                allowed.len()
+                "cgroups at {} different depths ({levels:?}); at most {CGROUP_LEVELS} are looked at",
+                levels.len()
             ))
             .into());
         }
-        Ok(Self {
-            endpoints: merge(guarded.into_iter().map(|endpoint| Target {
-                endpoint,
-                mask: RULE,
-            })),
-            users: allowed,
-            audit: false,
-            deny: Deny::default(),
-            report_allowed: false,
-        })
+        Ok(())
     }
+
+    /// The depths of the cgroups, 1 being right below the root.
+    pub fn cgroup_levels(&self) -> Vec<u8> {
+        let depth = |path: &String| path.matches('/').count();
+        let levels: BTreeSet<_> = self.cgroups.keys().map(depth).collect();
+        levels
+            .into_iter()
+            .map(|level| u8::try_from(level).unwrap_or(u8::MAX))
+            .collect()
+    }
+
+    /// Whether nobody is allowed anything.
+    pub fn allows_nobody(&self) -> bool {
+        self.users.is_empty() && self.groups.is_empty() && self.cgroups.is_empty()
+    }
+
+    /// `enforce`, `audit`, or `mixed` if that depends on the endpoint.
+    pub fn mode(&self) -> &'static str {
+        let enforced = |target: &Target| target.mask & ENFORCED != 0;
+        match (
+            self.endpoints.iter().any(enforced),
+            self.endpoints.iter().all(enforced),
+        ) {
+            (_, true) => "enforce",
+            (false, _) => "audit",
+            _ => "mixed",
+        }
+    }
+}
+
+/// A bit for each rule; rules with the same endpoints and mode share one.
+fn bits(rules: &[Rule]) -> Result<Vec<u64>> {
+    let mut kinds: Vec<(Vec<String>, Mode)> = Vec::new();
+    let mut bits = Vec::new();
+    for rule in rules {
+        let mut endpoints: Vec<_> = rule.endpoints.iter().map(ToString::to_string).collect();
+        endpoints.sort();
+        endpoints.dedup();
+        let kind = (endpoints, rule.mode);
+        let found = kinds.iter().position(|known| *known == kind);
+        let index = found.unwrap_or_else(|| {
+            kinds.push(kind);
+            kinds.len() - 1
+        });
+        bits.push(1_u64.checked_shl(u32::try_from(index)?).unwrap_or(0));
+    }
+    let most = ENFORCED.trailing_zeros();
+    if kinds.len() > most as usize {
+        return Err(Failure::usage(format!(
+            "rules for {} different lists of endpoints; at most {most} can be told apart",
+            kinds.len()
+        ))
+        .into());
+    }
+    Ok(bits)
+}
+
+fn wrong(subject: &Subject, what: &str, expected: &str) -> Failure {
+    let place = subject
+        .place
+        .as_ref()
+        .map_or(String::new(), |place| format!("{place}: "));
+    Failure::usage(format!(
+        "{place}{what} {:?}; expected {expected}",
+        subject.text
+    ))
+}
+
+/// Ends of the names of units that have a cgroup (systemd.unit(5)).
+const UNITS: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+
+/// The path below the cgroup2 mount of a path or unit. A unit that does not run has the place that
+/// systemd gives to those that ask for none.
+fn cgroup_path(subject: &Subject, root: Option<&Path>) -> Result<String, Failure> {
+    let text = subject.text.as_str();
+    let bad = |what: &str| {
+        wrong(
+            subject,
+            what,
+            "a path below the cgroup2 mount such as /system.slice, or the name of a systemd unit \
+             such as nginx.service",
+        )
+    };
+    if let Some(path) = text.strip_prefix('/') {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        if path.is_empty() {
+            return Err(bad("every process is in the cgroup"));
+        }
+        if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(bad("no cgroup can be called"));
+        }
+        return Ok(format!("/{path}"));
+    }
+    let is_unit = UNITS
+        .iter()
+        .any(|end| text.len() > end.len() && text.ends_with(end));
+    if !is_unit || text.contains('/') {
+        return Err(bad("no path and no unit"));
+    }
+    if let Some(found) = root.and_then(|root| cgroup::find_unit(root, text)) {
+        return Ok(found);
+    }
+    Ok(match text.strip_suffix(".slice") {
+        Some(name) => slice_path(name),
+        None => format!("/system.slice/{text}"),
+    })
+}
+
+/// `a-b` is `/a.slice/a-b.slice` (systemd.slice(5)).
+fn slice_path(name: &str) -> String {
+    let ends = name
+        .match_indices('-')
+        .map(|(at, _)| at)
+        .filter(|at| *at > 0)
+        .chain([name.len()]);
+    ends.map(|end| format!("/{}.slice", &name[..end])).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::failure;
+    use crate::metadata;
 
-    fn plan(clouds: &[&str], endpoints: &[&str], users: &[&str]) -> Result<Plan> {
-        let own = |texts: &[&str]| {
-            texts
-                .iter()
-                .map(|&text| text.to_owned())
-                .collect::<Vec<_>>()
+    fn rule(endpoints: &[&str], users: &[&str]) -> Rule {
+        Rule {
+            endpoints: endpoints.iter().map(|text| text.parse().unwrap()).collect(),
+            users: users.iter().map(|user| Subject::from(*user)).collect(),
+            ..Rule::default()
+        }
+    }
+
+    fn plan(rules: Vec<Rule>) -> Result<Plan> {
+        let policy = Policy {
+            rules,
+            ..Policy::default()
         };
-        let endpoints: Vec<_> = endpoints.iter().map(|text| text.parse().unwrap()).collect();
-        Plan::new(&own(clouds), &endpoints, &own(users))
+        Plan::new(&policy, None)
+    }
+
+    fn mask(plan: &Plan, endpoint: &str) -> u64 {
+        let found = plan
+            .endpoints
+            .iter()
+            .find(|target| target.endpoint.to_string() == endpoint);
+        found.unwrap().mask
     }
 
     #[test]
-    fn clouds_and_endpoints_are_guarded_together() {
-        let plan = plan(&["aws"], &["10.1.2.3:8080/tcp"], &["root", "54321"]).unwrap();
+    fn a_rule_opens_its_endpoints_to_its_subjects() {
+        let mut both = rule(&["10.1.2.3:8080/tcp"], &["root", "54321"]);
+        both.endpoints
+            .extend(metadata::endpoints(&["aws".to_owned()]).unwrap());
+        let plan = plan(vec![both]).unwrap();
         let names: Vec<_> = plan
             .endpoints
             .iter()
@@ -110,37 +292,124 @@ mod tests {
         assert_eq!(
             names,
             [
+                "10.1.2.3:8080/tcp",
                 "169.254.169.254:80/tcp",
                 "[fd00:ec2::254]:80/tcp",
-                "10.1.2.3:8080/tcp"
             ]
         );
-        assert_eq!(plan.users, BTreeMap::from([(0, RULE), (54321, RULE)]));
+        assert!(plan.endpoints.iter().all(|t| t.mask == 1 | ENFORCED));
+        assert_eq!(plan.users, BTreeMap::from([(0, 1), (54321, 1)]));
     }
 
     #[test]
-    fn a_user_named_twice_is_one_user() {
-        let plan = plan(&["aws"], &[], &["root", "0"]).unwrap();
-        assert_eq!(plan.users, BTreeMap::from([(0, RULE)]));
+    fn a_second_rule_for_a_user_adds_to_the_first() {
+        let plan = plan(vec![
+            rule(&["10.0.0.1"], &["root", "7"]),
+            rule(&["10.0.0.2"], &["root"]),
+            rule(&["10.0.0.1"], &["8"]),
+        ])
+        .unwrap();
+        assert_eq!(plan.users, BTreeMap::from([(0, 3), (7, 1), (8, 1)]));
+        assert_eq!(mask(&plan, "10.0.0.1"), 1 | ENFORCED);
+        assert_eq!(mask(&plan, "10.0.0.2"), 2 | ENFORCED);
+    }
+
+    #[test]
+    fn an_endpoint_is_enforced_if_one_of_its_rules_is() {
+        let audit = |rule: Rule| Rule {
+            mode: Mode::Audit,
+            ..rule
+        };
+        let rules = vec![
+            rule(&["10.0.0.1"], &["1"]),
+            audit(rule(&["10.0.0.1"], &["2"])),
+            audit(rule(&["10.0.0.2"], &["2"])),
+        ];
+        let mixed = plan(rules.clone()).unwrap();
+        assert_eq!(mask(&mixed, "10.0.0.1") & ENFORCED, ENFORCED);
+        assert_eq!(mask(&mixed, "10.0.0.2") & ENFORCED, 0);
+        assert_eq!(mixed.mode(), "mixed");
+        let policy = Policy {
+            rules,
+            mode: Mode::Audit,
+            ..Policy::default()
+        };
+        assert_eq!(Plan::new(&policy, None).unwrap().mode(), "audit");
     }
 
     #[test]
     fn what_is_wrong_is_named() {
+        let with = |users: &[&str], groups: &[&str], cgroups: &[&str]| {
+            let own = |texts: &[&str]| texts.iter().map(|text| Subject::from(*text)).collect();
+            plan(vec![Rule {
+                users: own(users),
+                groups: own(groups),
+                cgroups: own(cgroups),
+                ..rule(&["10.0.0.1"], &[])
+            }])
+        };
         for (err, named) in [
-            (plan(&["asw"], &[], &[]), "\"asw\""),
-            (plan(&["aws"], &[], &["no such user"]), "\"no such user\""),
-            (plan(&["aws"], &[], &["-1"]), "\"-1\""),
+            (with(&["no such user"], &[], &[]), "\"no such user\""),
+            (with(&["-1"], &[], &[]), "\"-1\""),
+            (with(&[], &["no such group"], &[]), "\"no such group\""),
+            (with(&[], &[], &["/"]), "every process"),
+            (with(&[], &[], &["/a/../b"]), "\"/a/../b\""),
+            (with(&[], &[], &["nginx"]), "\"nginx\""),
+            (with(&[], &[], &[".service"]), "\".service\""),
+            (with(&[], &[], &["a/b.service"]), "\"a/b.service\""),
+            (plan(Vec::new()), "guards nothing"),
         ] {
             let err = err.unwrap_err();
             assert_eq!(failure::exit_code(&err), failure::USAGE);
             assert!(err.to_string().contains(named), "{err}");
         }
+        let placed = Subject {
+            text: "nobody at all".to_owned(),
+            place: Some("guard.toml:3:5".to_owned()),
+        };
+        let err = plan(vec![Rule {
+            users: vec![placed],
+            ..rule(&["10.0.0.1"], &[])
+        }]);
+        assert!(
+            err.unwrap_err()
+                .to_string()
+                .starts_with("guard.toml:3:5: no user \"nobody at all\"; expected")
+        );
     }
 
     #[test]
-    fn more_users_than_there_is_room_for_are_refused() {
-        let users: Vec<_> = (0..=MOST_USERS).map(|uid| uid.to_string()).collect();
-        let err = Plan::new(&["aws".to_owned()], &[], &users).unwrap_err();
+    fn units_have_the_path_that_systemd_gives_them() {
+        let path = |text: &str| cgroup_path(&Subject::from(text), None).unwrap();
+        assert_eq!(path("nginx.service"), "/system.slice/nginx.service");
+        assert_eq!(path("system.slice"), "/system.slice");
+        assert_eq!(path("a-b-c.slice"), "/a.slice/a-b.slice/a-b-c.slice");
+        assert_eq!(path("/kubepods.slice/"), "/kubepods.slice");
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("batch.slice/job.service")).unwrap();
+        let found = cgroup_path(&Subject::from("job.service"), Some(root.path())).unwrap();
+        assert_eq!(found, "/batch.slice/job.service");
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_is_refused() {
+        let users: Vec<_> = (0..=MOST_SUBJECTS).map(|uid| uid.to_string()).collect();
+        let users: Vec<_> = users.iter().map(String::as_str).collect();
+        let err = plan(vec![rule(&["10.0.0.1"], &users)]).unwrap_err();
         assert!(err.to_string().contains("16385 users"), "{err}");
+
+        let rules = (0..64).map(|n| rule(&[&format!("10.0.0.{n}")], &["root"]));
+        let err = plan(rules.collect()).unwrap_err();
+        assert!(err.to_string().contains("64 different lists"), "{err}");
+        let rules = (0..63).map(|n| rule(&[&format!("10.0.0.{n}")], &["root"]));
+        assert!(plan(rules.collect()).is_ok());
+
+        let cgroups = (1..10).map(|depth| Subject::from("/a".repeat(depth).as_str()));
+        let deep = Rule {
+            cgroups: cgroups.collect(),
+            ..rule(&["10.0.0.1"], &[])
+        };
+        let err = plan(vec![deep]).unwrap_err();
+        assert!(err.to_string().contains("9 different depths"), "{err}");
     }
 }

@@ -12,8 +12,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::kernel::identity::Record;
+use crate::process;
 use crate::skel::tc_guard::types::{
-    guard_event, guard_key, guard_reason, guard_report, guard_verdict,
+    guard_event, guard_key, guard_layer, guard_reason, guard_report, guard_verdict,
 };
 
 /// Packets with the same key are reported together.
@@ -21,10 +23,16 @@ use crate::skel::tc_guard::types::{
 pub struct Key {
     /// What became of them.
     pub verdict: Verdict,
-    /// Whose they were.
-    pub caller: Caller,
+    /// What that was decided by.
+    pub reason: Reason,
+    /// Of the socket's creator or the caller, where it counts.
+    pub uid: Option<u32>,
+    /// Id of a [`Reason::ForeignSocket`]'s cgroup, else 0.
+    pub cgroup: u64,
     /// Index of the endpoint in the plan.
     pub endpoint: usize,
+    /// Which plan: 0 for the first, one more for each that replaced another.
+    pub generation: u16,
 }
 
 /// What became of a packet to a guarded endpoint.
@@ -49,23 +57,64 @@ impl Verdict {
     }
 }
 
-/// What a packet's socket says of its sender.
+/// What a verdict was made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Caller {
-    /// The uid of the socket's creator.
-    User(u32),
+pub enum Reason {
+    /// The uid.
+    User,
+    /// A group of the caller.
+    Group,
+    /// The cgroup, or one above it.
+    Cgroup,
     /// There is no socket.
     NoSocket,
     /// The socket has no owner: TIME_WAIT, or a connection request.
     PartialSocket,
     /// The socket is of another network namespace.
     ForeignSocket,
+    /// Allowed, but too often.
+    OverLimit,
     /// Whoever came when the table of reports was full.
     Others,
 }
 
-/// One packet of a key, and how many there had been.
+impl Reason {
+    fn decode(raw: u8) -> Option<Self> {
+        Some(match guard_reason(u32::from(raw)) {
+            guard_reason::GUARD_USER => Self::User,
+            guard_reason::GUARD_GROUP => Self::Group,
+            guard_reason::GUARD_CGROUP => Self::Cgroup,
+            guard_reason::GUARD_NO_SOCKET => Self::NoSocket,
+            guard_reason::GUARD_PARTIAL_SOCKET => Self::PartialSocket,
+            guard_reason::GUARD_FOREIGN_SOCKET => Self::ForeignSocket,
+            guard_reason::GUARD_OVER_LIMIT => Self::OverLimit,
+            guard_reason::GUARD_OTHERS => Self::Others,
+            _ => return None,
+        })
+    }
+
+    /// Whether the uid had a say.
+    fn has_user(self) -> bool {
+        matches!(
+            self,
+            Self::User | Self::Group | Self::Cgroup | Self::OverLimit
+        )
+    }
+}
+
+/// Where something was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// A packet that was about to leave.
+    Egress,
+    /// A packet that came in from a container.
+    Ingress,
+    /// connect() or sendmsg(): there was no packet.
+    Call,
+}
+
+/// One packet of a key, and how many there had been.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// When, on the kernel's boot clock.
     pub time_ns: u64,
@@ -73,11 +122,15 @@ pub struct Sample {
     pub total: u64,
     /// Key of the packet.
     pub key: Key,
-    /// The id of the sender's cgroup, if there is a socket.
+    /// The id of the sender's cgroup, or 0.
     pub cgroup: u64,
-    /// Index of the interface.
+    /// Who connected the socket, where a hook has seen it.
+    pub who: Option<Record>,
+    /// Where it was seen.
+    pub layer: Layer,
+    /// Index of the interface, or 0.
     pub ifindex: u32,
-    /// Where from; port 0 if not known.
+    /// Where from; port 0 if not known, and no address for a call.
     pub src: SocketAddr,
     /// Where to; port 0 if not known.
     pub dst: SocketAddr,
@@ -86,7 +139,7 @@ pub struct Sample {
 }
 
 /// What [`Tally`] found worth telling.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reported {
     /// Key of the packets.
     pub key: Key,
@@ -104,23 +157,21 @@ impl Key {
             guard_verdict::GUARD_WOULD_DENY => Verdict::WouldDeny,
             _ => bail!("verdict {} of the kernel's is not known", raw.verdict),
         };
-        let caller = match guard_reason(u32::from(raw.reason)) {
-            guard_reason::GUARD_USER => Caller::User(raw.uid),
-            guard_reason::GUARD_NO_SOCKET => Caller::NoSocket,
-            guard_reason::GUARD_PARTIAL_SOCKET => Caller::PartialSocket,
-            guard_reason::GUARD_FOREIGN_SOCKET => Caller::ForeignSocket,
-            guard_reason::GUARD_OTHERS => Caller::Others,
-            _ => bail!("reason {} of the kernel's is not known", raw.reason),
+        let Some(reason) = Reason::decode(raw.reason) else {
+            bail!("reason {} of the kernel's is not known", raw.reason);
         };
         Ok(Self {
             verdict,
-            caller,
+            reason,
+            uid: (reason.has_user() && raw.cgroup == 0).then_some(raw.uid),
+            cgroup: raw.cgroup,
             endpoint: usize::try_from(raw.endpoint)?,
+            generation: raw.generation,
         })
     }
 
     /// The entry under which the kernel counts whoever finds its table full.
-    pub fn others(verdict: Verdict, endpoint: usize) -> Vec<u8> {
+    pub fn others(verdict: Verdict, endpoint: usize, generation: u16) -> Vec<u8> {
         let verdict = match verdict {
             Verdict::Allowed => guard_verdict::GUARD_ALLOWED,
             Verdict::Denied => guard_verdict::GUARD_DENIED,
@@ -128,9 +179,10 @@ impl Key {
         };
         // struct guard_key of tc_guard.h.
         let mut key = vec![0; size_of::<guard_key>()];
-        key[4..8].copy_from_slice(&u32::try_from(endpoint).unwrap_or(u32::MAX).to_ne_bytes());
-        key[8] = u8::try_from(verdict.0).unwrap_or(u8::MAX);
-        key[9] = u8::try_from(guard_reason::GUARD_OTHERS.0).unwrap_or(u8::MAX);
+        key[12..16].copy_from_slice(&u32::try_from(endpoint).unwrap_or(u32::MAX).to_ne_bytes());
+        key[16..18].copy_from_slice(&generation.to_ne_bytes());
+        key[18] = u8::try_from(verdict.0).unwrap_or(u8::MAX);
+        key[19] = u8::try_from(guard_reason::GUARD_OTHERS.0).unwrap_or(u8::MAX);
         key
     }
 
@@ -153,17 +205,39 @@ impl Sample {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let mut raw = guard_event::default();
         copy(&mut raw, bytes)?;
+        let layer = match guard_layer(u32::from(raw.layer)) {
+            guard_layer::GUARD_TC_EGRESS => Layer::Egress,
+            guard_layer::GUARD_TC_INGRESS => Layer::Ingress,
+            guard_layer::GUARD_CONNECT => Layer::Call,
+            _ => bail!("layer {} of the kernel's is not known", raw.layer),
+        };
         Ok(Self {
             time_ns: raw.time_ns,
             total: raw.total,
             key: Key::decode(&raw.key)?,
             cgroup: raw.cgroup,
+            who: record(&raw),
+            layer,
             ifindex: raw.ifindex,
             src: socket_addr(raw.src, raw.sport),
             dst: socket_addr(raw.dst, raw.dport),
             protocol: raw.protocol,
         })
     }
+}
+
+/// Who connected the socket; nobody has process id 0.
+fn record(raw: &guard_event) -> Option<Record> {
+    let who = &raw.who;
+    (who.pid != 0).then(|| Record {
+        cgroup: who.cgroup,
+        boot_ns: who.time,
+        pid: who.pid,
+        tid: who.tid,
+        uid: who.uid,
+        gid: who.gid,
+        comm: process::comm(&who.comm),
+    })
 }
 
 /// The total in an entry of the kernel's table.
@@ -246,6 +320,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::skel::tc_guard::types::identity;
 
     fn bytes<T: plain::Plain>(value: &T) -> Vec<u8> {
         #[allow(unsafe_code)]
@@ -261,11 +336,18 @@ mod tests {
             total,
             cgroup: 9,
             key: guard_key {
+                cgroup: 0,
                 uid: 1000,
                 endpoint: 3,
+                generation: 5,
                 verdict: 1,
                 reason: 0,
-                pad: [0; 6],
+                pad: [0; 4],
+            },
+            who: identity {
+                pid: 77,
+                gid: 8,
+                ..identity::default()
             },
             src: [0; 16],
             dst,
@@ -274,21 +356,28 @@ mod tests {
             dport: 80,
             protocol: 6,
             transport: 0,
-            pad: [0; 6],
+            layer: 0,
+            pad: [0; 5],
         }
     }
 
     #[test]
     fn records_have_the_size_that_the_kernel_writes() {
-        assert_eq!(size_of::<guard_event>(), 88);
-        assert_eq!(size_of::<guard_key>(), 16);
+        assert_eq!(size_of::<guard_event>(), 144);
+        assert_eq!(size_of::<guard_key>(), 24);
         assert_eq!(size_of::<guard_report>(), 16);
     }
 
     #[test]
     fn a_record_is_decoded() {
         let sample = Sample::from_bytes(&bytes(&raw(5))).unwrap();
-        assert_eq!(sample.key.caller, Caller::User(1000));
+        assert_eq!(
+            (sample.key.reason, sample.key.uid),
+            (Reason::User, Some(1000))
+        );
+        assert_eq!(sample.key.generation, 5);
+        assert_eq!(sample.layer, Layer::Egress);
+        assert_eq!(sample.who.map(|who| (who.pid, who.gid)), Some((77, 8)));
         assert_eq!(sample.key.verdict, Verdict::Denied);
         assert_eq!(
             (sample.key.endpoint, sample.total, sample.cgroup),
@@ -300,15 +389,22 @@ mod tests {
 
     #[test]
     fn what_is_no_record_is_an_error() {
-        assert!(Sample::from_bytes(&bytes(&raw(5))[..87]).is_err());
+        assert!(Sample::from_bytes(&bytes(&raw(5))[..143]).is_err());
         assert!(Sample::from_bytes(&[]).is_err());
+        let mut foreign = raw(5);
+        foreign.key.cgroup = 9;
+        let key = Sample::from_bytes(&bytes(&foreign)).unwrap().key;
+        assert_eq!((key.uid, key.cgroup), (None, 9));
         let mut unknown = raw(5);
         unknown.key.verdict = 77;
         assert!(Sample::from_bytes(&bytes(&unknown)).is_err());
         unknown.key.verdict = 1;
         unknown.key.reason = 77;
         assert!(Sample::from_bytes(&bytes(&unknown)).is_err());
-        assert!(Key::from_bytes(&[0; 15]).is_err());
+        unknown.key.reason = 0;
+        unknown.layer = 77;
+        assert!(Sample::from_bytes(&bytes(&unknown)).is_err());
+        assert!(Key::from_bytes(&[0; 23]).is_err());
         assert!(total_from_bytes(&[0; 8]).is_err());
     }
 
@@ -316,14 +412,23 @@ mod tests {
     fn counts_add_up_to_the_total_whoever_tells_first() {
         let mut tally = Tally::default();
         let first = Sample::from_bytes(&bytes(&raw(1))).unwrap();
-        assert_eq!(tally.sample(first).map(|told| told.count), Some(1));
+        assert_eq!(tally.sample(first.clone()).map(|told| told.count), Some(1));
         // A sweep overtakes a record that is still in the ring buffer.
         let swept = tally.total(first.key, 10).unwrap();
         assert_eq!((swept.count, swept.sample), (9, None));
-        assert_eq!(tally.sample(Sample { total: 8, ..first }), None);
+        assert_eq!(
+            tally.sample(Sample {
+                total: 8,
+                ..first.clone()
+            }),
+            None
+        );
         assert_eq!(
             tally
-                .sample(Sample { total: 12, ..first })
+                .sample(Sample {
+                    total: 12,
+                    ..first.clone()
+                })
                 .map(|told| told.count),
             Some(2)
         );
@@ -334,13 +439,16 @@ mod tests {
     #[test]
     fn the_entry_for_all_others_is_read_as_it_is_written() {
         for verdict in [Verdict::Allowed, Verdict::Denied, Verdict::WouldDeny] {
-            let key = Key::from_bytes(&Key::others(verdict, 7)).unwrap();
+            let key = Key::from_bytes(&Key::others(verdict, 7, 3)).unwrap();
             assert_eq!(
                 key,
                 Key {
                     verdict,
-                    caller: Caller::Others,
-                    endpoint: 7
+                    reason: Reason::Others,
+                    uid: None,
+                    cgroup: 0,
+                    endpoint: 7,
+                    generation: 3,
                 }
             );
         }

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Who may: the rules of a policy, by user, group and cgroup. A rule is a bit; an endpoint's mask has
+ * the rules that open it. All of this is loaded anew with each policy.
+ *
+ * Helpers: bpf_skb_ancestor_cgroup_id (4.19), bpf_get_current_ancestor_cgroup_id (5.7 in cgroup
+ * hooks), bpf_spin_lock (5.1), bpf_ktime_get_ns (4.1).
+ */
+#ifndef EBPFKIT_TC_GUARD_POLICY_BPF_H
+#define EBPFKIT_TC_GUARD_POLICY_BPF_H
+
+#include "lib/endpoints.bpf.h"
+#include "lib/identity.bpf.h"
+#include "tc_guard.h"
+
+/* Users, groups and cgroups at most, each. */
+#define MAX_SUBJECTS 16384
+/* Who sends how fast, at most. */
+#define MAX_BUCKETS 65536
+/* Groups of a process that are looked at: its own, and so many of its supplementary ones, lowest
+ * first.
+ */
+#define MAX_GROUPS 128
+
+/* Which policy this is, for its reports. */
+const volatile __u16 generation;
+/* What a packet is marked with that was judged as it came in; never zero. */
+const volatile __u16 judged;
+/* Denials are dropped in silence. */
+const volatile __u8 silent;
+/* What is allowed is reported too. */
+const volatile __u8 report_allowed;
+/* The cookie of the network namespace whose sockets have the machine's own users. */
+const volatile __u64 home_netns;
+/* Whether rules name groups. */
+const volatile __u8 any_groups;
+/* Depths at which rules name cgroups, 1 being below the root; then zeros. */
+const volatile __u8 cgroup_level[GUARD_CGROUP_LEVELS];
+/* Nanoseconds between two packets at the limit, and how much earlier one may come; zero for no limit.
+ */
+const volatile __u64 limit_interval_ns;
+const volatile __u64 limit_tolerance_ns;
+
+/* Which rules a user is a subject of.
+ * Key: uid as the initial user namespace has it, 4 bytes. Value: a bit per rule, 8 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_SUBJECTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} users SEC(".maps");
+
+/* Key: gid as the initial user namespace has it, 4 bytes. Value: a bit per rule, 8 bytes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_SUBJECTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} groups SEC(".maps");
+
+/* Key: the id of a cgroup2 directory, 8 bytes. Value: a bit per rule, 8 bytes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_SUBJECTS);
+	__type(key, __u64);
+	__type(value, __u64);
+} cgroups SEC(".maps");
+
+struct bucket_key {
+	/* Zero for sockets whose uid counts. */
+	__u64 cgroup;
+	__u32 uid;
+	__u32 endpoint;
+};
+
+struct guard_bucket {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	/* When the next packet is due (bpf_ktime_get_ns()). */
+	__u64 due_ns;
+};
+
+/* How fast each user sends to each endpoint.
+ * Key: struct bucket_key, 16 bytes. Value: struct guard_bucket, 16 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_BUCKETS);
+	__type(key, struct bucket_key);
+	__type(value, struct guard_bucket);
+} buckets SEC(".maps");
+
+/* What the hook in connect() and sendmsg() leaves at a socket for its packets. */
+struct caller {
+	struct identity who;
+	/* Those that the caller's groups are subjects of. */
+	__u64 group_rules;
+	/* The policy that they are rules of. */
+	__u32 generation;
+	__u32 pad;
+};
+
+static __always_inline __u64 rules_of_user(__u32 uid)
+{
+	__u64 *rules = bpf_map_lookup_elem(&users, &uid);
+
+	return rules ? *rules : 0;
+}
+
+static __always_inline __u64 rules_of_group(__u32 gid)
+{
+	__u64 *rules = bpf_map_lookup_elem(&groups, &gid);
+
+	return rules ? *rules : 0;
+}
+
+static __always_inline __u64 rules_of_cgroup(__u64 id)
+{
+	__u64 *rules = bpf_map_lookup_elem(&cgroups, &id);
+
+	return rules ? *rules : 0;
+}
+
+/* Those of the socket's cgroup and of all above it. */
+static __noinline __u64 rules_of_cgroups(struct __sk_buff *skb)
+{
+	__u64 rules = 0;
+	int i;
+
+#pragma clang loop unroll(full)
+	for (i = 0; i < GUARD_CGROUP_LEVELS; i++) {
+		if (!cgroup_level[i])
+			break;
+		rules |= rules_of_cgroup(bpf_skb_ancestor_cgroup_id(skb, cgroup_level[i]));
+	}
+	return rules;
+}
+
+/* Those of the current task's cgroup and of all above it. */
+static __noinline __u64 rules_of_current_cgroups(void)
+{
+	__u64 rules = 0;
+	int i;
+
+#pragma clang loop unroll(full)
+	for (i = 0; i < GUARD_CGROUP_LEVELS; i++) {
+		if (!cgroup_level[i])
+			break;
+		rules |= rules_of_cgroup(bpf_get_current_ancestor_cgroup_id(cgroup_level[i]));
+	}
+	return rules;
+}
+
+/* Those of the supplementary groups of the current task. Needs CAP_PERFMON, as it reads the kernel's
+ * memory: bpf_get_current_task (4.8), bpf_probe_read_kernel (5.5).
+ */
+static __always_inline __u64 rules_of_supplementary_groups(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct group_info *info = BPF_CORE_READ(task, cred, group_info);
+	int count = BPF_CORE_READ(info, ngroups);
+	__u64 rules = 0;
+	kgid_t gid;
+	int i;
+
+	for (i = 0; i < MAX_GROUPS; i++) {
+		if (i >= count || bpf_core_read(&gid, sizeof(gid), &info->gid[i]))
+			break;
+		rules |= rules_of_group(gid.val);
+	}
+	return rules;
+}
+
+/* Whether `packets` more are too many, now. What the table has no room for shares the bucket of
+ * nobody, which user space has made.
+ */
+static __noinline bool over_limit(__u64 cgroup, __u32 uid, __u32 endpoint, __u32 packets)
+{
+	struct bucket_key key = { .cgroup = cgroup, .uid = uid, .endpoint = endpoint };
+	struct bucket_key nobody = {};
+	struct guard_bucket fresh = {};
+	struct guard_bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
+	__u64 now = bpf_ktime_get_ns();
+	__u64 due;
+	bool over;
+
+	if (!bucket) {
+		bpf_map_update_elem(&buckets, &key, &fresh, BPF_NOEXIST);
+		bucket = bpf_map_lookup_elem(&buckets, &key);
+		if (!bucket) {
+			nobody.endpoint = endpoint;
+			nobody.uid = -1;
+			bucket = bpf_map_lookup_elem(&buckets, &nobody);
+		}
+		if (!bucket)
+			return true;
+	}
+	/* The generic cell rate algorithm (ITU-T I.371, annex A.1). */
+	bpf_spin_lock(&bucket->lock);
+	due = bucket->due_ns > now ? bucket->due_ns : now;
+	over = due - now > limit_tolerance_ns;
+	if (!over)
+		bucket->due_ns = due + limit_interval_ns * packets;
+	bpf_spin_unlock(&bucket->lock);
+	return over;
+}
+
+#endif

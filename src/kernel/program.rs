@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Programs by their descriptor: what outlives the object that they were loaded from.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+use libbpf_rs::libbpf_sys;
+
+/// What the kernel's own test run of a program says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// The program's return value; that of the last run.
+    pub code: i32,
+    /// Nanoseconds that one run took.
+    pub nanos: u32,
+    /// Bytes of the packet afterwards.
+    pub length: usize,
+}
+
+/// Runs a program on `packet` `repeat` times, without any interface. Where it fits, the packet as the
+/// program leaves it is written to `out`.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn test_run(
+    program: BorrowedFd<'_>,
+    packet: &[u8],
+    out: &mut [u8],
+    repeat: u32,
+) -> io::Result<Ran> {
+    let length = |length: usize| u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput);
+    let mut opts = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: packet.as_ptr().cast(),
+        data_size_in: length(packet.len())?,
+        data_out: out.as_mut_ptr().cast(),
+        data_size_out: length(out.len())?,
+        repeat: i32::try_from(repeat).map_err(|_| io::ErrorKind::InvalidInput)?,
+        ..Default::default()
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: packet, output and options outlive the call, and their lengths are given.
+    let ret = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut opts) };
+    if ret < 0 {
+        return Err(io::Error::from_raw_os_error(-ret));
+    }
+    Ok(Ran {
+        code: opts.retval.cast_signed(),
+        nanos: opts.duration,
+        length: usize::try_from(opts.data_size_out).unwrap_or(usize::MAX),
+    })
+}
+
+/// Attaches a program by a link: to a cgroup's directory, or an interface's index as `target`. The
+/// program is gone from there with the descriptor, unless the link is pinned.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(super) fn link(
+    program: BorrowedFd<'_>,
+    target: i32,
+    attach_type: libbpf_sys::bpf_attach_type,
+    opts: Option<&libbpf_sys::bpf_link_create_opts>,
+) -> io::Result<OwnedFd> {
+    #[allow(unsafe_code)]
+    // SAFETY: the options outlive the call; the descriptor that comes back is ours alone.
+    unsafe {
+        let fd = libbpf_sys::bpf_link_create(
+            program.as_raw_fd(),
+            target,
+            attach_type,
+            opts.map_or(std::ptr::null(), std::ptr::from_ref),
+        );
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd));
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}

@@ -1,0 +1,501 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The layer of `ebpfkit tc-guard` in connect() and sendmsg(), and the subjects that are told apart
+//! there: groups and cgroups.
+
+mod common;
+
+mod root {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use ebpfkit::kernel::cgroup;
+
+    use super::common::{
+        ALICE, BOB, Ended, IMDS4, IMDS6, MetadataService, Netns, Network, Tool, ebpfkit_path,
+        python3, sh,
+    };
+
+    const V4: &str = "http://169.254.169.254/latest/meta-data/";
+    /// A group without a name.
+    const OPERATORS: u32 = 54400;
+
+    fn guard(network: &Network, args: &[&str]) -> Tool {
+        let mut all = vec!["tc-guard", "run"];
+        all.extend(args);
+        Tool::start(&network.machine, &all)
+    }
+
+    /// Connects or sends, and prints the error's name or `ok`.
+    fn attempt(how: &str, family: &str, address: &str) -> String {
+        let (kind, call) = match how {
+            "connect" => ("STREAM", "s.connect(to)"),
+            "sendto" => ("DGRAM", "s.sendto(b'x', to)"),
+            "udp-connect" => ("DGRAM", "s.connect(to)"),
+            other => panic!("{other}"),
+        };
+        format!(
+            "import errno, socket\n\
+             s = socket.socket(socket.{family}, socket.SOCK_{kind})\n\
+             s.settimeout(10)\n\
+             to = ('{address}', 80)\n\
+             try:\n\
+             \x20   {call}\n\
+             \x20   print('ok')\n\
+             except OSError as err:\n\
+             \x20   print(errno.errorcode.get(err.errno, err))\n"
+        )
+    }
+
+    fn python(mut command: Command, program: &str) -> String {
+        sh(command.args(["-c", program])).trim().to_owned()
+    }
+
+    fn as_user(network: &Network, uid: u32, program: &str) -> String {
+        python(network.machine.command_as(uid, python3()), program)
+    }
+
+    fn denials(ended: &Ended) -> Vec<serde_json::Value> {
+        let events = ended.kind("verdict");
+        let denied = events.iter().filter(|event| event["verdict"] == "denied");
+        denied.map(|event| (*event).clone()).collect()
+    }
+
+    /// A cgroup with one below it, both removed on drop.
+    struct Cgroups {
+        path: String,
+        root: PathBuf,
+    }
+
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+
+    impl Cgroups {
+        fn new() -> Self {
+            let root = cgroup::mount().expect("cgroup2 is mounted");
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = format!("/ebpfkit-{}-{number}", std::process::id());
+            let cgroups = Self { path, root };
+            cgroups.make();
+            cgroups
+        }
+
+        fn make(&self) {
+            fs::create_dir_all(self.root.join(&self.path[1..]).join("child")).unwrap();
+        }
+
+        fn remove(&self) {
+            let at = self.root.join(&self.path[1..]);
+            // A process that has just ended may still be there for a moment.
+            for _ in 0..1000 {
+                let _ = fs::remove_dir(at.join("child"));
+                if fs::remove_dir(&at).is_ok() || !at.exists() {
+                    return;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        }
+
+        /// A python as `uid` in this cgroup or the one below it.
+        fn command(&self, netns: &Netns, below: &str, uid: u32) -> Command {
+            let procs = self
+                .root
+                .join(&self.path[1..])
+                .join(below)
+                .join("cgroup.procs");
+            let mut command = netns.command("sh");
+            command.args(["-c", "echo $$ > \"$1\" && shift && exec \"$@\"", "sh"]);
+            command.arg(procs);
+            command.args(["setpriv", "--reuid", &uid.to_string(), "--clear-groups"]);
+            command.args(["--", python3()]);
+            command
+        }
+    }
+
+    impl Drop for Cgroups {
+        fn drop(&mut self) {
+            self.remove();
+        }
+    }
+
+    #[test]
+    fn a_refused_caller_gets_eperm_and_is_named() {
+        let network = Network::new();
+        let service = MetadataService::start(&network);
+        let guard = guard(&network, &["--cloud", "aws", "--allow-user", "root"]);
+        assert_eq!(
+            guard.events()[0]["layers"],
+            serde_json::json!(["tc", "connect"])
+        );
+        for (family, address) in [
+            ("AF_INET", IMDS4),
+            ("AF_INET6", IMDS6),
+            // Goes to connect6, and would leave as IPv4.
+            ("AF_INET6", "::ffff:169.254.169.254"),
+        ] {
+            let attempt = attempt("connect", family, address);
+            assert_eq!(as_user(&network, ALICE, &attempt), "EPERM", "{address}");
+            assert_eq!(as_user(&network, 0, &attempt), "ok", "{address}");
+        }
+        let ended = guard.stop();
+        assert_eq!(service.requests().len(), 0);
+        let events = denials(&ended);
+        let counts = events.iter().filter_map(|event| event["count"].as_u64());
+        assert_eq!(counts.sum::<u64>(), 3, "{events:?}");
+        let event = &events[0];
+        assert_eq!(event["layer"], "connect");
+        assert_eq!(event["reason"], "user-not-allowed");
+        assert_eq!(
+            (&event["uid"], &event["gid"]),
+            (&ALICE.into(), &ALICE.into())
+        );
+        assert_eq!(
+            event["comm"],
+            Path::new(python3()).file_name().unwrap().to_str().unwrap()
+        );
+        assert!(event["pid"].as_u64().unwrap() > 0);
+        assert_eq!(event["dst"], "169.254.169.254:80");
+        assert!(event.get("src").is_none() && event.get("interface").is_none());
+        let summary = ended.summary();
+        assert_eq!(
+            (&summary["denied"], &summary["calls"]),
+            (&3.into(), &3.into())
+        );
+        // No packet was there to be answered.
+        assert_eq!(summary["resets"], 0);
+        assert_eq!(summary["lost"], 0);
+    }
+
+    #[test]
+    fn datagrams_are_refused_whether_connected_or_not() {
+        let network = Network::new();
+        let endpoints = [format!("{IMDS4}:80/udp"), format!("[{IMDS6}]:80/udp")];
+        let guard = guard(
+            &network,
+            &["--endpoint", &endpoints[0], "--endpoint", &endpoints[1]],
+        );
+        for how in ["sendto", "udp-connect"] {
+            for (family, address) in [
+                ("AF_INET", IMDS4),
+                ("AF_INET6", IMDS6),
+                ("AF_INET6", "::ffff:169.254.169.254"),
+            ] {
+                let tried = as_user(&network, ALICE, &attempt(how, family, address));
+                assert_eq!(tried, "EPERM", "{how} {address}");
+            }
+        }
+        let ended = guard.stop();
+        assert_eq!(ended.summary()["calls"], 6);
+        assert_eq!(denials(&ended)[0]["protocol"], "udp");
+    }
+
+    #[test]
+    fn other_ports_and_addresses_are_not_refused() {
+        let network = Network::new();
+        let _service = MetadataService::on(&network.cloud, &[(IMDS4, 53), ("10.213.0.1", 80)]);
+        let guard = guard(&network, &["--cloud", "aws"]);
+        for url in ["http://169.254.169.254:53/", "http://10.213.0.1/"] {
+            assert!(network.curl(ALICE, &[url]).status.success(), "{url}");
+        }
+        assert_eq!(guard.stop().summary()["seen"], 0);
+    }
+
+    #[test]
+    fn an_allowed_user_s_socket_does_not_let_another_caller_through() {
+        let network = Network::new();
+        let service = MetadataService::start(&network);
+        let guard = guard(&network, &["--cloud", "aws", "--allow-user", "root"]);
+        let program = format!(
+            "import errno, os, socket\n\
+             s = socket.socket()\n\
+             os.setuid({ALICE})\n\
+             try:\n\
+             \x20   s.connect(('169.254.169.254', 80))\n\
+             \x20   print('connected')\n\
+             except OSError as err:\n\
+             \x20   print(errno.errorcode[err.errno])\n"
+        );
+        assert_eq!(as_user(&network, 0, &program), "EPERM");
+        let ended = guard.stop();
+        assert_eq!(denials(&ended)[0]["uid"], ALICE);
+        assert_eq!(service.requests().len(), 0);
+    }
+
+    #[test]
+    fn an_audited_call_passes_and_is_reported_by_the_packets_with_who_it_was() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let guard = guard(&network, &["--cloud", "aws", "--audit"]);
+        assert!(network.curl(ALICE, &[V4]).status.success());
+        let ended = guard.stop();
+        let events = ended.kind("verdict");
+        assert!(events.iter().all(|event| event["verdict"] == "would-deny"));
+        let first = events[0];
+        assert_eq!(
+            (&first["layer"], &first["uid"]),
+            (&"tc".into(), &ALICE.into())
+        );
+        assert_eq!(
+            (&first["comm"], &first["gid"]),
+            (&"curl".into(), &ALICE.into())
+        );
+        assert!(first["pid"].as_u64().unwrap() > 0);
+        let summary = ended.summary();
+        let told: u64 = events
+            .iter()
+            .filter_map(|event| event["count"].as_u64())
+            .sum();
+        assert_eq!(summary["would_deny"], told);
+        assert_eq!(summary["calls"], 0);
+    }
+
+    #[test]
+    fn a_group_is_allowed_by_primary_and_supplementary_membership() {
+        let network = Network::new();
+        let service = MetadataService::start(&network);
+        let operators = OPERATORS.to_string();
+        let guard = guard(
+            &network,
+            &["--cloud", "aws", "--allow-group", &operators, "--all"],
+        );
+        let member = |gid: u32, groups: &str| {
+            let mut command = network.machine.command("setpriv");
+            command.args(["--reuid", &ALICE.to_string(), "--regid", &gid.to_string()]);
+            command.args(["--groups", groups, "--", "curl", "-sS", "--noproxy", "*"]);
+            command.args(["--max-time", "10", V4]);
+            command.output().unwrap().status.success()
+        };
+        let many: Vec<String> = (54401..54450)
+            .chain([OPERATORS])
+            .map(|g| g.to_string())
+            .collect();
+        assert!(member(OPERATORS, "1"));
+        assert!(member(ALICE, &format!("1,{operators}")));
+        assert!(member(ALICE, &many.join(",")));
+        assert!(!member(ALICE, "1,54399,54401"));
+        let ended = guard.stop();
+        assert_eq!(service.requests().len(), 3);
+        let events = ended.kind("verdict");
+        // Its packets pass by what the caller left at the socket.
+        let allowed: Vec<_> = events
+            .iter()
+            .filter(|event| event["verdict"] == "allowed")
+            .collect();
+        assert!(!allowed.is_empty());
+        assert!(
+            allowed
+                .iter()
+                .all(|event| event["reason"] == "group-allowed")
+        );
+        assert_eq!(denials(&ended).len(), 1);
+    }
+
+    #[test]
+    fn groups_do_not_open_what_was_connected_before() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let mut client = network.machine.command("setpriv");
+        client.args([
+            "--reuid",
+            &ALICE.to_string(),
+            "--regid",
+            &OPERATORS.to_string(),
+        ]);
+        client.args(["--clear-groups", "--", python3(), "-c"]);
+        client.arg(
+            "import socket, sys\n\
+             s = socket.create_connection(('169.254.169.254', 80))\n\
+             print('connected', flush=True)\n\
+             sys.stdin.readline()\n\
+             s.sendall(b'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')\n\
+             try:\n\
+             \x20   print('got', s.recv(100))\n\
+             except ConnectionResetError:\n\
+             \x20   print('reset')\n",
+        );
+        let mut client = client
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = client.stdout.take().unwrap();
+        std::io::Read::read_exact(&mut out, &mut [0; 10]).unwrap();
+        let operators = OPERATORS.to_string();
+        let guard = guard(&network, &["--cloud", "aws", "--allow-group", &operators]);
+        std::io::Write::write_all(&mut client.stdin.take().unwrap(), b"go\n").unwrap();
+        let said = super::common::read_all(out);
+        assert_eq!(String::from_utf8(said).unwrap().trim(), "reset");
+        client.wait().unwrap();
+        guard.stop();
+    }
+
+    #[test]
+    fn a_cgroup_is_allowed_with_all_below_it() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let (allowed, other) = (Cgroups::new(), Cgroups::new());
+        let guard = guard(
+            &network,
+            &["--cloud", "aws", "--allow-cgroup", &allowed.path],
+        );
+        let attempt = attempt("connect", "AF_INET", IMDS4);
+        for below in ["", "child"] {
+            let inside = allowed.command(&network.machine, below, ALICE);
+            assert_eq!(python(inside, &attempt), "ok", "{below:?}");
+            let outside = other.command(&network.machine, below, ALICE);
+            assert_eq!(python(outside, &attempt), "EPERM", "{below:?}");
+        }
+        let ended = guard.stop();
+        let events = denials(&ended);
+        assert_eq!(events[0]["cgroup"], other.path.as_str(), "{events:?}");
+    }
+
+    #[test]
+    fn a_cgroup_that_comes_later_or_comes_again_is_allowed() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let later = Cgroups::new();
+        later.remove();
+        let guard = guard(&network, &["--cloud", "aws", "--allow-cgroup", &later.path]);
+        let attempt = attempt("connect", "AF_INET", IMDS4);
+        for _ in 0..2 {
+            later.make();
+            // The guard hears of it by and by: in less than a service takes to start.
+            let mut answer = String::new();
+            for _ in 0..2000 {
+                answer = python(later.command(&network.machine, "child", ALICE), &attempt);
+                if answer == "ok" {
+                    break;
+                }
+            }
+            assert_eq!(answer, "ok");
+            later.remove();
+        }
+        guard.stop();
+    }
+
+    #[test]
+    fn packets_are_judged_by_the_cgroup_of_their_socket() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let (allowed, other) = (Cgroups::new(), Cgroups::new());
+        let guard = guard(
+            &network,
+            &[
+                "--packets-only",
+                "--cloud",
+                "aws",
+                "--allow-cgroup",
+                &allowed.path,
+                "--all",
+            ],
+        );
+        let attempt = attempt("connect", "AF_INET", IMDS4);
+        for below in ["", "child"] {
+            let inside = allowed.command(&network.machine, below, ALICE);
+            assert_eq!(python(inside, &attempt), "ok", "{below:?}");
+            let outside = other.command(&network.machine, below, ALICE);
+            assert_eq!(python(outside, &attempt), "ECONNREFUSED", "{below:?}");
+        }
+        let ended = guard.stop();
+        let events = ended.kind("verdict");
+        let allowed = events.iter().find(|event| event["verdict"] == "allowed");
+        assert_eq!(allowed.unwrap()["reason"], "cgroup-allowed");
+    }
+
+    #[test]
+    fn rules_of_user_group_and_cgroup_add_up() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let allowed = Cgroups::new();
+        let (alice, operators) = (ALICE.to_string(), OPERATORS.to_string());
+        let guard = guard(
+            &network,
+            &[
+                "--cloud",
+                "aws",
+                "--allow-user",
+                &alice,
+                "--allow-group",
+                &operators,
+                "--allow-cgroup",
+                &allowed.path,
+            ],
+        );
+        let attempt = attempt("connect", "AF_INET", IMDS4);
+        assert_eq!(as_user(&network, ALICE, &attempt), "ok");
+        assert_eq!(as_user(&network, BOB, &attempt), "EPERM");
+        let inside = allowed.command(&network.machine, "child", BOB);
+        assert_eq!(python(inside, &attempt), "ok");
+        guard.stop();
+    }
+
+    #[test]
+    fn processes_of_other_network_namespaces_are_not_refused() {
+        let network = Network::new();
+        let other = Network::new();
+        let service = MetadataService::start(&other);
+        let guard = guard(&network, &["--cloud", "aws"]);
+        assert!(other.curl(ALICE, &[V4]).status.success());
+        assert_eq!(service.requests().len(), 1);
+        assert_eq!(guard.stop().summary()["seen"], 0);
+    }
+
+    #[test]
+    fn the_hooks_are_gone_with_the_process_whatever_its_end() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        for signal in [
+            nix::sys::signal::Signal::SIGTERM,
+            nix::sys::signal::Signal::SIGKILL,
+        ] {
+            let guard = guard(&network, &["--cloud", "aws"]);
+            assert!(!network.curl(ALICE, &[V4]).status.success());
+            guard.signal(signal);
+            guard.ended();
+            let reached = network.curl(ALICE, &[V4]);
+            assert!(reached.status.success(), "{signal}: {reached:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_without_the_capability_to_read_groups_is_refused_at_the_start() {
+        let network = Network::new();
+        let machine = &network.machine;
+        let mut command = machine.command_with(BOB, "+bpf,+net_admin", ebpfkit_path());
+        command.args(["tc-guard", "run", "--cloud", "aws", "--allow-group", "7"]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(3));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("CAP_PERFMON"), "{stderr}");
+    }
+
+    #[test]
+    fn a_policy_from_a_file_guards_as_the_command_line_does() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let policy = format!(
+            "[[rule]]\nclouds = [\"aws\"]\nusers = [\"root\"]\n\
+             [[rule]]\nclouds = [\"aws\"]\nusers = [{ALICE}]\n\
+             [[rule]]\nendpoints = [\"10.213.0.1:81/tcp\"]\nmode = \"audit\"\n"
+        );
+        fs::write(file.path(), policy).unwrap();
+        let path = file.path().to_str().unwrap();
+        let guard = guard(&network, &["--config", path]);
+        assert_eq!(guard.events()[0]["mode"], "mixed");
+        let attempt = attempt("connect", "AF_INET", IMDS4);
+        assert_eq!(as_user(&network, ALICE, &attempt), "ok");
+        assert_eq!(as_user(&network, 0, &attempt), "ok");
+        assert_eq!(as_user(&network, BOB, &attempt), "EPERM");
+        // Audited: it gets as far as the machine that has nothing there.
+        let audited = attempt.replace("169.254.169.254', 80", "10.213.0.1', 81");
+        assert_eq!(as_user(&network, BOB, &audited), "ECONNREFUSED");
+        let ended = guard.stop();
+        let events = ended.kind("verdict");
+        let audited = events.iter().find(|event| event["verdict"] == "would-deny");
+        assert_eq!(audited.unwrap()["endpoint"], "10.213.0.1:81/tcp");
+        assert_eq!(ended.summary()["denied"], 1);
+    }
+}

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The guard's policy as a plain function of a packet's bytes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ebpfkit::endpoint::Endpoint;
+
+/// What becomes of a packet: the return codes of linux/pkt_cls.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// TC_ACT_UNSPEC: untouched, on to the next program.
+    Passes,
+    /// TC_ACT_SHOT
+    Dropped,
+    /// TC_ACT_REDIRECT: turned into an answer.
+    Answered,
+}
+
+impl Fate {
+    pub fn from_code(code: i32) -> Self {
+        match code {
+            -1 => Self::Passes,
+            2 => Self::Dropped,
+            7 => Self::Answered,
+            other => panic!("return code {other}"),
+        }
+    }
+}
+
+fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// How far the transport header could be read.
+enum Transport {
+    Known {
+        protocol: u8,
+        dport: u16,
+        nothing_out: bool,
+        reset: bool,
+        /// Eight bytes are there to quote.
+        quotable: bool,
+        plain: bool,
+    },
+    /// The protocol, if no header can come before its own.
+    Hidden(Option<u8>),
+}
+
+/// A policy as the reference knows it.
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub rules: Vec<ModelRule>,
+    /// Denials are not answered.
+    pub silent: bool,
+    /// Nothing is denied.
+    pub audit: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct ModelRule {
+    pub endpoints: Vec<Endpoint>,
+    /// Whether the owner of the packet's socket is a subject.
+    pub subject: bool,
+    pub audit: bool,
+}
+
+/// Where the packet begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    Ethernet,
+    Network,
+}
+
+/// The reference: slow, plain, and written from the RFCs rather than from the program. `known` says
+/// whether the packet's socket has an owner whose uid counts.
+pub fn reference(frame: &[u8], start: Start, model: &Model, known: bool) -> Fate {
+    let mut tags = 0;
+    let network = match start {
+        Start::Network => 0,
+        Start::Ethernet => {
+            let mut at = 12;
+            loop {
+                match be16(frame, at) {
+                    Some(0x0800 | 0x86dd) => break at + 2,
+                    Some(tag) if tags == 1 || (tags == 0 && matches!(tag, 0x8100 | 0x88a8)) => {
+                        tags += 1;
+                        at += 4;
+                    }
+                    _ => return Fate::Passes,
+                }
+            }
+        }
+    };
+    let Some((dst, transport)) = network_layer(frame, network) else {
+        return Fate::Passes;
+    };
+    let meant = |endpoint: &Endpoint| concerns(endpoint, dst, &transport);
+    let mut rules = model
+        .rules
+        .iter()
+        .filter(|rule| rule.endpoints.iter().any(meant))
+        .peekable();
+    if rules.peek().is_none() {
+        return Fate::Passes;
+    }
+    let (mut may, mut enforced) = (false, false);
+    for rule in rules {
+        may |= known && rule.subject;
+        enforced |= !rule.audit && !model.audit;
+    }
+    if may || !enforced {
+        return Fate::Passes;
+    }
+    match transport {
+        Transport::Known {
+            nothing_out: true,
+            reset: true,
+            ..
+        } => Fate::Passes,
+        _ if model.silent => Fate::Dropped,
+        Transport::Hidden(_) => Fate::Dropped,
+        Transport::Known {
+            protocol: 6,
+            plain: true,
+            ..
+        } => Fate::Answered,
+        // ICMP is not answered by ICMP. Behind a tag the kernel makes no room for an answer, nor where
+        // its test run has read the packet's type from where there is none.
+        Transport::Known {
+            protocol,
+            plain: true,
+            quotable: true,
+            ..
+        } if !matches!(protocol, 1 | 58) && tags == 0 && start == Start::Ethernet => Fate::Answered,
+        Transport::Known { .. } => Fate::Dropped,
+    }
+}
+
+fn concerns(endpoint: &Endpoint, dst: IpAddr, transport: &Transport) -> bool {
+    let all_ports = endpoint.ports == (0..=u16::MAX);
+    endpoint.address.is_ipv4() == dst.is_ipv4()
+        && endpoint.contains(dst)
+        && match transport {
+            Transport::Hidden(protocol) => match (endpoint.protocol, protocol) {
+                (Some(wanted), Some(protocol)) => wanted as u8 == *protocol,
+                (None, Some(protocol)) => all_ports || matches!(protocol, 6 | 17),
+                _ => true,
+            },
+            Transport::Known {
+                protocol, dport, ..
+            } => {
+                endpoint.ports.contains(dport)
+                    && match endpoint.protocol {
+                        Some(wanted) => wanted as u8 == *protocol,
+                        // A port range means the protocols that have ports.
+                        None => all_ports || matches!(protocol, 6 | 17),
+                    }
+            }
+        }
+}
+
+fn network_layer(frame: &[u8], network: usize) -> Option<(IpAddr, Transport)> {
+    let first = *frame.get(network)?;
+    match first >> 4 {
+        4 => {
+            let header = frame.get(network..network + 20)?;
+            let length = usize::from(first & 15) * 4;
+            if length < 20 {
+                return None;
+            }
+            let dst = Ipv4Addr::from(<[u8; 4]>::try_from(&header[16..20]).unwrap());
+            let total = usize::from(be16(header, 2)?);
+            let fragment = be16(header, 6)?;
+            let end = end(frame, network, total);
+            let transport = if fragment & 0x1fff != 0 {
+                Transport::Hidden(Some(header[9]))
+            } else {
+                let plain = length == 20 && fragment & 0x2000 == 0;
+                transport(frame, network + length, end, header[9], plain)
+            };
+            Some((dst.into(), transport))
+        }
+        6 => {
+            let header = frame.get(network..network + 40)?;
+            let dst = Ipv6Addr::from(<[u8; 16]>::try_from(&header[24..40]).unwrap());
+            let total = match usize::from(be16(header, 4)?) {
+                0 => 0,
+                payload => payload + 40,
+            };
+            let end = end(frame, network, total);
+            let transport = extensions(frame, network + 40, end, header[6]);
+            Some((IpAddr::V6(dst), transport))
+        }
+        _ => None,
+    }
+}
+
+fn end(frame: &[u8], network: usize, total: usize) -> usize {
+    if total == 0 {
+        frame.len()
+    } else {
+        frame.len().min(network + total)
+    }
+}
+
+fn extensions(frame: &[u8], mut at: usize, end: usize, mut next: u8) -> Transport {
+    let mut plain = true;
+    for _ in 0..8 {
+        if !matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
+            return transport(frame, at, end, next, plain);
+        }
+        plain = false;
+        let Some(header) = frame.get(at..at + 4) else {
+            return Transport::Hidden(None);
+        };
+        if next == 44 {
+            if be16(header, 2).unwrap() & 0xfff8 != 0 {
+                let next = header[0];
+                let certain = !matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140);
+                return Transport::Hidden(certain.then_some(next));
+            }
+            at += 8;
+        } else if next == 51 {
+            at += (usize::from(header[1]) + 2) * 4;
+        } else {
+            at += (usize::from(header[1]) + 1) * 8;
+        }
+        next = header[0];
+    }
+    if matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
+        return Transport::Hidden(None);
+    }
+    transport(frame, at, end, next, plain)
+}
+
+fn transport(frame: &[u8], at: usize, end: usize, protocol: u8, plain: bool) -> Transport {
+    let left = end.saturating_sub(at);
+    let known = |dport, nothing_out, reset| Transport::Known {
+        protocol,
+        dport,
+        nothing_out,
+        reset,
+        quotable: frame.len() >= at + 8,
+        plain,
+    };
+    match protocol {
+        6 => {
+            let Some(header) = frame.get(at..at + 20) else {
+                return Transport::Hidden(Some(6));
+            };
+            let length = usize::from(header[12] >> 4) * 4;
+            if length < 20 || length > left {
+                return Transport::Hidden(Some(6));
+            }
+            let flags = header[13];
+            let nothing_out = left == length && flags & 0x02 == 0;
+            known(be16(header, 2).unwrap(), nothing_out, flags & 0x04 != 0)
+        }
+        17 => match frame.get(at..at + 8) {
+            Some(header) if left >= 8 => known(be16(header, 2).unwrap(), false, false),
+            _ => Transport::Hidden(Some(17)),
+        },
+        _ => known(0, false, false),
+    }
+}
