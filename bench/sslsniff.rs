@@ -27,6 +27,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+/// Of each measurement, unless `EBPFKIT_BENCH_SECONDS` says otherwise.
 const SECONDS: u32 = 3;
 const ROUNDS: usize = 3;
 const PORT: u16 = 4433;
