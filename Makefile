@@ -74,6 +74,10 @@ bench: ## what a packet costs in the kernel, as a ratio to an empty program (roo
 	packaging/install-deps build
 	$(CARGO) bench --bench packets
 
+bench-sslsniff: ## what watching TLS costs a web server, as ratios: nginx under wrk, and bpftrace for comparison (root)
+	packaging/install-deps build bench
+	$(CARGO) bench --bench sslsniff
+
 bench-tc-guard: ## what tc-guard costs, against an empty program, no guard, nftables and iptables (root)
 	packaging/install-deps build test
 	$(CARGO) bench --bench tc-guard

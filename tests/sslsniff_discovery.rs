@@ -154,7 +154,7 @@ mod root {
     /// How many containers start: an emulated machine takes seconds for each.
     fn containers() -> usize {
         let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        if cpu.contains("QEMU") { 10 } else { 200 }
+        if cpu.contains("QEMU") { 3 } else { 200 }
     }
 
     #[test]

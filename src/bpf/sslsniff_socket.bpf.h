@@ -41,7 +41,6 @@ static __always_inline struct call *innermost(struct thread *thread)
 static __always_inline int uses_socket(struct sock *sk, struct thread *thread, __u64 stack)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
-	struct connection_key key = { .tgid = pid_tgid >> 32 };
 	struct connection *connection;
 	struct peer_record *record;
 	__u16 family, peer_port;
@@ -51,13 +50,12 @@ static __always_inline int uses_socket(struct sock *sk, struct thread *thread, _
 	call = innermost(thread);
 	if (!call || (stack && call->stack - stack > DEEPEST_CALL))
 		return 0;
-	key.ssl = call->ssl;
-	connection = bpf_map_lookup_elem(&connections, &key);
-	if (!connection)
-		return 0;
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	peer_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
 	if ((family != AF_INET && family != AF_INET6) || !peer_port)
+		return 0;
+	connection = connection_of(pid_tgid >> 32, call->ssl, call->start_ns);
+	if (!connection)
 		return 0;
 	/* Two sockets of a process that are alive have not both the same. */
 	socket = (__u64)peer_port << 16 | BPF_CORE_READ(sk, __sk_common.skc_num);

@@ -105,8 +105,11 @@ pub fn has_btf() -> bool {
 }
 
 /// A program that does nothing, of type BPF_PROG_TYPE_KPROBE and this expected attach type, for
-/// probing: `r0 = 0; exit`.
-pub(super) fn empty_kprobe(
+/// probing and for measuring: `r0 = 0; exit`.
+///
+/// # Errors
+/// What the kernel says.
+pub fn empty_kprobe(
     attach_type: libbpf_sys::bpf_attach_type,
 ) -> std::io::Result<std::os::fd::OwnedFd> {
     empty(libbpf_sys::BPF_PROG_TYPE_KPROBE, attach_type)

@@ -72,6 +72,11 @@ impl Place {
     }
 
     pub fn nginx(&self) -> Background {
+        self.nginx_with("location / { default_type text/plain; return 200 'the plain answer\\n'; }")
+    }
+
+    /// One that has this in its server.
+    pub fn nginx_with(&self, server: &str) -> Background {
         let dir = self.dir.path().display();
         let conf = self.dir.path().join("nginx.conf");
         let text = format!(
@@ -81,7 +86,7 @@ impl Place {
              fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
              server {{ listen 127.0.0.1:{PORT} ssl; ssl_certificate {dir}/cert;\n\
              ssl_certificate_key {dir}/key;\n\
-             location / {{ default_type text/plain; return 200 'the plain answer\\n'; }} }} }}\n"
+             {server} }} }}\n"
         );
         std::fs::write(&conf, text).unwrap();
         let mut command = self.netns.command("nginx");

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use crate::cli;
 use crate::failure::Failure;
 use crate::output::{self, Event, Line, Settings, Style};
+use crate::tools::sslsniff;
 
 /// The name in events.
 pub const NAME: &str = "doctor";
@@ -21,6 +22,9 @@ pub struct Args {
     /// Tools to try; all of them where none is named
     #[arg(value_name = "TOOL")]
     tools: Vec<cli::ToolName>,
+    /// Say which TLS implementations this process uses, and why one cannot be watched by sslsniff
+    #[arg(short, long, value_name = "PID", value_parser = sslsniff::plan::parse_pid)]
+    pid: Vec<u32>,
 }
 
 /// Whether a tool can be used here.
@@ -108,6 +112,9 @@ impl Event for Finding {
 /// [`Failure::Blocked`] if one of them cannot be used, and those of standard output.
 pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let mut sink = output::stdout(NAME, settings);
+    if !args.pid.is_empty() {
+        return processes(args, &mut sink);
+    }
     let mut blocked = Vec::new();
     let asked: &[cli::ToolName] = if args.tools.is_empty() {
         cli::ToolName::ALL
@@ -131,6 +138,32 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     Err(Failure::blocked(
         format!("{} cannot be used here", blocked.join(", ")),
         "see above",
+    )
+    .into())
+}
+
+/// Prints what each process has.
+fn processes(args: &Args, sink: &mut output::Stdout) -> Result<()> {
+    if args.tools.iter().any(|tool| tool.name() != sslsniff::NAME) {
+        return Err(Failure::usage("--pid is about sslsniff: doctor sslsniff --pid PID").into());
+    }
+    let mut none = Vec::new();
+    for pid in &args.pid {
+        let uses = sslsniff::inspect::inspect(*pid)?;
+        if !uses.iter().any(|one| one.reason.is_none()) {
+            none.push(pid.to_string());
+        }
+        for one in uses {
+            sink.event(OffsetDateTime::now_utc(), &one)?;
+        }
+    }
+    sink.flush()?;
+    if none.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::blocked(
+        format!("nothing to watch in process {}", none.join(", ")),
+        "see above; a library may also be loaded later, and is watched then",
     )
     .into())
 }

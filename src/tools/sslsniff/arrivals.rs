@@ -21,6 +21,7 @@ use super::discover::{FileId, Found, Library, MappedAs};
 use super::event::{Arrived, Skipped};
 use super::maps::{self, Mapping};
 use super::probes::Attacher;
+use super::symbols::Function;
 use crate::kernel::hold::{self, Held};
 use crate::kernel::mmap_events::{Mapped, MmapEvents};
 use crate::kernel::privileges::{Capabilities, Capability};
@@ -32,24 +33,38 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// Mappings whose file is remembered.
 const MOST_REMEMBERED: usize = 1 << 16;
 
-/// The paths of the libraries, by their number in records. Clones are one.
+/// The paths of the libraries and what is in them, by their number in records. Clones are one.
 #[derive(Debug, Clone, Default)]
-pub struct Names(Arc<Mutex<HashMap<u32, Arc<str>>>>);
+pub struct Names(Arc<Mutex<HashMap<u32, Name>>>);
+
+#[derive(Debug)]
+struct Name {
+    path: Arc<str>,
+    functions: Vec<Function>,
+}
 
 impl Names {
-    /// The path of library `number`. Zero is unknown, unless there is only one.
-    pub fn get(&self, number: u32) -> Option<Arc<str>> {
+    /// The path of library `number`, in which `function` was called. Zero is unknown, unless only one
+    /// library has that function.
+    pub fn get(&self, number: u32, function: Function) -> Option<Arc<str>> {
         let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if number == 0 && names.len() == 1 {
-            return names.values().next().cloned();
+        if number > 0 {
+            return names.get(&number).map(|name| Arc::clone(&name.path));
         }
-        names.get(&number).cloned()
+        let mut having = names
+            .values()
+            .filter(|name| name.functions.contains(&function));
+        match (having.next(), having.next()) {
+            (Some(only), None) => Some(Arc::clone(&only.path)),
+            _ => None,
+        }
     }
 
     /// Gives `number` a path.
-    pub fn set(&self, number: u32, path: &str) {
+    pub fn set(&self, number: u32, path: &str, functions: Vec<Function>) {
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names.insert(number, path.into());
+        let path = path.into();
+        names.insert(number, Name { path, functions });
     }
 
     fn remove(&self, number: u32) {
@@ -153,14 +168,12 @@ impl Arrivals {
         }
     }
 
-    fn probe(
-        &mut self,
-        library: &Library,
-        users: &[u32],
-    ) -> Result<(), (io::Error, super::symbols::Function)> {
+    fn probe(&mut self, library: &Library, users: &[u32]) -> Result<(), (io::Error, Function)> {
         let number = self.last + 1;
         // Before the first record.
-        self.names.set(number, &library.path.to_string_lossy());
+        let functions = library.offsets.iter().map(|(one, _)| *one).collect();
+        self.names
+            .set(number, &library.path.to_string_lossy(), functions);
         let probes = self
             .attacher
             .attach(library, number, Scope::All)
@@ -430,5 +443,24 @@ impl Drop for Following {
     fn drop(&mut self) {
         // Whoever wanted to know has asked.
         let _ = self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_without_a_number_is_known_by_what_it_alone_has() {
+        let names = Names::default();
+        names.set(1, "/a", vec![Function::Read, Function::Write]);
+        names.set(2, "/b", vec![Function::GnutlsRecv]);
+        assert_eq!(names.get(2, Function::Read).as_deref(), Some("/b"));
+        assert_eq!(names.get(0, Function::Read).as_deref(), Some("/a"));
+        assert_eq!(names.get(0, Function::GnutlsRecv).as_deref(), Some("/b"));
+        assert_eq!(names.get(0, Function::Free), None);
+        names.set(3, "/c", vec![Function::Read]);
+        assert_eq!(names.get(0, Function::Read), None);
+        assert_eq!(names.get(4, Function::Read), None);
     }
 }

@@ -6,11 +6,11 @@ use std::fs::File;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
+use crate::kernel::uprobes::Method;
+
 /// What is kept free while probes are attached: for the ring, the command and `/proc`.
 const SPARE: usize = 16;
 
-/// What all but libraries takes, generously.
-const OTHERS: rlim_t = 64;
 /// As [`most_libraries`], however many descriptors there may be.
 const MOST_LIBRARIES: usize = 1024;
 
@@ -33,11 +33,17 @@ pub fn restore((soft, hard): Limit) -> std::io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?)
 }
 
-/// As many libraries as may be found: each holds a descriptor until its probes, up to a dozen, are
-/// attached.
-pub fn most_libraries() -> usize {
+/// As many libraries as may be found: each holds a descriptor until its probes are attached, and these
+/// hold some from then on; all else, the programs above all, takes some as well. Generous figures.
+pub fn most_libraries(method: Method) -> usize {
+    let (others, each) = match method {
+        // A program and a link for entries, the same for returns.
+        Method::Multi => (64, 4),
+        // For each function.
+        Method::Classic => (160, 40),
+    };
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    let room = soft.saturating_sub(OTHERS) / 4;
+    let room = soft.saturating_sub(others) / each;
     usize::try_from(room).map_or(MOST_LIBRARIES, |room| room.clamp(1, MOST_LIBRARIES))
 }
 

@@ -21,6 +21,7 @@ use super::event::Skipped;
 use super::maps::{self, Mapping};
 use super::symbols::{self, Offsets};
 use crate::failure::Failure;
+use crate::kernel::uprobes::Method;
 
 /// A file with functions to probe.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub struct Places {
     pub pids: Vec<u32>,
     /// A program that is about to be started.
     pub program: Option<PathBuf>,
+    /// How what is found will be probed: how much there is room for.
+    pub method: Option<Method>,
 }
 
 /// What was found.
@@ -83,7 +86,7 @@ const MOST_READ: u64 = 512 << 20;
 /// A file system may keep files up to this outside of blocks.
 const SMALL_FILE: u64 = 64 << 10;
 
-/// How the names of the machine's own libraries start.
+/// How the names of the machine's own libraries start; the first are watched first.
 const LIBRARIES: [&[u8]; 2] = [b"libssl.so", b"libgnutls.so"];
 
 /// Files that are remembered not to be libraries.
@@ -100,7 +103,7 @@ impl Default for Room {
     fn default() -> Self {
         Self {
             bytes: Cell::new(MOST_READ),
-            libraries: descriptors::most_libraries(),
+            libraries: descriptors::most_libraries(Method::Multi),
         }
     }
 }
@@ -136,6 +139,9 @@ impl Seek for Bounded<'_> {
 /// [`Failure::Usage`] if one of the files that were named is no library, and that of `/proc`.
 pub fn discover(places: &Places, stopped: &dyn Fn() -> bool) -> Result<Found> {
     let mut found = Found::default();
+    if let Some(method) = places.method {
+        found.room.libraries = descriptors::most_libraries(method);
+    }
     if !places.only.is_empty() {
         for path in &places.only {
             found.named(path)?;
@@ -243,16 +249,16 @@ impl Found {
 
     /// A library of the machine, which nobody may be using yet.
     fn folder(&mut self, folder: &Path, stopped: &dyn Fn() -> bool) {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if !stopped()
-                && LIBRARIES
-                    .iter()
-                    .any(|start| name.as_encoded_bytes().starts_with(start))
-                && let Ok(path) = fs::canonicalize(entry.path())
-                && let Ok(file) = open(&path)
-            {
-                self.examine(&path, file, false, None);
+        for start in LIBRARIES {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                if !stopped()
+                    && name.as_encoded_bytes().starts_with(start)
+                    && let Ok(path) = fs::canonicalize(entry.path())
+                    && let Ok(file) = open(&path)
+                {
+                    self.examine(&path, file, false, None);
+                }
             }
         }
     }
@@ -340,7 +346,7 @@ fn regular(file: &File) -> Option<(FileId, i64, i64)> {
 /// `CAP_SYS_ADMIN`), which is exact also if the file was deleted or replaced; else by its path in the
 /// process's root, where the inode must be the same. The device may be another: overlayfs and btrfs
 /// show one in `maps` and another to stat(2).
-fn open_mapping(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
+pub(super) fn open_mapping(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     let (start, end) = mapping.range;
     if let Ok(file) = open(Path::new(&format!(
         "/proc/{pid}/map_files/{start:x}-{end:x}"
@@ -353,7 +359,11 @@ fn open_mapping(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     (inode == mapping.inode).then_some(file)
 }
 
-fn all_pids() -> Result<Vec<u32>> {
+/// All processes.
+///
+/// # Errors
+/// That of `/proc`.
+pub(super) fn all_pids() -> Result<Vec<u32>> {
     let entries = fs::read_dir("/proc").context("cannot read /proc")?;
     let mut pids: Vec<u32> = entries
         .flatten()

@@ -233,6 +233,9 @@ pub struct Data<'a> {
     /// Bytes right before `offset` that were lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<u64>,
+    /// Nanoseconds from the call's entry to its return, if that is wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ns: Option<u64>,
     /// The bytes stay to be read again: they come once more, at the same offset.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub repeated: bool,
@@ -278,6 +281,11 @@ impl Event for Data<'_> {
         write!(line, " {} bytes", self.length)?;
         if self.offset > 0 {
             write!(line, " at {}", self.offset)?;
+        }
+        if let Some(duration) = self.duration_ns {
+            #[allow(clippy::cast_precision_loss)]
+            let microseconds = duration as f64 / 1e3;
+            write!(line, " in {microseconds:.1} us")?;
         }
         if self.repeated {
             write!(line, ", to be read again")?;

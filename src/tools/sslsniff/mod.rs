@@ -12,6 +12,7 @@ pub mod event;
 mod files;
 pub mod har;
 pub mod http;
+pub mod inspect;
 mod live;
 mod losses;
 pub mod maps;
@@ -27,6 +28,7 @@ pub mod views;
 mod watch;
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -121,6 +123,9 @@ pub struct Args {
     /// Show no payload, only how long it is
     #[arg(long, conflicts_with = "max_bytes")]
     no_payload: bool,
+    /// Show how long each call took
+    #[arg(long)]
+    latency: bool,
     /// Show the values of headers that hold secrets
     #[arg(long)]
     show_secrets: bool,
@@ -155,11 +160,15 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let program = program(&plan)?;
     // Before the search, so that nothing falls between the two.
     let events = MmapEvents::open();
-    let found = libraries(&plan, program, &stop)?;
+    let method = Method::of(&Features::probe());
+    let found = libraries(&plan, program, method, &stop)?;
     if is_stopped(&stop) {
         return Ok(());
     }
     tell(&found, &sink);
+    if settings.verbose > 0 {
+        tell_unwatched(&plan.pids, &sink)?;
+    }
     if let Err(err) = &events {
         sink.note(&format!(
             "libraries that processes begin to use from now on are not watched, but for the \
@@ -175,7 +184,6 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     }
 
     let mut views = Views::of(args)?;
-    let method = Method::of(&Features::probe());
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &plan, method)?;
     if let Some(why) = watch.follow()? {
@@ -207,6 +215,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let style = session::Style {
         hex: args.hex,
         show_secrets: args.show_secrets,
+        latency: args.latency,
     };
     if args.live {
         // Nothing else may write to the terminal while it is taken over.
@@ -281,6 +290,28 @@ fn tell(found: &Found, sink: &Stdout) {
     }
 }
 
+/// Says what of the processes that are watched cannot be.
+fn tell_unwatched(pids: &[u32], sink: &Stdout) -> Result<()> {
+    let all = if pids.is_empty() {
+        discover::all_pids()?
+    } else {
+        pids.to_vec()
+    };
+    let mut seen = HashSet::new();
+    for pid in all {
+        // It may have ended, or may not be looked into.
+        for one in inspect::inspect_new(pid, &mut seen).unwrap_or_default() {
+            if let Some(reason) = one.reason {
+                sink.detail(&format!(
+                    "{} of process {pid} cannot be watched: {}: {reason}",
+                    one.file, one.implementation
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Why the kernel does not tell which files are mapped.
 fn explain_events(err: &std::io::Error) -> String {
     if err.kind() != std::io::ErrorKind::PermissionDenied {
@@ -312,7 +343,7 @@ fn program(plan: &Plan) -> Result<Option<PathBuf>> {
     Ok(Some(file))
 }
 
-fn libraries(plan: &Plan, program: Option<PathBuf>, stop: &Stop) -> Result<Found> {
+fn libraries(plan: &Plan, program: Option<PathBuf>, method: Method, stop: &Stop) -> Result<Found> {
     let places = Places {
         only: plan.only.clone(),
         pids: if plan.command.is_some() {
@@ -321,6 +352,7 @@ fn libraries(plan: &Plan, program: Option<PathBuf>, stop: &Stop) -> Result<Found
             plan.pids.clone()
         },
         program,
+        method: Some(method),
     };
     discover::discover(&places, &|| is_stopped(stop))
 }

@@ -28,6 +28,8 @@ pub struct Style {
     pub hex: bool,
     /// Secrets are shown.
     pub show_secrets: bool,
+    /// The time that calls take is shown.
+    pub latency: bool,
 }
 
 /// What was shown so far.
@@ -319,6 +321,7 @@ impl<W: Write> Session<W> {
                     length: header.length,
                     captured: header.captured,
                     missing,
+                    duration_ns: self.style.latency.then_some(header.duration_ns),
                     repeated,
                     masked,
                     data,
@@ -360,7 +363,9 @@ impl Connection {
             }
         }
         if self.library.0 != Some(header.library) {
-            self.library = (Some(header.library), libraries.get(header.library));
+            let function = Function::ALL.get(usize::from(header.function));
+            let path = function.and_then(|function| libraries.get(header.library, *function));
+            self.library = (Some(header.library), path);
         }
     }
 
@@ -396,7 +401,7 @@ mod tests {
         };
         let sink = Sink::new("sslsniff", settings, false, Vec::new());
         let names = Names::default();
-        names.set(1, "/lib/libssl.so.3");
+        names.set(1, "/lib/libssl.so.3", vec![Function::Read, Function::Write]);
         Session::new(sink, style, names, Directory::default())
     }
 
@@ -491,6 +496,21 @@ mod tests {
             assert!(event.get("missing").is_none());
         }
         assert!(events[1].get("repeated").is_none());
+    }
+
+    #[test]
+    fn the_time_that_a_call_takes_is_shown_on_request() {
+        for latency in [false, true] {
+            let style = Style {
+                latency,
+                ..Style::default()
+            };
+            let mut session = session(Format::Text, style);
+            let mut call = written(0, 1);
+            call.duration_ns = 12_345;
+            feed(&mut session, &call, b"a");
+            assert_eq!(text(session).contains("1 bytes in 12.3 us\n"), latency);
+        }
     }
 
     #[test]

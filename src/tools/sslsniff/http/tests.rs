@@ -50,6 +50,7 @@ impl Wire {
             captured: u32::try_from(bytes.len()).unwrap(),
             missing: None,
             repeated: false,
+            duration_ns: None,
             ends: &Ends::default(),
             masked: false,
             data: Payload::None {},

@@ -46,6 +46,7 @@ fn data<'a>(
         captured: u32::try_from(bytes.len()).unwrap(),
         missing: None,
         repeated: false,
+        duration_ns: None,
         ends: NOWHERE,
         masked: false,
         data: Payload::None {},
@@ -201,6 +202,7 @@ fn closed_connections_make_room_first_and_memory_is_bounded() {
         written: 0,
         duration_ns: 0,
         facts: &Facts::default(),
+        duration_ns: None,
         ends: NOWHERE,
         who: &nc,
     };

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `ebpfkit sslsniff`: calls that few programs make, the ends of connections, and who may watch.
+
+mod common;
+#[path = "sslsniff/place.rs"]
+mod place;
+
+mod root {
+    use std::path::{Path, PathBuf};
+
+    use serde_json::{Value, json};
+
+    use super::common::{ALICE, Tool, ebpfkit_path, python3};
+    use super::place::{CURL, PORT, Peer, Place, URL, bytes_of, nothing_is_lost};
+
+    /// The client of calls.py, watched from before its first call until it has ended well.
+    fn watched_calls(options: &[&str]) -> super::common::Ended {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let mut command = place.netns.command(python3());
+        command.args(["-c", include_str!("sslsniff/calls.py"), PORT]);
+        let mut client = Peer::start(command.args(options));
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
+        client.go();
+        client.rest();
+        server.rest();
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        ended
+    }
+
+    #[test]
+    fn a_seccomp_filter_that_refuses_return_probes_ends_no_program() {
+        assert_eq!(watched_calls(&["filter"]).kind("data").len(), 4);
+    }
+
+    #[test]
+    fn every_call_is_told_and_what_is_read_again_is_marked() {
+        let ended = watched_calls(&[]);
+        let told: Vec<_> = ended
+            .kind("data")
+            .into_iter()
+            .map(|event| {
+                let text = String::from_utf8(bytes_of(event)).unwrap();
+                let repeated = event.get("repeated").is_some();
+                json!([event["function"], event["offset"], text, repeated])
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                json!(["SSL_write", 0, "abcdef", false]),
+                json!(["SSL_peek", 0, "abc", true]),
+                json!(["SSL_peek_ex", 0, "abcdef", true]),
+                json!(["SSL_read", 0, "abcdef", false]),
+            ]
+        );
+        assert_eq!(ended.kind("shutdown").len(), 1);
+        assert_eq!(ended.kind("handshake")[0]["sni"], "name.example");
+        let close = ended.kind("close")[0].clone();
+        assert_eq!((&close["read"], &close["written"]), (&json!(6), &json!(6)));
+        assert!(
+            close["version"].as_str().unwrap().starts_with("TLSv1."),
+            "{close}"
+        );
+        assert!(close.get("resumed").is_none());
+    }
+
+    fn is_of(event: &Value, name: &str) -> bool {
+        event["comm"] == name
+    }
+
+    /// What has to be true of curl's exchange with nginx, whoever watches.
+    fn both_ends_agree(events: &[&Value], nginx: u32, curl: &str) {
+        let ends = |event: &Value| {
+            assert_eq!(event["peer_via"], "call", "{event}");
+            (event["local"].clone(), event["peer"].clone())
+        };
+        let of_curl: Vec<_> = events.iter().filter(|event| is_of(event, curl)).collect();
+        let of_nginx: Vec<_> = events
+            .iter()
+            .filter(|event| event["pid"] == nginx)
+            .collect();
+        assert!(of_curl.len() >= 2 && of_nginx.len() >= 2);
+        let (local, peer) = ends(of_curl[0]);
+        assert_eq!(peer, "127.0.0.1:4433");
+        for event in of_curl {
+            assert_eq!(ends(event), (local.clone(), peer.clone()));
+        }
+        for event in of_nginx {
+            assert_eq!(ends(event), (peer.clone(), local.clone()));
+        }
+    }
+
+    #[test]
+    fn the_ends_of_a_connection_are_those_of_the_socket_that_its_calls_use() {
+        let place = Place::new();
+        let nginx = place.nginx();
+        let curl = place.curl_named("endscurl");
+        let tool = Tool::start(&place.netns, &["sslsniff", "-c", "endscurl", "-c", "nginx"]);
+        let mut command = place.netns.command(&curl);
+        assert!(
+            command
+                .args(CURL)
+                .arg(URL)
+                .output()
+                .unwrap()
+                .status
+                .success()
+        );
+        tool.wait_for("the close of nginx", |event| {
+            event["kind"] == "close" && event["pid"] == nginx.0.id()
+        });
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        both_ends_agree(&ended.kind("data"), nginx.0.id(), "endscurl");
+    }
+
+    /// A cgroup that is gone with this value.
+    struct Cgroup(PathBuf);
+
+    impl Cgroup {
+        fn new(name: &str) -> Self {
+            let mount = ebpfkit::kernel::cgroup::mount().expect("cgroup2 is mounted");
+            let path = mount.join(name);
+            std::fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn below(&self, name: &str) -> Self {
+            let path = self.0.join(name);
+            std::fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        /// curl, in this cgroup.
+        fn curl(&self, place: &Place, curl: &Path) {
+            let mut command = place.netns.command("sh");
+            command.args([
+                "-c",
+                "echo $$ >\"$1/cgroup.procs\" && shift && exec \"$@\"",
+                "sh",
+            ]);
+            command.arg(&self.0).arg(curl).args(CURL).arg(URL);
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
+    }
+
+    impl Drop for Cgroup {
+        fn drop(&mut self) {
+            // Whoever was in it has ended, but may not be gone yet.
+            for _ in 0..100 {
+                if std::fs::remove_dir(&self.0).is_ok() {
+                    return;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+    }
+
+    #[test]
+    fn a_cgroup_is_watched_with_those_below_it_and_no_other() {
+        let place = Place::new();
+        let _nginx = place.nginx();
+        let name = format!("ebpfkit-test-{}.service", std::process::id());
+        let watched = Cgroup::new(&name);
+        let inner = watched.below("inner");
+        let other = Cgroup::new(&format!("ebpfkit-test-{}.other", std::process::id()));
+        let tool = Tool::start(&place.netns, &["sslsniff", "--cgroup", &name]);
+        for (cgroup, name) in [
+            (&watched, "outercurl"),
+            (&inner, "innercurl"),
+            (&other, "othercurl"),
+        ] {
+            cgroup.curl(&place, &place.curl_named(name));
+        }
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let mut comms: Vec<_> = ended
+            .kind("data")
+            .iter()
+            .map(|event| event["comm"].as_str().unwrap().to_owned())
+            .collect();
+        comms.dedup();
+        assert_eq!(comms, ["outercurl", "innercurl"]);
+
+        let output = place
+            .netns
+            .command(ebpfkit_path())
+            .args(["sslsniff", "--cgroup", "no-such.service"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no-such.service"));
+    }
+
+    #[test]
+    fn an_ordinary_user_with_the_documented_capabilities_watches() {
+        // Before 6.6 a probe needs CAP_SYS_ADMIN: see Method::Classic.
+        let multi = ebpfkit::kernel::features::Features::probe().uprobe_multi;
+        let capabilities = if multi {
+            "+bpf,+perfmon,+sys_ptrace"
+        } else {
+            "+bpf,+perfmon,+sys_ptrace,+sys_admin"
+        };
+        let place = Place::new();
+        let nginx = place.nginx();
+        let curl = place.curl_named("capcurl");
+        // Where an ordinary user may run it.
+        let copy = place.dir.path().join("ebpfkit");
+        std::fs::copy(ebpfkit_path(), &copy).unwrap();
+        let mut command = place.netns.command_with(ALICE, capabilities, &copy);
+        command.args(["-o", "json", "sslsniff", "-c", "capcurl", "-c", "nginx"]);
+        let tool = Tool::run(command);
+        let mut command = place.netns.command(&curl);
+        assert!(
+            command
+                .args(CURL)
+                .arg(URL)
+                .output()
+                .unwrap()
+                .status
+                .success()
+        );
+        tool.wait_for("the close of nginx", |event| {
+            event["kind"] == "close" && event["pid"] == nginx.0.id()
+        });
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        both_ends_agree(&ended.kind("data"), nginx.0.id(), "capcurl");
+        // Libraries that come later are followed too, unless the distribution keeps that for itself.
+        let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
+        let kept = multi && paranoid.trim().parse::<i32>().unwrap() > 2;
+        let told = ended
+            .stderr
+            .contains("perf_event_paranoid wants CAP_SYS_ADMIN");
+        assert_eq!(told, kept, "{}", ended.stderr);
+    }
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `ebpfkit sslsniff` and programs that use TLS each in their own way. They are many and large, and
+//! ask nothing of a kernel: the machines of tests/vm do without.
+
+mod common;
+#[path = "sslsniff/place.rs"]
+mod place;
+
+mod root {
+    use std::collections::BTreeSet;
+    use std::process::Stdio;
+
+    use serde_json::Value;
+    use sha2::{Digest as _, Sha256};
+
+    use super::common::{Background, Ended, Tool, python3};
+    use super::place::{OTHER_PORT, PORT, Peer, Place, URL, bytes_of, nothing_is_lost, text};
+
+    fn asyncio(place: &Place, args: &[&str]) -> Peer {
+        let mut command = place.netns.command(python3());
+        command.args(["-c", include_str!("sslsniff/asyncio_end.py")]);
+        Peer::start(command.args(args))
+    }
+
+    const NODE: &str = "process.stdin.once('data', () => require('https').get(\
+        {host: '127.0.0.1', port: process.argv[1], path: process.argv[2], rejectUnauthorized: false, \
+        agent: false}, answer => { let text = ''; answer.on('data', part => text += part); \
+        answer.on('end', () => { console.log(JSON.stringify(text)); process.exit(); }); }));";
+
+    fn node(place: &Place, path: &str) -> Peer {
+        Peer::start(place.netns.command("node").args(["-e", NODE, PORT, path]))
+    }
+
+    /// Each connection of a process: what passed first in a direction, its own address and its peer's.
+    fn starts(ended: &Ended, pid: u32, direction: &str) -> Vec<(String, Value, Value)> {
+        ended
+            .kind("data")
+            .into_iter()
+            .filter(|event| {
+                event["pid"] == pid && event["direction"] == direction && event["offset"] == 0
+            })
+            .map(|event| {
+                let text = String::from_utf8_lossy(&bytes_of(event)).into_owned();
+                (text, event["local"].clone(), event["peer"].clone())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_client_a_server_and_a_proxy_at_once_have_no_wrong_ends() {
+        let place = Place::new();
+        let mut server = asyncio(&place, &["serve", &place.pem(), OTHER_PORT]);
+        assert_eq!(server.line(), "listening");
+        let nginx = place.nginx_with(&format!(
+            "location / {{ proxy_pass https://127.0.0.1:{OTHER_PORT}; }}"
+        ));
+        let mut clients = [
+            node(&place, "/node"),
+            asyncio(&place, &["get", PORT, "/asyncio"]),
+        ];
+        let tool = Tool::start(&place.netns, &["sslsniff"]);
+        for client in &mut clients {
+            client.go();
+            client.rest();
+        }
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        for (client, path) in clients.iter().zip(["/node", "/asyncio"]) {
+            let request = text(&ended, client.pid(), "write");
+            assert!(
+                request.starts_with(&format!("GET {path} HTTP/1.1\r\n")),
+                "{request:?}"
+            );
+            assert!(text(&ended, client.pid(), "read").ends_with(path));
+        }
+        // Over memory nobody knows the socket; then nothing is said of it.
+        for pid in [clients[0].pid(), clients[1].pid(), server.pid()] {
+            for event in ended
+                .kind("data")
+                .iter()
+                .filter(|event| event["pid"] == pid)
+            {
+                assert!(
+                    event.get("peer").is_none() && event.get("local").is_none(),
+                    "{event}"
+                );
+            }
+        }
+        // The proxy's two sides are told apart.
+        let (down, up) = (
+            starts(&ended, nginx.0.id(), "read"),
+            starts(&ended, nginx.0.id(), "write"),
+        );
+        for path in ["/node", "/asyncio"] {
+            let asked = format!("GET {path} HTTP/1.1");
+            let (_, local, _) = down
+                .iter()
+                .find(|(text, ..)| text.starts_with(&asked))
+                .unwrap();
+            assert_eq!(local, "127.0.0.1:4433");
+            let passed = format!("GET {path} HTTP/1.0");
+            let (_, _, peer) = up
+                .iter()
+                .find(|(text, ..)| text.starts_with(&passed))
+                .unwrap();
+            assert_eq!(peer, "127.0.0.1:4434");
+        }
+        drop(server);
+    }
+
+    /// Watches a shell that runs `command`, which gets `/file` of nginx, and no other; checks that each
+    /// byte is told once, in order.
+    fn download(command: &[&str]) -> Ended {
+        let place = Place::new();
+        let file = place.dir.path().join("file");
+        let bytes: Vec<u8> = (0..1_000_003_u32)
+            .map(|at| (at.wrapping_mul(at) >> 7) as u8)
+            .collect();
+        std::fs::write(&file, &bytes).unwrap();
+        let _nginx = place.nginx_with(&format!(
+            "location / {{ default_type text/plain; root {}; }}",
+            place.dir.path().display()
+        ));
+        let mut shell = place.netns.command("sh");
+        shell.args(["-c", "read go; exec \"$@\" >/dev/null", "sh"]);
+        let mut client = Background(shell.args(command).stdin(Stdio::piped()).spawn().unwrap());
+        let pid = client.0.id();
+        let tool = Tool::start(
+            &place.netns,
+            &["sslsniff", "--hold", "-p", &pid.to_string()],
+        );
+        // Two lines: one is the shell's.
+        let stdin = client.0.stdin.as_mut().unwrap();
+        std::io::Write::write_all(stdin, b"go\ngo\n").unwrap();
+        assert!(client.0.wait().unwrap().success(), "{command:?}");
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let request = text(&ended, pid, "write");
+        assert!(request.starts_with("GET /file HTTP/1.1\r\n"), "{request:?}");
+        assert_eq!(request.matches("GET /file").count(), 1);
+        let read: Vec<u8> = ended
+            .kind("data")
+            .into_iter()
+            .filter(|event| event["direction"] == "read")
+            .flat_map(bytes_of)
+            .collect();
+        let end = read
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .unwrap()
+            + 4;
+        assert_eq!(
+            Sha256::digest(&read[end..]),
+            Sha256::digest(&bytes),
+            "{command:?}"
+        );
+        ended
+    }
+
+    fn functions(ended: &Ended, direction: &str) -> BTreeSet<String> {
+        ended
+            .kind("data")
+            .iter()
+            .filter(|event| event["direction"] == direction)
+            .map(|event| event["function"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn gnutls_is_shown_byte_by_byte() {
+        let url = format!("{URL}file");
+        let ended = download(&[
+            "wget",
+            "-q",
+            "--no-proxy",
+            "--no-check-certificate",
+            "-O-",
+            &url,
+        ]);
+        assert!(functions(&ended, "read").contains("gnutls_record_recv"));
+        // GnuTLS passes from one of its functions on to another.
+        assert!(functions(&ended, "write").contains("gnutls_record_send"));
+        let handshake = ended.kind("handshake")[0].clone();
+        assert_eq!(handshake["function"], "gnutls_handshake");
+        assert_eq!(handshake["peer"], "127.0.0.1:4433");
+    }
+
+    #[test]
+    fn curl_is_shown_byte_by_byte() {
+        let url = format!("{URL}file");
+        let ended = download(&[&["curl"], super::place::CURL, &[&url]].concat());
+        assert_eq!(Vec::from_iter(functions(&ended, "read")), ["SSL_read"]);
+    }
+
+    #[test]
+    fn openssl_inside_of_nodejs_is_shown_byte_by_byte() {
+        let ended = download(&["node", "-e", NODE, PORT, "/file"]);
+        assert_eq!(Vec::from_iter(functions(&ended, "write")), ["SSL_write"]);
+        assert!(
+            ended
+                .kind("data")
+                .iter()
+                .all(|event| event.get("peer").is_none())
+        );
+    }
+
+    #[test]
+    fn asyncio_is_shown_byte_by_byte() {
+        let script = include_str!("sslsniff/asyncio_end.py");
+        let ended = download(&[python3(), "-c", script, "get", PORT, "/file"]);
+        assert_eq!(Vec::from_iter(functions(&ended, "read")), ["SSL_read_ex"]);
+    }
+
+    #[test]
+    fn doctor_names_what_a_process_has() {
+        let diagnosed = |pid: u32| {
+            let mut command = std::process::Command::new(super::common::ebpfkit_path());
+            command.args([
+                "-o",
+                "json",
+                "doctor",
+                "sslsniff",
+                "--pid",
+                &pid.to_string(),
+            ]);
+            let output = command.output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let uses: Vec<Value> = text
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect();
+            (output.status.code(), uses)
+        };
+        let place = Place::new();
+        let node = node(&place, "/");
+        let start = std::time::Instant::now();
+        loop {
+            let (code, uses) = diagnosed(node.pid());
+            // It may be nsenter still.
+            if code == Some(0) {
+                assert!(uses.iter().any(|one| {
+                    one["implementation"] == "OpenSSL or BoringSSL"
+                        && one["functions"]
+                            .as_array()
+                            .unwrap()
+                            .contains(&"SSL_write".into())
+                }));
+                break;
+            }
+            assert!(start.elapsed() < super::common::PATIENCE, "{uses:?}");
+        }
+        assert_eq!(diagnosed(std::process::id()), (Some(3), Vec::new()));
+    }
+}
