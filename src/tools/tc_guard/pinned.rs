@@ -194,6 +194,7 @@ impl Pinned {
             self.shelf.add(&self.lock, &name, fd)?;
         }
         guard.switch(next)?;
+        guard.forget_reports(KEPT_STATEMENTS)?;
         self.tidy(guard)
     }
 
