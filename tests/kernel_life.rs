@@ -11,8 +11,11 @@ mod root {
     use ebpfkit::kernel::hooks::{self, How};
     use ebpfkit::kernel::netlink::{Changes, Monitor};
     use ebpfkit::kernel::pin::{self, Shelf};
-    use ebpfkit::kernel::tc::Side;
+    use ebpfkit::kernel::tc::{Method, Side};
     use ebpfkit::kernel::text;
+    use ebpfkit::tools::tc_guard::Guard;
+    use ebpfkit::tools::tc_guard::plan::Plan;
+    use ebpfkit::tools::tc_guard::policy::Policy;
     use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, libbpf_sys};
 
     use super::common::{Bpffs, Netns, PATIENCE, sh};
@@ -128,6 +131,48 @@ mod root {
         once.dedup();
         assert_eq!(once, [10, 20], "{egress:?}");
         assert_eq!(priorities.len(), egress.len());
+    }
+
+    #[test]
+    fn a_guard_by_clsact_goes_ahead_of_others_but_for_the_first_priority() {
+        guard_beside("1", 2);
+        guard_beside("20", 19);
+    }
+
+    fn guard_beside(others: &str, expected: u32) {
+        let netns = Netns::new();
+        netns.ip(&["link", "add", "a0", "type", "veth", "peer", "name", "a1"]);
+        for args in [
+            "qdisc add dev a0 clsact",
+            &format!("filter add dev a0 egress prio {others} protocol ip u32 match u32 0 0"),
+        ] {
+            sh(Command::new("tc")
+                .args(["-n", netns.name()])
+                .args(args.split(' ')));
+        }
+        netns
+            .enter(move || {
+                let endpoints = ["10.0.0.1:80/tcp".parse().unwrap()];
+                let plan = Plan::new(&Policy::of(&endpoints, &[]), None).unwrap();
+                let guard = Guard::load(&plan, Method::Clsact, None).unwrap();
+                let all = ebpfkit::kernel::interfaces::all().unwrap();
+                let a0 = all.into_iter().find(|at| at.name == "a0").unwrap();
+                let gates = || {
+                    let there = hooks::at(a0.index, Side::Egress).unwrap();
+                    let gate = there.into_iter().filter(|at| at.program.is_some());
+                    gate.map(|at| at.how).collect::<Vec<_>>()
+                };
+                let attached = guard.attach(std::slice::from_ref(&a0)).unwrap();
+                let found = gates();
+                assert!(
+                    matches!(found[..], [How::Filter { priority, .. }] if priority == expected),
+                    "{found:?}"
+                );
+                drop(attached);
+                assert_eq!(gates(), []);
+            })
+            .join()
+            .unwrap();
     }
 
     fn map(value: u32) -> MapHandle {

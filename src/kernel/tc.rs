@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcHook, TcHookBuilder, libbpf_sys};
 
 use super::interfaces::Interface;
-use super::program;
+use super::{netlink, program};
 
 /// The side of an interface, seen from the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub enum Side {
 pub enum Method {
     /// A TCX link (kernel 6.6): gone with its descriptor, and never in another program's place.
     Tcx,
-    /// A filter at a clsact qdisc, under a priority that the kernel picks: ahead of the filters
-    /// that are there.
+    /// A filter at a clsact qdisc, under a priority ahead of the filters that are there, or right behind
+    /// one that has the first.
     Clsact,
 }
 
@@ -137,6 +137,9 @@ fn attach_tcx(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> Res
         .with_context(|| format!("cannot attach to {} by TCX", interface.name))
 }
 
+/// Priorities have 16 bits (`linux/rtnetlink.h`, TC_H_MAJ of `tcm_info`).
+const LAST_PRIORITY: u32 = 0xffff;
+
 fn attach_clsact(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> Result<Held> {
     let mut hook = TcHookBuilder::new(program)
         .ifindex(interface.index)
@@ -147,6 +150,20 @@ fn attach_clsact(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> 
         });
     let at = || format!("cannot attach to {} by clsact", interface.name);
     hook.create().with_context(at)?;
+    // The kernel's choice is behind all that were given a priority below 32768 (tc_new_tfilter of
+    // net/sched/cls_api.c). Nothing goes ahead of 1: then it is the next that is free.
+    let taken: Vec<_> = netlink::filters(interface.index, side)?
+        .iter()
+        .map(|filter| filter.priority)
+        .collect();
+    let ahead = match taken.iter().min() {
+        Some(1) => (2..=LAST_PRIORITY).find(|priority| !taken.contains(priority)),
+        Some(first) => Some(first - 1),
+        None => None,
+    };
+    if let Some(priority) = ahead {
+        hook.priority(priority);
+    }
     let mut hook = hook.attach().with_context(at)?;
     if hook.get_handle() == 0 || hook.get_priority() == 0 {
         let _ = hook.detach();
