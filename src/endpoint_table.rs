@@ -129,11 +129,23 @@ impl Prefix {
 }
 
 impl Table {
-    /// The table of `targets`.
+    /// The table of `targets`. Where a packet's port cannot be read, the masks of all that it may go to
+    /// are or-ed.
     ///
     /// # Errors
     /// [`Failure::Usage`] for more prefixes or ports than the program holds.
     pub fn new(targets: &[Target]) -> Result<Self, Failure> {
+        Self::with(targets, |masks| {
+            masks.iter().fold(0, |all, mask| all | mask)
+        })
+    }
+
+    /// The table of `targets`. `unread` makes one mask of those that are at the ports a packet may go to
+    /// whose port cannot be read; there is one at least.
+    ///
+    /// # Errors
+    /// Those of [`Table::new`].
+    pub fn with(targets: &[Target], unread: fn(&[u64]) -> u64) -> Result<Self, Failure> {
         let mut bitmaps: Box<Bitmaps> = Box::new([[0; BITMAP_WORDS]; 4]);
         let mut prefixes = BTreeSet::new();
         for target in targets {
@@ -168,7 +180,7 @@ impl Table {
                 .collect();
             let next = u32::try_from(groups.len()).unwrap_or(u32::MAX);
             let group = *groups.entry(segments).or_insert_with_key(|segments| {
-                table.write_group(next, segments, &covering);
+                table.write_group(next, segments, &covering, unread);
                 next
             });
             table.addresses.push((key(prefix), group.to_ne_bytes()));
@@ -208,7 +220,26 @@ impl Table {
         exact
     }
 
-    fn write_group(&mut self, group: u32, segments: &[Segments], covering: &[(usize, &Target)]) {
+    fn write_group(
+        &mut self,
+        group: u32,
+        segments: &[Segments],
+        covering: &[(usize, &Target)],
+        unread: fn(&[u64]) -> u64,
+    ) {
+        // What cannot be read is taken for whatever it may be.
+        let any = |segments: &[Segments], meant: &dyn Fn(&Target) -> bool| {
+            let (endpoint, _) = covering.iter().find(|(_, target)| meant(target))?;
+            let masks: Vec<_> = segments
+                .iter()
+                .flatten()
+                .map(|segment| segment.what.mask)
+                .collect();
+            Some(What {
+                endpoint: *endpoint,
+                mask: unread(&masks),
+            })
+        };
         for (protocol, segments) in PROTOCOLS.iter().zip(segments) {
             for segment in segments {
                 for (port, length) in port_prefixes(segment.first, segment.last) {
@@ -216,16 +247,13 @@ impl Table {
                     self.ports.push((key, segment.what.value()));
                 }
             }
-            // What cannot be read is taken for whatever it may be.
-            let any = covering
-                .iter()
-                .filter(|(_, target)| holds(target, *protocol));
-            if let Some(what) = What::all(any.copied()) {
+            let segments = std::slice::from_ref(segments);
+            if let Some(what) = any(segments, &|target| holds(target, *protocol)) {
                 let key = port_key(group, *protocol, Question::Protocol, 0, 16);
                 self.ports.push((key, what.value()));
             }
         }
-        if let Some(what) = What::all(covering.iter().copied()) {
+        if let Some(what) = any(segments, &|_| true) {
             self.ports
                 .push((port_key(group, 0, Question::Anything, 0, 16), what.value()));
         }

@@ -186,6 +186,22 @@ mod root {
         map
     }
 
+    #[test]
+    fn a_folder_that_others_may_write_to_is_no_place_for_pins() {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        let bpffs = Bpffs::new();
+        let folder = bpffs.path().join("folder");
+        let shelf = Shelf::new(bpffs.path(), "folder", "shelf");
+        std::fs::create_dir(&folder).unwrap();
+        chown(&folder, Some(12345), None).unwrap();
+        assert!(shelf.lock().is_err() && shelf.check().is_err());
+        chown(&folder, Some(0), None).unwrap();
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        assert!(shelf.lock().is_err() && shelf.check().is_err());
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(shelf.lock().is_ok() && shelf.check().is_ok());
+    }
+
     fn value(shelf: &Shelf, name: &str) -> u32 {
         let map = MapHandle::from_pinned_path(shelf.pin(name)).unwrap();
         let value = map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).unwrap();

@@ -12,10 +12,12 @@ mod reference;
 mod root {
     use std::cell::Cell;
     use std::net::IpAddr;
+    use std::os::fd::AsRawFd as _;
 
     use ebpfkit::endpoint::{Endpoint, Protocol};
     use ebpfkit::tools::tc_guard::plan::Plan;
     use ebpfkit::tools::tc_guard::policy::{Deny, Mode, Policy, Rule, Subject};
+    use ebpfkit::tools::tc_guard::report::Reason;
     use ebpfkit::tools::tc_guard::{Guard, Hook};
     use proptest::prelude::*;
     use proptest::test_runner::{Config, TestRunner};
@@ -296,6 +298,31 @@ mod root {
     }
 
     #[test]
+    fn a_third_vlan_tag_is_refused_wherever_it_goes() {
+        for tags in [3, 4] {
+            for dst in ["169.254.169.254", "8.8.8.8"] {
+                let tagged = Crafted {
+                    tags: vec![0x8100; tags],
+                    ..packet(dst, 6, 80)
+                };
+                assert_eq!(closed_fate(&tagged), Fate::Dropped);
+            }
+        }
+        let audit = Policy {
+            mode: Mode::Audit,
+            ..Policy::of(&endpoints(), &[])
+        };
+        let guard = guard(&Plan::new(&audit, None).unwrap());
+        let tagged = Crafted {
+            tags: vec![0x88a8; 3],
+            ..packet("169.254.169.254", 6, 80)
+        };
+        let ran = guard.test_run(Hook::EgressEth, &tagged.frame(), 1).unwrap();
+        assert_eq!(Fate::from_code(ran.code), Fate::Passes);
+        assert_eq!(guard.summary(false, 1).unwrap().would_deny, 1);
+    }
+
+    #[test]
     fn extension_headers_hide_nothing() {
         let hidden = Crafted {
             extensions: vec![(0, 0), (60, 1)],
@@ -324,6 +351,52 @@ mod root {
     }
 
     #[test]
+    fn what_one_rule_opens_does_not_open_a_fragment_that_may_be_for_another() {
+        let rule = |endpoint: &str, user: &str| Rule {
+            endpoints: vec![endpoint.parse().unwrap()],
+            users: vec![Subject::from(user)],
+            ..Rule::default()
+        };
+        let policy = |rules: Vec<Rule>| Policy {
+            rules,
+            ..Policy::default()
+        };
+        let fate = |policy: &Policy, fragment, extensions| {
+            let packet = Crafted {
+                fragment,
+                extensions,
+                ..packet("2001:db8::1", 6, 9001)
+            };
+            let guard = guard(&Plan::new(policy, None).unwrap());
+            let ran = guard.test_run(Hook::EgressEth, &packet.frame(), 1);
+            Fate::from_code(ran.unwrap().code)
+        };
+        let open = "[2001:db8::1]:9001/tcp";
+        let closed = policy(vec![
+            rule(open, "0"),
+            rule("[2001:db8::1]:9002/tcp", "54321"),
+        ]);
+        let later = || vec![(44, 0)];
+        let too_many = || vec![(60, 0); 9];
+        assert_eq!(fate(&closed, 0, Vec::new()), Fate::Passes);
+        assert_eq!(fate(&closed, 8, later()), Fate::Dropped);
+        assert_eq!(fate(&closed, 0, too_many()), Fate::Dropped);
+        // Another protocol's ports are not those of a fragment of this one.
+        let apart = policy(vec![
+            rule(open, "0"),
+            rule("[2001:db8::1]:9002/udp", "54321"),
+        ]);
+        assert_eq!(fate(&apart, 8, later()), Fate::Passes);
+        assert_eq!(fate(&apart, 0, too_many()), Fate::Dropped);
+        let of_all = policy(vec![
+            rule("2001:db8::1", "0"),
+            rule("[2001:db8::1]:9002/tcp", "54321"),
+        ]);
+        assert_eq!(fate(&of_all, 8, later()), Fate::Passes);
+        assert_eq!(fate(&of_all, 0, too_many()), Fate::Passes);
+    }
+
+    #[test]
     fn a_reset_that_carries_nothing_passes() {
         let reset = Crafted {
             flags: 0x14,
@@ -336,6 +409,53 @@ mod root {
             ..reset
         };
         assert_eq!(closed_fate(&laden), Fate::Answered);
+    }
+
+    #[test]
+    fn a_policy_is_replaced_however_full_the_table_of_reports_is() {
+        let mut guard = guard(&plan(false));
+        let held = guard.held();
+        let (_, reports) = held.iter().find(|(name, _)| name == "reports").unwrap();
+        let id = reports.try_clone_to_owned().unwrap();
+        // struct guard_key: uids of one endpoint, denied.
+        let mut filled = 0_u32;
+        for uid in 0..40_000_u32 {
+            let mut key = [0_u8; 24];
+            key[8..12].copy_from_slice(&uid.to_ne_bytes());
+            key[18] = 1;
+            let value = [0_u8; 16];
+            #[allow(unsafe_code)]
+            // SAFETY: a key and a value of the map's sizes.
+            let ret = unsafe {
+                libbpf_rs::libbpf_sys::bpf_map_update_elem(
+                    id.as_raw_fd(),
+                    key.as_ptr().cast(),
+                    value.as_ptr().cast(),
+                    0,
+                )
+            };
+            filled += u32::from(ret == 0);
+        }
+        assert!(filled > 30_000 && filled < 40_000, "{filled}");
+        for _ in 0..3 {
+            let next = guard.prepare(&plan(true), None).unwrap();
+            guard.switch(next).unwrap();
+        }
+        // Who comes now is counted, if not apart.
+        let stranger = guard.prepare(&plan(false), None).unwrap();
+        guard.switch(stranger).unwrap();
+        let denied = packet("169.254.169.254", 6, 80);
+        let ran = guard.test_run(Hook::EgressEth, &denied.frame(), 1).unwrap();
+        assert_eq!(Fate::from_code(ran.code), Fate::Answered);
+        let told = guard.reports().unwrap();
+        let others = told.iter().filter(|(key, _)| key.reason == Reason::Others);
+        assert_eq!(others.map(|(_, total)| total).sum::<u64>(), 1);
+
+        // All that was told of makes room.
+        let mut dropped = 0;
+        guard.make_room(|_, _| true, |_| dropped += 1).unwrap();
+        assert_eq!(dropped, filled);
+        assert_eq!(guard.reports().unwrap().len(), 3);
     }
 
     #[test]

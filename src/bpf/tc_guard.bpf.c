@@ -106,9 +106,10 @@ unanswered:
 
 /* The rules by which the packet's owner may reach an endpoint of this mask, or 0. Writes what the verdict
  * is made from: GUARD_USER, GUARD_GROUP or GUARD_CGROUP or, if nothing opens it, the owner's own reason.
+ * Of GUARD_CGROUP also which cgroup.
  */
 static __noinline __u64 opened(struct __sk_buff *skb, const struct owner *owner, __u64 mask,
-			       __u8 *reason)
+			       __u8 *reason, __u64 *cgroup)
 {
 	const struct caller *caller = owner->caller;
 	__u64 rules;
@@ -128,7 +129,7 @@ static __noinline __u64 opened(struct __sk_buff *skb, const struct owner *owner,
 		}
 	}
 	if (owner->socket && cgroup_level[0]) {
-		rules = rules_of_cgroups(skb) & mask;
+		rules = rules_of_cgroups(skb, mask, cgroup);
 		if (rules) {
 			*reason = GUARD_CGROUP;
 			return rules;
@@ -243,7 +244,8 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 	struct guard_key key = {};
 	struct owner owner = {};
 	struct packet pkt;
-	__u64 mask, rules;
+	__u64 mask, rules, cgroup = 0;
+	bool counted;
 
 	if (packet_parse(skb, network, &pkt))
 		return TC_ACT_UNSPEC;
@@ -265,14 +267,17 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 	if (!place.ingress && owner.reason == GUARD_NO_SOCKET && skb->tc_index == judged)
 		return TC_ACT_UNSPEC;
 
+	/* It left by another guarded interface before, a bridge or a VLAN's, say. */
+	counted = !place.ingress && skb->tc_index == (judged ^ GUARD_COUNTED);
 	key.verdict = mask & GUARD_ENFORCED ? GUARD_DENIED : GUARD_WOULD_DENY;
 	key.uid = owner.uid;
 	if (owner.reason == GUARD_FOREIGN_SOCKET)
 		key.cgroup = bpf_skb_cgroup_id(skb);
-	rules = opened(skb, &owner, mask, &key.reason);
+	rules = opened(skb, &owner, mask, &key.reason, &cgroup);
 	if (rules) {
-		if (limit_interval_ns &&
-		    over_limit(key.cgroup, key.uid, key.endpoint, skb->gso_segs ?: 1)) {
+		if (limit_interval_ns && !counted &&
+		    over_limit(key.cgroup ? cgroup : 0, key.uid, key.endpoint,
+			       skb->gso_segs ?: 1)) {
 			key.reason = GUARD_OVER_LIMIT;
 			count(GUARD_LIMITED);
 		} else {
@@ -281,8 +286,10 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 				remember(skb, rules);
 		}
 	}
-	count(key.verdict);
-	if (key.verdict != GUARD_ALLOWED || report_allowed) {
+	counted = counted && key.verdict != GUARD_DENIED;
+	if (!counted)
+		count(key.verdict);
+	if (!counted && (key.verdict != GUARD_ALLOWED || report_allowed)) {
 		seen.who = owner.caller ? &owner.caller->who : (const struct identity *)&nobody;
 		/* Zero where there is no socket. */
 		seen.cgroup = bpf_skb_cgroup_id(skb);
@@ -297,9 +304,32 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 		/* To the other side of the interface that it was at. */
 		return deny(skb, &pkt, place.ethernet, place.ingress ? 0 : BPF_F_INGRESS);
 	}
-	if (place.ingress)
-		skb->tc_index = judged;
+	skb->tc_index = place.ingress ? judged : judged ^ GUARD_COUNTED;
 	return TC_ACT_UNSPEC;
+}
+
+/* A frame with a third VLAN tag: receivers take off any number of them, and it may be for an endpoint. */
+static __noinline int refuse_tags(struct __sk_buff *skb, bool ingress)
+{
+	const struct identity *who = (const struct identity *)&nobody;
+	struct sighting seen = {};
+	struct guard_key key = {};
+	struct packet pkt = {};
+
+	/* Else clang copies all of it from read-only data, where no pointer can be. */
+	barrier_var(who);
+	seen.who = who;
+	key.endpoint = GUARD_NO_ENDPOINT;
+	key.generation = generation;
+	key.verdict = enforcing ? GUARD_DENIED : GUARD_WOULD_DENY;
+	key.reason = GUARD_UNREADABLE;
+	seen.cgroup = bpf_skb_cgroup_id(skb);
+	seen.ifindex = skb->ifindex;
+	seen.layer = ingress ? GUARD_TC_INGRESS : GUARD_TC_EGRESS;
+	pkt.transport_state = TRANSPORT_OPAQUE;
+	count(key.verdict);
+	report(&pkt, &key, &seen);
+	return enforcing ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
 /* Whether the packet whose network header is at `at` may be for a guarded endpoint; one whose
@@ -330,7 +360,10 @@ static __always_inline int guard_network(struct __sk_buff *skb, __u32 network, s
 	if (!concerns(data + network, end))
 		return TC_ACT_UNSPEC;
 	if (!place.ingress && allowed_before(skb, network)) {
-		count(GUARD_ALLOWED);
+		if (skb->tc_index != (judged ^ GUARD_COUNTED)) {
+			count(GUARD_ALLOWED);
+			skb->tc_index = judged ^ GUARD_COUNTED;
+		}
 		return TC_ACT_UNSPEC;
 	}
 	return judge(skb, network, place);
@@ -340,6 +373,11 @@ static __always_inline int guard_network(struct __sk_buff *skb, __u32 network, s
 static __always_inline bool is_network(__be16 type)
 {
 	return type == bpf_htons(ETH_P_IP) || type == bpf_htons(ETH_P_IPV6);
+}
+
+static __always_inline bool is_tag(__be16 type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
 }
 
 /* Interfaces whose packets begin with an Ethernet header. The type is read from the frame:
@@ -357,7 +395,7 @@ static __always_inline int guard_frame(struct __sk_buff *skb, struct place place
 		return TC_ACT_UNSPEC;
 	if (is_network(eth->h_proto))
 		return guard_network(skb, ETH_HLEN, place);
-	if (eth->h_proto != bpf_htons(ETH_P_8021Q) && eth->h_proto != bpf_htons(ETH_P_8021AD))
+	if (!is_tag(eth->h_proto))
 		return TC_ACT_UNSPEC;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, inner[0], 4))
 		return TC_ACT_UNSPEC;
@@ -367,6 +405,8 @@ static __always_inline int guard_frame(struct __sk_buff *skb, struct place place
 		return TC_ACT_UNSPEC;
 	if (is_network(inner[1][1]))
 		return guard_network(skb, ETH_HLEN + 8, place);
+	if (is_tag(inner[0][1]) && is_tag(inner[1][1]))
+		return refuse_tags(skb, place.ingress);
 	return TC_ACT_UNSPEC;
 }
 
@@ -383,10 +423,18 @@ int egress_ip(struct __sk_buff *skb)
 	return guard_network(skb, 0, (struct place){});
 }
 
+/* A mark that a packet brought along says nothing; judge() sets it anew. */
+static __always_inline void forget_mark(struct __sk_buff *skb)
+{
+	if (skb->tc_index == judged)
+		skb->tc_index = 0;
+}
+
 /* The machine's ends of its containers' veth pairs. */
 SEC("tc")
 int ingress_eth(struct __sk_buff *skb)
 {
+	forget_mark(skb);
 	return guard_frame(skb, (struct place){ .ethernet = true, .ingress = true });
 }
 
@@ -405,6 +453,7 @@ int egress_ip_ns(struct __sk_buff *skb)
 SEC("tc")
 int ingress_eth_ns(struct __sk_buff *skb)
 {
+	forget_mark(skb);
 	return guard_frame(skb,
 			   (struct place){ .ethernet = true, .ingress = true, .namespaces = true });
 }

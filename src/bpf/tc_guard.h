@@ -34,6 +34,8 @@ enum guard_reason {
 	GUARD_OVER_LIMIT,
 	/* Only in a report: whoever came when the table of reports was full. */
 	GUARD_OTHERS,
+	/* Behind more VLAN tags than are looked behind: it may go anywhere. */
+	GUARD_UNREADABLE,
 };
 
 /* Who saw it. */
@@ -65,6 +67,14 @@ enum guard_counter {
  */
 #define GUARD_ENFORCED (1ULL << 63)
 
+/* In a key: no endpoint in particular. */
+#define GUARD_NO_ENDPOINT 0xffffffffU
+
+/* The bit in which the mark of a packet that was counted as it left differs from that of one that was
+ * judged as it came in.
+ */
+#define GUARD_COUNTED 0x8000
+
 /* Depths of cgroups below the root at which rules may name them, at most. */
 #define GUARD_CGROUP_LEVELS 8
 
@@ -76,9 +86,9 @@ struct guard_key {
 	 * initial user namespace has it.
 	 */
 	__u32 uid;
-	/* Index of the endpoint in user space's list of this generation. */
+	/* Index of the endpoint in user space's list of this generation, or GUARD_NO_ENDPOINT. */
 	__u32 endpoint;
-	/* Which policy: 0 at first, one more with each that replaces another. */
+	/* Which policy: 0 at first, one more with each that replaces another. 0 for GUARD_OTHERS. */
 	__u16 generation;
 	/* enum guard_verdict, enum guard_reason */
 	__u8 verdict;

@@ -23,8 +23,12 @@
 
 /* Which policy this is, for its reports. */
 const volatile __u16 generation;
-/* What a packet is marked with that was judged as it came in; never zero. */
+/* What a packet is marked with that was judged as it came in. Neither this nor this ^ GUARD_COUNTED, the
+ * mark of a packet that was counted as it left, is zero.
+ */
 const volatile __u16 judged;
+/* Whether anything is denied, anywhere. */
+const volatile __u8 enforcing;
 /* Denials are dropped in silence. */
 const volatile __u8 silent;
 /* What is allowed is reported too. */
@@ -100,7 +104,7 @@ struct {
 } grants SEC(".maps");
 
 struct bucket_key {
-	/* Zero for sockets whose uid counts. */
+	/* The one that a rule named, so that those below it share; zero for sockets whose uid counts. */
 	__u64 cgroup;
 	__u32 uid;
 	__u32 endpoint;
@@ -155,17 +159,23 @@ static __always_inline __u64 rules_of_cgroup(__u64 id)
 	return rules ? *rules : 0;
 }
 
-/* Those of the socket's cgroup and of all above it. */
-static __noinline __u64 rules_of_cgroups(struct __sk_buff *skb)
+/* Those of the mask that the socket's cgroup, and all above it, are subjects of. Writes which of these
+ * is the uppermost, if there is any.
+ */
+static __noinline __u64 rules_of_cgroups(struct __sk_buff *skb, __u64 mask, __u64 *named)
 {
-	__u64 rules = 0;
+	__u64 rules = 0, found, id;
 	int i;
 
 #pragma clang loop unroll(full)
 	for (i = 0; i < GUARD_CGROUP_LEVELS; i++) {
 		if (!cgroup_level[i])
 			break;
-		rules |= rules_of_cgroup(bpf_skb_ancestor_cgroup_id(skb, cgroup_level[i]));
+		id = bpf_skb_ancestor_cgroup_id(skb, cgroup_level[i]);
+		found = rules_of_cgroup(id) & mask;
+		if (found && !rules)
+			*named = id;
+		rules |= found;
 	}
 	return rules;
 }

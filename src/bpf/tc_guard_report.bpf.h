@@ -115,9 +115,13 @@ static __noinline void report(const struct packet *pkt, const struct guard_key *
 		bpf_map_update_elem(&reports, key, &fresh, BPF_NOEXIST);
 		entry = bpf_map_lookup_elem(&reports, key);
 		if (!entry) {
-			/* Full: user space has made an entry for all who come now. */
+			/* Full: user space has made an entry for all who come now, one for each verdict:
+			 * as many as there is room for, however many endpoints and policies there are.
+			 */
 			told.cgroup = 0;
 			told.uid = 0;
+			told.endpoint = GUARD_NO_ENDPOINT;
+			told.generation = 0;
 			told.reason = GUARD_OTHERS;
 			entry = bpf_map_lookup_elem(&reports, &told);
 		}

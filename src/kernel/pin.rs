@@ -38,7 +38,7 @@ pub fn bpffs(wanted: Option<&Path>, may_mount: bool) -> Result<Option<PathBuf>> 
     if let Some(wanted) = wanted {
         if !is_bpffs(wanted) {
             return Err(Failure::usage(format!(
-                "{} is no bpffs; expected a folder where one is mounted (mount -t bpf bpf FOLDER)",
+                "{} is no bpffs; expected a folder where one is mounted (mount -t bpf -o mode=0700 bpf FOLDER)",
                 wanted.display()
             ))
             .into());
@@ -65,7 +65,7 @@ pub fn bpffs(wanted: Option<&Path>, may_mount: bool) -> Result<Option<PathBuf>> 
     if !same_mounts_as_init() {
         return Err(Failure::blocked(
             "no bpffs is mounted in this mount namespace, which is not that of the machine",
-            "mount one outside (mount -t bpf bpf /sys/fs/bpf); to run in a network namespace, use \
+            "mount one outside (mount -t bpf -o mode=0700 bpf /sys/fs/bpf); to run in a network namespace, use \
              nsenter --net=FILE, as ip netns exec hides what is mounted below /sys",
         )
         .into());
@@ -75,7 +75,7 @@ pub fn bpffs(wanted: Option<&Path>, may_mount: bool) -> Result<Option<PathBuf>> 
         Ok(()) => Ok(Some(USUAL.into())),
         Err(err) => Err(Failure::blocked(
             format!("no bpffs is mounted, and it cannot be mounted at {USUAL} ({err})"),
-            format!("as root: mount -t bpf bpf {USUAL}"),
+            format!("as root: mount -t bpf -o mode=0700 bpf {USUAL}"),
         )
         .into()),
     }
@@ -123,6 +123,19 @@ impl Shelf {
         self.path().join(name)
     }
 
+    /// Whether nobody but root and this user may change it, if it is there.
+    ///
+    /// # Errors
+    /// [`Failure::Blocked`] that names the folder.
+    pub fn check(&self) -> Result<()> {
+        for path in [self.parent.clone(), self.path()] {
+            if let Ok(found) = fs::symlink_metadata(&path) {
+                mistrust(&path, &found)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether it is there.
     pub fn exists(&self) -> bool {
         self.path().is_dir()
@@ -158,6 +171,7 @@ impl Shelf {
                 Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened.with_context(at)?,
             };
+            mistrust(&self.parent, &folder.metadata().with_context(at)?)?;
             let locked = Flock::lock(folder, FlockArg::LockExclusive);
             let file = locked
                 .map_err(|(_, err)| io::Error::from(err))
@@ -284,6 +298,24 @@ impl Drop for Draft {
     fn drop(&mut self) {
         let _ = self.draft.remove_all();
     }
+}
+
+/// Refuses a folder in which another user may put or move things.
+fn mistrust(path: &Path, found: &fs::Metadata) -> Result<()> {
+    let own = nix::unistd::Uid::effective().as_raw();
+    if (found.uid() == 0 || found.uid() == own) && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(Failure::blocked(
+        format!(
+            "{} is of uid {} with mode {:04o}: others may change what is pinned there",
+            path.display(),
+            found.uid(),
+            found.mode() & 0o7777
+        ),
+        "remove it, and mount bpffs for root alone (mount -t bpf -o mode=0700 bpf /sys/fs/bpf)",
+    )
+    .into())
 }
 
 fn pin(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {

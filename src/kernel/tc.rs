@@ -164,8 +164,9 @@ fn attach_clsact(program: BorrowedFd<'_>, interface: &Interface, side: Side) -> 
     if let Some(priority) = ahead {
         hook.priority(priority);
     }
-    let hook = hook.attach().with_context(at)?;
+    let mut hook = hook.attach().with_context(at)?;
     if hook.get_handle() == 0 || hook.get_priority() == 0 {
+        let _ = hook.detach();
         bail!("{}: the kernel did not say under which priority", at());
     }
     Ok(Held::Clsact { hook })

@@ -69,7 +69,7 @@ pub fn crafted() -> impl Strategy<Value = Crafted> {
         (
             proptest::collection::vec(
                 proptest::sample::select([0x8100u16, 0x88a8].as_slice()),
-                0..4,
+                0..5,
             ),
             address(),
             prop_oneof![4 => Just(0usize), 1 => 1usize..11],

@@ -2,6 +2,7 @@
 
 //! The guard's policy as a plain function of a packet's bytes.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ebpfkit::endpoint::Endpoint;
@@ -75,7 +76,8 @@ pub enum Start {
 /// The reference: slow, plain, and written from the RFCs rather than from the program. `known` says
 /// whether the packet's socket has an owner whose uid counts.
 pub fn reference(frame: &[u8], start: Start, model: &Model, known: bool) -> Fate {
-    let mut tags = 0;
+    let (mut tags, mut proper) = (0, true);
+    let is_tag = |kind| matches!(kind, 0x8100 | 0x88a8);
     let network = match start {
         Start::Network => 0,
         Start::Ethernet => {
@@ -83,7 +85,17 @@ pub fn reference(frame: &[u8], start: Start, model: &Model, known: bool) -> Fate
             loop {
                 match be16(frame, at) {
                     Some(0x0800 | 0x86dd) => break at + 2,
-                    Some(tag) if tags == 1 || (tags == 0 && matches!(tag, 0x8100 | 0x88a8)) => {
+                    // Nobody knows what is behind it, and nobody is let through.
+                    Some(tag) if tags == 2 && proper && is_tag(tag) => {
+                        let enforced = model.rules.iter().any(|rule| !rule.audit);
+                        return if enforced && !model.audit {
+                            Fate::Dropped
+                        } else {
+                            Fate::Passes
+                        };
+                    }
+                    Some(tag) if tags == 1 || (tags == 0 && is_tag(tag)) => {
+                        proper &= is_tag(tag);
                         tags += 1;
                         at += 4;
                     }
@@ -95,21 +107,29 @@ pub fn reference(frame: &[u8], start: Start, model: &Model, known: bool) -> Fate
     let Some((dst, transport)) = network_layer(frame, network) else {
         return Fate::Passes;
     };
-    let meant = |endpoint: &Endpoint| concerns(endpoint, dst, &transport);
-    let mut rules = model
-        .rules
-        .iter()
-        .filter(|rule| rule.endpoints.iter().any(meant))
-        .peekable();
-    if rules.peek().is_none() {
+    // Each thing that the packet may be, and the rules that it concerns then.
+    let mut may_be: Vec<Vec<usize>> = candidates(model, &transport)
+        .into_iter()
+        .map(|(protocol, port)| {
+            let meant = |endpoint: &Endpoint| concerns(endpoint, dst, protocol, port);
+            let rules = model.rules.iter().enumerate();
+            rules
+                .filter(|(_, rule)| rule.endpoints.iter().any(meant))
+                .map(|(index, _)| index)
+                .collect()
+        })
+        .collect();
+    let enforced = |index: &usize| !model.rules[*index].audit && !model.audit;
+    may_be.retain(|rules| rules.iter().any(enforced));
+    let Some(first) = may_be.first() else {
         return Fate::Passes;
-    }
-    let (mut may, mut enforced) = (false, false);
-    for rule in rules {
-        may |= known && rule.subject;
-        enforced |= !rule.audit && !model.audit;
-    }
-    if may || !enforced {
+    };
+    // One rule has to open it, whatever it is.
+    let open = first
+        .iter()
+        .filter(|index| may_be.iter().all(|rules| rules.contains(index)))
+        .any(|index| model.rules[*index].subject);
+    if known && open {
         return Fate::Passes;
     }
     match transport {
@@ -137,26 +157,38 @@ pub fn reference(frame: &[u8], start: Start, model: &Model, known: bool) -> Fate
     }
 }
 
-fn concerns(endpoint: &Endpoint, dst: IpAddr, transport: &Transport) -> bool {
-    let all_ports = endpoint.ports == (0..=u16::MAX);
+/// The protocols and ports that a packet may have, as far as they make a difference to a rule.
+fn candidates(model: &Model, transport: &Transport) -> Vec<(u8, u16)> {
+    let protocols = match transport {
+        Transport::Known {
+            protocol, dport, ..
+        } => return vec![(*protocol, *dport)],
+        Transport::Hidden(Some(protocol)) => vec![*protocol],
+        // One without ports stands for all of them.
+        Transport::Hidden(None) => vec![6, 17, 1],
+    };
+    let endpoints = model.rules.iter().flat_map(|rule| &rule.endpoints);
+    let ports: BTreeSet<u16> = endpoints
+        .flat_map(|endpoint| {
+            let ports = &endpoint.ports;
+            [*ports.start(), ports.end().saturating_add(1)]
+        })
+        .collect();
+    let each = |protocol| match protocol {
+        6 | 17 => ports.iter().map(|port| (protocol, *port)).collect(),
+        _ => vec![(protocol, 0)],
+    };
+    protocols.into_iter().flat_map(each).collect()
+}
+
+fn concerns(endpoint: &Endpoint, dst: IpAddr, protocol: u8, dport: u16) -> bool {
     endpoint.address.is_ipv4() == dst.is_ipv4()
         && endpoint.contains(dst)
-        && match transport {
-            Transport::Hidden(protocol) => match (endpoint.protocol, protocol) {
-                (Some(wanted), Some(protocol)) => wanted as u8 == *protocol,
-                (None, Some(protocol)) => all_ports || matches!(protocol, 6 | 17),
-                _ => true,
-            },
-            Transport::Known {
-                protocol, dport, ..
-            } => {
-                endpoint.ports.contains(dport)
-                    && match endpoint.protocol {
-                        Some(wanted) => wanted as u8 == *protocol,
-                        // A port range means the protocols that have ports.
-                        None => all_ports || matches!(protocol, 6 | 17),
-                    }
-            }
+        && endpoint.ports.contains(&dport)
+        && match endpoint.protocol {
+            Some(wanted) => wanted as u8 == protocol,
+            // A port range means the protocols that have ports.
+            None => endpoint.ports == (0..=u16::MAX) || matches!(protocol, 6 | 17),
         }
 }
 

@@ -22,9 +22,9 @@ pub struct VerdictEvent {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<&'static str>,
     /// Why: `user-not-allowed`, `user-allowed`, `group-allowed`, `cgroup-allowed`, `no-socket`,
-    /// `partial-socket`, `foreign-socket`, `over-limit`, `others`.
+    /// `partial-socket`, `foreign-socket`, `over-limit`, `others`, `unreadable`.
     pub reason: &'static str,
-    /// The endpoint's name.
+    /// The endpoint's name; empty where the reason is `others` or `unreadable`.
     pub endpoint: String,
     /// Which policy judged: 0 for a guard's first, and one more with each that replaced another.
     pub policy: u16,
@@ -73,6 +73,7 @@ impl VerdictEvent {
         if let Some(path) = directory.cgroup(cgroup) {
             identity.set_cgroup(&path);
         }
+        let known = key.reason != Reason::Unreadable;
         let source = sample.filter(|sample| !sample.src.ip().is_unspecified());
         Self {
             verdict: key.verdict.name(),
@@ -90,9 +91,11 @@ impl VerdictEvent {
                 Layer::Egress | Layer::Call => "egress",
                 Layer::Ingress => "ingress",
             }),
-            protocol: sample.map(|sample| protocol_name(sample.protocol)),
+            protocol: sample
+                .filter(|_| known)
+                .map(|sample| protocol_name(sample.protocol)),
             src: source.map(|sample| address(sample.src)),
-            dst: sample.map(|sample| address(sample.dst)),
+            dst: sample.filter(|_| known).map(|sample| address(sample.dst)),
             count: reported.count,
             identity,
         }
@@ -110,6 +113,7 @@ fn reason(verdict: Verdict, reason: Reason) -> &'static str {
         (Reason::ForeignSocket, _) => "foreign-socket",
         (Reason::OverLimit, _) => "over-limit",
         (Reason::Others, _) => "others",
+        (Reason::Unreadable, _) => "unreadable",
     }
 }
 
@@ -157,7 +161,9 @@ impl Event for VerdictEvent {
         if let Some(protocol) = &self.protocol {
             write!(line, "/{protocol}")?;
         }
-        write!(line, " ({})", Printable(&self.endpoint))?;
+        if !self.endpoint.is_empty() {
+            write!(line, " ({})", Printable(&self.endpoint))?;
+        }
         if let Some(interface) = &self.interface {
             write!(line, " on {}", Printable(interface))?;
         }

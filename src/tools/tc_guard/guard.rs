@@ -18,8 +18,8 @@ use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, OpenProgramMut, ProgramAttachType};
 
 use super::event::Summary;
-use super::plan::Plan;
-use super::report::{self, Key, Verdict};
+use super::plan::{self, Plan};
+use super::report::{self, Key, Reason, Verdict};
 use crate::endpoint_table::Table;
 use crate::failure::Failure;
 use crate::kernel::interfaces::Interface;
@@ -136,6 +136,12 @@ impl Next {
         self.policy.held()
     }
 }
+
+/// MAX_REPORTS of tc_guard_report.bpf.h.
+const MOST_REPORTS: usize = 32768;
+/// Nanoseconds after which an entry of the table of reports may be dropped: what is still on its way to
+/// it, or to whoever reads, has arrived.
+const QUIET_NS: u64 = 10_000_000_000;
 
 /// The banks of the slots, as `armed` of guard_gate.bpf.c has them.
 const FIRST_BANK: u8 = 1;
@@ -511,6 +517,56 @@ impl Guard {
         Ok(found)
     }
 
+    /// Makes room in the table of reports when half of it is in use: entries of which all has been told, as
+    /// `told` says, and which were last told of `QUIET` ago, are dropped, and handed to `dropped`.
+    ///
+    /// # Errors
+    /// If the kernel does not give them.
+    pub fn make_room(
+        &self,
+        told: impl Fn(Key, u64) -> bool,
+        mut dropped: impl FnMut(Key),
+    ) -> Result<()> {
+        let map = &self.kept.reports;
+        let entries: Vec<_> = map.keys().collect();
+        if entries.len() < MOST_REPORTS / 2 {
+            return Ok(());
+        }
+        let now = clock::boot_ns();
+        for bytes in entries {
+            let Some(value) = map.lookup(&bytes, MapFlags::ANY)? else {
+                continue;
+            };
+            let key = Key::from_bytes(&bytes)?;
+            let total = report::total_from_bytes(&value)?;
+            let last = report::last_from_bytes(&value)?;
+            let quiet = now.saturating_sub(last) > QUIET_NS;
+            if key.reason != Reason::Others && quiet && told(key, total) {
+                map.delete(&bytes)?;
+                dropped(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the reports of policies that were replaced `ago` policies before or earlier.
+    ///
+    /// # Errors
+    /// If the kernel does not give them.
+    pub fn forget_reports(&self, ago: u16) -> Result<()> {
+        let map = &self.kept.reports;
+        let entries: Vec<_> = map.keys().collect();
+        for bytes in entries {
+            let key = Key::from_bytes(&bytes)?;
+            let age = self.policy.generation.wrapping_sub(key.generation);
+            if key.reason != Reason::Others && age >= ago {
+                // Another process may have been faster.
+                let _ = map.delete(&bytes);
+            }
+        }
+        Ok(())
+    }
+
     /// The kernel's counters; `delivered` packets were told of.
     ///
     /// # Errors
@@ -783,7 +839,7 @@ impl Programs {
     /// Loads the programs and writes `plan` to their maps.
     fn load(plan: &Plan, settings: Settings, kept: Option<&Kept>) -> Result<(Self, Kept)> {
         let Settings { method, calls, .. } = settings;
-        let table = Table::new(&plan.endpoints)?;
+        let table = Table::with(&plan.endpoints, plan::unread)?;
         let perfmon = Capabilities::effective().has(Capability::Perfmon);
         if !plan.groups.is_empty() && calls && !perfmon {
             return Err(Failure::blocked(
@@ -833,7 +889,18 @@ impl Programs {
         let skel = open
             .load()
             .map_err(|err| bpf::explain(err, "load the guard", needed(method)))?;
-        write_maps(&skel, plan, &table, settings.generation)?;
+        write_maps(&skel, plan, &table)?;
+        if kept.is_none() {
+            // Whoever finds the table of reports full is counted here; it was made for the first policy,
+            // and stays.
+            for verdict in [Verdict::Allowed, Verdict::Denied, Verdict::WouldDeny] {
+                let entry = [0; size_of::<guard_report>()];
+                skel.maps
+                    .reports
+                    .update(&Key::others(verdict), &entry, MapFlags::ANY)
+                    .context("cannot write the table of reports")?;
+            }
+        }
 
         let progs = &skel.progs;
         let mut all = Vec::new();
@@ -883,6 +950,7 @@ fn configure(
 ) -> Result<()> {
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the guard has no settings")?;
+    rodata.enforcing = plan.enforces().into();
     rodata.silent = (plan.deny == super::policy::Deny::Drop).into();
     rodata.report_allowed = plan.report_allowed.into();
     rodata.endpoint_bits = *table.bitmaps;
@@ -903,7 +971,7 @@ fn configure(
     Ok(())
 }
 
-fn write_maps(skel: &TcGuardSkel<'_>, plan: &Plan, table: &Table, generation: u16) -> Result<()> {
+fn write_maps(skel: &TcGuardSkel<'_>, plan: &Plan, table: &Table) -> Result<()> {
     let maps = &skel.maps;
     for (uid, rules) in &plan.users {
         maps.users
@@ -921,24 +989,15 @@ fn write_maps(skel: &TcGuardSkel<'_>, plan: &Plan, table: &Table, generation: u1
             .update(&key, &value, MapFlags::ANY)
             .context("cannot write the table of endpoints")?;
     }
-    let at = "cannot write the table of reports";
     for endpoint in 0..plan.endpoints.len() {
-        // Whoever finds the table of reports full is counted here.
-        for verdict in [Verdict::Allowed, Verdict::Denied, Verdict::WouldDeny] {
-            let entry = [0; size_of::<guard_report>()];
-            let key = Key::others(verdict, endpoint, generation);
-            maps.reports
-                .update(&key, &entry, MapFlags::ANY)
-                .context(at)?;
-        }
-        // And here, who finds the table of limits full (struct bucket_key).
+        // Who finds the table of limits full (struct bucket_key).
         let mut nobody = [0; 16];
         nobody[8..12].copy_from_slice(&u32::MAX.to_ne_bytes());
         nobody[12..].copy_from_slice(&u32::try_from(endpoint)?.to_ne_bytes());
         if plan.limit.is_some() {
             maps.buckets
                 .update(&nobody, &[0; 16], MapFlags::ANY)
-                .context(at)?;
+                .context("cannot write the table of limits")?;
         }
     }
     Ok(())
@@ -974,11 +1033,14 @@ fn own(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 /// What packets are marked with that were judged as they came in: nobody else's number, and not 0,
-/// which is no mark.
+/// which is no mark; nor is it 0 with the bit that makes the other mark of it (`GUARD_COUNTED`).
 fn random_mark() -> Result<u16> {
     let mut bytes = [0; 2];
     File::open("/dev/urandom")
         .and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes))
         .context("cannot read /dev/urandom")?;
-    Ok(u16::from_ne_bytes(bytes).max(1))
+    Ok(match u16::from_ne_bytes(bytes) {
+        0 | 0x8000 => 1,
+        mark => mark,
+    })
 }

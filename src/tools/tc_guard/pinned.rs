@@ -59,10 +59,17 @@ pub enum Found {
 pub fn only() -> Result<(Option<Instance>, Option<String>)> {
     match instance::claim(INSTANCE)? {
         Claim::Ours(instance) => Ok((Some(instance), None)),
-        Claim::Taken(pid) => {
-            let who = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+        // Anybody may have hidden the socket, in the queue of another one, say.
+        Claim::Taken(None) => Ok((
+            None,
+            Some(format!(
+                "nobody can be found who holds the socket name @{INSTANCE}, so that a second guard \
+                 would not be noticed"
+            )),
+        )),
+        Claim::Taken(Some(pid)) => {
             bail!(
-                "a guard runs in this network namespace already{who}; a second one is not stacked \
+                "a guard runs in this network namespace already (process {pid}); a second one is not stacked \
                  on it: end it first, or give it another policy with ebpfkit tc-guard reload"
             )
         }
@@ -192,6 +199,7 @@ impl Pinned {
             self.shelf.add(&self.lock, &name, fd)?;
         }
         guard.switch(next)?;
+        guard.forget_reports(KEPT_STATEMENTS)?;
         self.tidy(guard)
     }
 
@@ -264,6 +272,7 @@ pub fn shelf(bpffs: &Path) -> Result<Shelf> {
 }
 
 fn find(shelf: &Shelf) -> Result<Found> {
+    shelf.check()?;
     if !shelf.exists() {
         return Ok(Found::Nothing);
     }

@@ -149,6 +149,12 @@ impl Plan {
         self.users.is_empty() && self.groups.is_empty() && self.cgroups.is_empty()
     }
 
+    /// Whether anything is denied.
+    pub fn enforces(&self) -> bool {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.any(|target| target.mask & ENFORCED != 0)
+    }
+
     /// `enforce`, `audit`, or `mixed` if that depends on the endpoint.
     pub fn mode(&self) -> &'static str {
         let enforced = |target: &Target| target.mask & ENFORCED != 0;
@@ -161,6 +167,19 @@ impl Plan {
             _ => "mixed",
         }
     }
+}
+
+/// The mask of a packet whose port cannot be read, from those of the ports that it may be for: only a rule
+/// that opens all that is enforced of them opens it. Where nothing is enforced, nothing is denied.
+pub fn unread(masks: &[u64]) -> u64 {
+    let enforced = masks.iter().filter(|mask| **mask & ENFORCED != 0);
+    let closed = enforced.clone().count() > 0;
+    let asked: Vec<_> = if closed {
+        enforced.collect()
+    } else {
+        masks.iter().collect()
+    };
+    asked.into_iter().fold(u64::MAX, |all, mask| all & mask)
 }
 
 /// A bit for each rule; rules with the same endpoints and mode share one.
@@ -315,6 +334,13 @@ mod tests {
         assert_eq!(plan.users, BTreeMap::from([(0, 3), (7, 1), (8, 1)]));
         assert_eq!(mask(&plan, "10.0.0.1"), 1 | ENFORCED);
         assert_eq!(mask(&plan, "10.0.0.2"), 2 | ENFORCED);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_opened_by_what_opens_all_that_is_enforced() {
+        assert_eq!(unread(&[1 | ENFORCED, 2 | ENFORCED]), ENFORCED);
+        assert_eq!(unread(&[3 | ENFORCED, 2 | ENFORCED, 4]), 2 | ENFORCED);
+        assert_eq!(unread(&[3, 2]), 2);
     }
 
     #[test]

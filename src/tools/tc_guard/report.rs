@@ -18,6 +18,9 @@ use crate::skel::tc_guard::types::{
     guard_event, guard_key, guard_layer, guard_reason, guard_report, guard_verdict,
 };
 
+/// `GUARD_NO_ENDPOINT` of tc_guard.h.
+const NO_ENDPOINT: u32 = u32::MAX;
+
 /// Packets with the same key are reported together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -29,7 +32,7 @@ pub struct Key {
     pub uid: Option<u32>,
     /// Id of a [`Reason::ForeignSocket`]'s cgroup, else 0.
     pub cgroup: u64,
-    /// Index of the endpoint in the plan.
+    /// Index of the endpoint in the plan; one that no plan has where it is none in particular.
     pub endpoint: usize,
     /// Which plan: 0 for the first, one more for each that replaced another.
     pub generation: u16,
@@ -76,6 +79,8 @@ pub enum Reason {
     OverLimit,
     /// Whoever came when the table of reports was full.
     Others,
+    /// Behind more VLAN tags than are looked behind.
+    Unreadable,
 }
 
 impl Reason {
@@ -89,6 +94,7 @@ impl Reason {
             guard_reason::GUARD_FOREIGN_SOCKET => Self::ForeignSocket,
             guard_reason::GUARD_OVER_LIMIT => Self::OverLimit,
             guard_reason::GUARD_OTHERS => Self::Others,
+            guard_reason::GUARD_UNREADABLE => Self::Unreadable,
             _ => return None,
         })
     }
@@ -170,8 +176,9 @@ impl Key {
         })
     }
 
-    /// The entry under which the kernel counts whoever finds its table full.
-    pub fn others(verdict: Verdict, endpoint: usize, generation: u16) -> Vec<u8> {
+    /// The entry under which the kernel counts whoever finds its table full, whatever the endpoint and the
+    /// policy.
+    pub fn others(verdict: Verdict) -> Vec<u8> {
         let verdict = match verdict {
             Verdict::Allowed => guard_verdict::GUARD_ALLOWED,
             Verdict::Denied => guard_verdict::GUARD_DENIED,
@@ -179,8 +186,7 @@ impl Key {
         };
         // struct guard_key of tc_guard.h.
         let mut key = vec![0; size_of::<guard_key>()];
-        key[12..16].copy_from_slice(&u32::try_from(endpoint).unwrap_or(u32::MAX).to_ne_bytes());
-        key[16..18].copy_from_slice(&generation.to_ne_bytes());
+        key[12..16].copy_from_slice(&NO_ENDPOINT.to_ne_bytes());
         key[18] = u8::try_from(verdict.0).unwrap_or(u8::MAX);
         key[19] = u8::try_from(guard_reason::GUARD_OTHERS.0).unwrap_or(u8::MAX);
         key
@@ -250,6 +256,17 @@ pub fn total_from_bytes(bytes: &[u8]) -> Result<u64> {
     Ok(raw.total)
 }
 
+/// When an entry of the kernel's table was last told of, in nanoseconds of the kernel's boot clock; 0 for
+/// never.
+///
+/// # Errors
+/// If the bytes are none.
+pub fn last_from_bytes(bytes: &[u8]) -> Result<u64> {
+    let mut raw = guard_report::default();
+    copy(&mut raw, bytes)?;
+    Ok(raw.last_ns)
+}
+
 fn copy<T: plain::Plain>(to: &mut T, bytes: &[u8]) -> Result<()> {
     if bytes.len() < size_of::<T>() {
         bail!(
@@ -307,6 +324,16 @@ impl Tally {
             count,
             sample: None,
         })
+    }
+
+    /// Whether all of these `total` packets of `key` have been told of.
+    pub fn knows(&self, key: Key, total: u64) -> bool {
+        self.told.get(&key) == Some(&total)
+    }
+
+    /// Forgets a key that the kernel counts anew, from nothing.
+    pub fn forget(&mut self, key: Key) {
+        self.told.remove(&key);
     }
 
     /// Takes `total` packets of `key` as told of by somebody else.
@@ -444,7 +471,7 @@ mod tests {
     #[test]
     fn the_entry_for_all_others_is_read_as_it_is_written() {
         for verdict in [Verdict::Allowed, Verdict::Denied, Verdict::WouldDeny] {
-            let key = Key::from_bytes(&Key::others(verdict, 7, 3)).unwrap();
+            let key = Key::from_bytes(&Key::others(verdict)).unwrap();
             assert_eq!(
                 key,
                 Key {
@@ -452,8 +479,8 @@ mod tests {
                     reason: Reason::Others,
                     uid: None,
                     cgroup: 0,
-                    endpoint: 7,
-                    generation: 3,
+                    endpoint: NO_ENDPOINT as usize,
+                    generation: 0,
                 }
             );
         }

@@ -515,6 +515,14 @@ impl Reporter {
                 any = true;
             }
         }
+        let mut dropped = Vec::new();
+        kernel.make_room(
+            |key, total| self.tally.knows(key, total),
+            |key| dropped.push(key),
+        )?;
+        for key in dropped {
+            self.tally.forget(key);
+        }
         Ok(any)
     }
 
