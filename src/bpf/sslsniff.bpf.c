@@ -1,27 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* sslsniff: what programs read from and write to TLS, at the functions of OpenSSL and its kin.
+/* sslsniff: what programs read from and write to TLS, at the functions of OpenSSL and its kin, and of
+ * GnuTLS.
  *
  * The entry of a call keeps its arguments, the return copies the payload: by then the pages are
  * there, and the length is known. The payload goes straight into the ring buffer, in records of a
  * few sizes. Probes in user space are preemptible (kernel 6.0): nothing here is kept per CPU but
  * counters, and those are added to atomically.
  *
- * Beyond those of the headers: bpf_probe_read_user (5.5), bpf_ktime_get_boot_ns and the ring buffer
- * (5.8), bpf_get_attach_cookie (5.15) only if has_cookie.
+ * Beyond those of the headers: bpf_current_task_under_cgroup (4.9), bpf_probe_read_user and its _str
+ * (5.5), bpf_ktime_get_boot_ns and the ring buffer (5.8), bpf_get_attach_cookie (5.15) only in
+ * any_enters and any_leaves.
  */
 #include "lib/common.bpf.h"
 #include <bpf/bpf_tracing.h>
 #include "sslsniff_state.bpf.h"
-
-/* Payload capacities of records. */
-#define SMALL 512
-#define MEDIUM 4096
-#define LARGE 16384
-#define HUGE 65536
-
-/* Records of a call at most: BATCH * BATCHES * HUGE is more than INT_MAX. */
-#define BATCH 32
-#define BATCHES 1024
+#include "sslsniff_send.bpf.h"
+#include "sslsniff_socket.bpf.h"
 
 /* A uretprobe finds the stack pointer where the return instruction left it. */
 #if defined(__TARGET_ARCH_x86)
@@ -30,28 +24,38 @@
 #define RETURN_ADDRESS_SIZE 0
 #endif
 
-static __always_inline void count(__u32 counter, __u64 number)
-{
-	__u64 *value;
+/* What functions have in common: sets of enum ssl_function. */
+#define BIT(function) (1U << (function))
+#define HAS(set, function) ((set) >> (function) & 1)
 
-	/* Also for the compiler: of the addition of a constant 0 it makes another atomic instruction,
-	 * which kernels before 5.12 do not know.
-	 */
-	if (!number)
-		return;
-	value = bpf_map_lookup_elem(&counters, &counter);
-	/* The value is this CPU's, but another task may run on it in between. */
-	if (value)
-		__sync_fetch_and_add(value, number);
-}
+/* They return 1 and leave the length in memory: at their fourth argument, or at their fifth. */
+#define AT_FOURTH                                                           \
+	(BIT(SSL_FN_READ_EX) | BIT(SSL_FN_WRITE_EX) | BIT(SSL_FN_PEEK_EX) | \
+	 BIT(SSL_FN_READ_EARLY) | BIT(SSL_FN_WRITE_EARLY))
+#define AT_FIFTH BIT(SSL_FN_WRITE_EX2)
+/* They return the length, as an int or as a ssize_t. */
+#define RETURNS_INT (BIT(SSL_FN_READ) | BIT(SSL_FN_WRITE) | BIT(SSL_FN_PEEK))
+#define RETURNS_LONG \
+	(BIT(SSL_FN_SENDFILE) | BIT(GNUTLS_FN_RECV) | BIT(GNUTLS_FN_SEND) | BIT(GNUTLS_FN_SEND2))
+#define MOVES_DATA (AT_FOURTH | AT_FIFTH | RETURNS_INT | RETURNS_LONG)
+#define WRITES                                                                  \
+	(BIT(SSL_FN_WRITE) | BIT(SSL_FN_WRITE_EX) | BIT(SSL_FN_WRITE_EX2) |     \
+	 BIT(SSL_FN_WRITE_EARLY) | BIT(SSL_FN_SENDFILE) | BIT(GNUTLS_FN_SEND) | \
+	 BIT(GNUTLS_FN_SEND2))
+#define PEEKS (BIT(SSL_FN_PEEK) | BIT(SSL_FN_PEEK_EX))
+#define HANDSHAKES (BIT(SSL_FN_DO_HANDSHAKE) | BIT(GNUTLS_FN_HANDSHAKE))
+#define SHUTDOWNS (BIT(SSL_FN_SHUTDOWN) | BIT(GNUTLS_FN_BYE))
+#define FREES (BIT(SSL_FN_FREE) | BIT(GNUTLS_FN_DEINIT))
+#define GNUTLS (BIT(GNUTLS_FN_HANDSHAKE) | BIT(GNUTLS_FN_BYE))
 
-static __always_inline void count_lost(__u64 cause, __u64 calls, __u64 bytes)
-{
-	if (cause >= SSL_LOST_CAUSES)
-		return;
-	count(SSL_LOST_CALLS + cause, calls);
-	count(SSL_LOST_BYTES + cause, bytes);
-}
+/* gnutls/gnutls.h: errors after which the same call is made again. */
+#define GNUTLS_E_WARNING_ALERT_RECEIVED -16
+#define GNUTLS_E_AGAIN -28
+#define GNUTLS_E_GOT_APPLICATION_DATA -38
+#define GNUTLS_E_INTERRUPTED -52
+
+/* openssl/tls1.h: what SSL_set_tlsext_host_name() makes SSL_ctrl() do. */
+#define SSL_CTRL_SET_TLSEXT_HOSTNAME 55
 
 static __always_inline bool watched(__u32 tgid)
 {
@@ -63,6 +67,14 @@ static __always_inline bool watched(__u32 tgid)
 		if (!bpf_map_lookup_elem(&uids, &uid))
 			return false;
 	}
+	if (targ_cgroups) {
+		bool inside = false;
+
+		for (__u32 i = 0; i < MAX_CGROUPS && i < targ_cgroups; i++)
+			inside = inside || bpf_current_task_under_cgroup(&cgroups, i) == 1;
+		if (!inside)
+			return false;
+	}
 	if (targ_comms) {
 		struct comm comm = {};
 
@@ -71,135 +83,6 @@ static __always_inline bool watched(__u32 tgid)
 			return false;
 	}
 	return true;
-}
-
-static __always_inline struct connection *connection_of(__u32 tgid, __u64 ssl, __u64 now)
-{
-	struct connection_key key = { .ssl = ssl, .tgid = tgid };
-	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
-	struct connection fresh = { .since_ns = now };
-
-	if (connection)
-		return connection;
-	bpf_map_update_elem(&connections, &key, &fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&connections, &key);
-}
-
-/* Fills all of a record but what its kind adds. */
-static __always_inline void describe(struct ssl_record *head, __u8 kind, __u8 function, __u64 ssl,
-				     const struct connection *connection, __u64 now, __u32 library)
-{
-	__u64 pid_tgid = bpf_get_current_pid_tgid();
-	__u64 uid_gid = bpf_get_current_uid_gid();
-
-	head->time_ns = now;
-	head->ssl = ssl;
-	head->since_ns = connection->since_ns;
-	head->offset = 0;
-	head->length = 0;
-	head->call_length = 0;
-	head->duration_ns = 0;
-	head->cgroup = bpf_get_current_cgroup_id();
-	head->captured = 0;
-	head->pid = pid_tgid >> 32;
-	head->tid = pid_tgid;
-	head->uid = uid_gid;
-	head->gid = uid_gid >> 32;
-	head->library = library;
-	head->kind = kind;
-	head->function = function;
-	head->direction = 0;
-	head->flags = 0;
-	__builtin_memset(head->pad, 0, sizeof(head->pad));
-	bpf_get_current_comm(head->comm, sizeof(head->comm));
-}
-
-/* Sends `length` bytes, CAPACITY at most, of the transfer's payload. `length` is bounded by a
- * comparison and not by a mask: a mask would make nothing of a full record.
- */
-#define DEFINE_SEND(CAPACITY)                                                            \
-	struct record_##CAPACITY {                                                       \
-		struct ssl_record head;                                                  \
-		__u8 data[CAPACITY];                                                     \
-	};                                                                               \
-	static __always_inline __u64 send_##CAPACITY(const struct transfer *transfer,    \
-						     __u64 length)                       \
-	{                                                                                \
-		struct record_##CAPACITY *record;                                        \
-                                                                                         \
-		record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);              \
-		if (!record)                                                             \
-			return SSL_LOST_RING_FULL;                                       \
-		record->head = transfer->head;                                           \
-		barrier_var(length);                                                     \
-		if (length > CAPACITY)                                                   \
-			length = CAPACITY;                                               \
-		if (bpf_probe_read_user(record->data, length,                            \
-					(void *)(transfer->address + transfer->done))) { \
-			bpf_ringbuf_discard(record, 0);                                  \
-			return SSL_LOST_UNREADABLE;                                      \
-		}                                                                        \
-		bpf_ringbuf_submit(record, 0);                                           \
-		return SSL_LOST_NOTHING;                                                 \
-	}
-
-DEFINE_SEND(SMALL)
-DEFINE_SEND(MEDIUM)
-DEFINE_SEND(LARGE)
-DEFINE_SEND(HUGE)
-
-/* Sends the next record of the thread's transfer; says whether more is to come.
- *
- * Global and not static, here and below: the verifier looks at a global function once, not again
- * for every turn of the loop that calls it (kernel 5.6).
- */
-__noinline int send_next(__u64 pid_tgid)
-{
-	struct thread *thread = bpf_map_lookup_elem(&threads, &pid_tgid);
-	struct transfer *transfer;
-	__u64 left, length, error;
-	bool last;
-
-	if (!thread)
-		return 0;
-	transfer = &thread->transfer;
-	left = transfer->wanted - transfer->done;
-	length = left;
-	/* Half full at least, so that the ring holds payload and not holes. */
-	if (huge_records && left > HUGE / 2) {
-		if (length > HUGE)
-			length = HUGE;
-	} else if (length > LARGE) {
-		length = LARGE;
-	}
-	last = length == left;
-	transfer->head.offset = transfer->offset + transfer->done;
-	transfer->head.captured = length;
-	transfer->head.length = last ? length + transfer->cut : length;
-	transfer->head.flags = (last ? SSL_FLAG_LAST : 0) | (transfer->lost ? SSL_FLAG_GAP : 0);
-	if (length > LARGE)
-		error = send_HUGE(transfer, length);
-	else if (length > MEDIUM)
-		error = send_LARGE(transfer, length);
-	else if (length > SMALL)
-		error = send_MEDIUM(transfer, length);
-	else
-		error = send_SMALL(transfer, length);
-	transfer->done += length;
-	if (error) {
-		count_lost(error, 0, length);
-		if (!transfer->lost)
-			transfer->lost = error;
-	}
-	return !last;
-}
-
-__noinline int send_batch(__u64 pid_tgid)
-{
-	for (int i = 0; i < BATCH; i++)
-		if (!send_next(pid_tgid))
-			return 0;
-	return 1;
 }
 
 static __always_inline struct thread *thread_of(__u64 pid_tgid)
@@ -213,7 +96,7 @@ static __always_inline struct thread *thread_of(__u64 pid_tgid)
 }
 
 /* The call of this function that has its return address at `stack`. */
-static __always_inline struct call *find_call(struct thread *thread, __u8 function, __u64 stack)
+static __always_inline struct call *find_call(struct thread *thread, __u32 function, __u64 stack)
 {
 	for (int i = 0; i < MAX_NESTED; i++) {
 		struct call *call = &thread->calls[i];
@@ -227,7 +110,7 @@ static __always_inline struct call *find_call(struct thread *thread, __u8 functi
 /* Room for a call. A call that never returned (longjmp) keeps its place until another has the same
  * stack pointer, or until there is no other place.
  */
-static __always_inline struct call *new_call(struct thread *thread, __u8 function, __u64 stack)
+static __always_inline struct call *new_call(struct thread *thread, __u32 function, __u64 stack)
 {
 	struct call *call = find_call(thread, function, stack);
 
@@ -241,12 +124,33 @@ static __always_inline struct call *new_call(struct thread *thread, __u8 functio
 	return &thread->calls[thread->oldest++ % MAX_NESTED];
 }
 
-static __always_inline int enter(struct pt_regs *ctx, __u8 function)
+/* Whether `call`, about to be made, does the work of another that is under way: SSL_write_ex may call
+ * SSL_write_ex2, the early data functions call the plain ones, and BoringSSL's SSL_read SSL_peek. They
+ * pass on where the bytes are. A tail call leaves the stack where it was.
+ */
+static __always_inline bool is_inner(struct thread *thread, const struct call *call)
+{
+	for (int i = 0; i < MAX_NESTED; i++) {
+		const struct call *outer = &thread->calls[i];
+
+		if (outer->under_way && outer->ssl == call->ssl && outer->buffer == call->buffer &&
+		    outer->function != call->function && outer->stack >= call->stack &&
+		    HAS(MOVES_DATA, outer->function & 31))
+			return true;
+	}
+	return false;
+}
+
+static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 library)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u64 third = PT_REGS_PARM3(ctx), fifth = PT_REGS_PARM5(ctx);
 	struct thread *thread;
 	struct call *call;
 
+	/* A choice among arguments must not become one among places of the context. */
+	barrier_var(third);
+	barrier_var(fifth);
 	if (!watched(pid_tgid >> 32))
 		return 0;
 	/* No room is counted at the return, where the length is known. */
@@ -257,12 +161,19 @@ static __always_inline int enter(struct pt_regs *ctx, __u8 function)
 	call->stack = PT_REGS_SP(ctx);
 	call->ssl = PT_REGS_PARM1(ctx);
 	call->buffer = PT_REGS_PARM2(ctx);
-	call->length = PT_REGS_PARM4(ctx);
+	if (HAS(AT_FIFTH, function))
+		call->length = fifth;
+	else if (function == SSL_FN_GET_ALPN)
+		call->length = third;
+	else
+		call->length = PT_REGS_PARM4(ctx);
 	call->start_ns = bpf_ktime_get_boot_ns();
-	call->library = has_cookie ? bpf_get_attach_cookie(ctx) : 0;
+	call->library = library;
 	call->function = function;
+	call->under_way = 0;
+	call->inner = HAS(MOVES_DATA, function) && is_inner(thread, call);
 	call->under_way = 1;
-	if (function == SSL_FN_DO_HANDSHAKE) {
+	if (HAS(HANDSHAKES, function)) {
 		struct connection *connection;
 
 		connection = connection_of(pid_tgid >> 32, call->ssl, call->start_ns);
@@ -276,15 +187,15 @@ static __always_inline int enter(struct pt_regs *ctx, __u8 function)
  * second probe at the same place (one file under two inode numbers, as overlayfs has them) finds
  * that its work is done.
  */
-static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *thread, __u8 function,
-					  __u64 lost_bytes, bool lost)
+static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *thread,
+					  __u32 function, __u64 lost_bytes, bool lost)
 {
 	struct call *call = NULL;
 
 	if (thread)
 		call = find_call(thread, function, PT_REGS_SP(ctx) - RETURN_ADDRESS_SIZE);
 	if (!call) {
-		if (lost) {
+		if (lost && watched(bpf_get_current_pid_tgid() >> 32)) {
 			count(SSL_SEEN_CALLS, 1);
 			count(SSL_SEEN_BYTES, lost_bytes);
 			count_lost(SSL_LOST_STATE_FULL, 1, lost_bytes);
@@ -297,26 +208,25 @@ static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *th
 	return call;
 }
 
-/* SSL_read and SSL_write return the length, the _ex functions 1 and leave it in memory. */
-static __always_inline int leave_data(struct pt_regs *ctx, __u8 function, __u8 direction, bool ex)
+static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u32 direction = HAS(WRITES, function);
+	bool in_memory = HAS(AT_FOURTH | AT_FIFTH, function);
 	struct connection *connection;
 	struct transfer *transfer;
 	struct thread *thread;
 	struct call *call;
 	__u64 length, now;
-	int ret;
+	__s64 ret;
 
-	if (!watched(pid_tgid >> 32))
-		return 0;
-	ret = PT_REGS_RC(ctx);
+	ret = HAS(RETURNS_LONG, function) ? (__s64)PT_REGS_RC(ctx) : (int)PT_REGS_RC(ctx);
 	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
-	call = leave(ctx, thread, function, ex ? 0 : ret, ex ? ret == 1 : ret > 0);
-	if (!call || !thread || ret <= 0)
+	call = leave(ctx, thread, function, in_memory ? 0 : ret, in_memory ? ret == 1 : ret > 0);
+	if (!call || !thread || ret <= 0 || call->inner)
 		return 0;
 	length = ret;
-	if (ex) {
+	if (in_memory) {
 		if (ret != 1)
 			return 0;
 		if (bpf_probe_read_user(&length, sizeof(length), (void *)call->length)) {
@@ -338,16 +248,27 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u8 function, __u8 d
 	transfer = &thread->transfer;
 	transfer->address = call->buffer;
 	transfer->wanted = length > targ_max_bytes ? targ_max_bytes : length;
+	/* The bytes of a file never are in the program's memory. */
+	if (function == SSL_FN_SENDFILE)
+		transfer->wanted = 0;
 	transfer->done = 0;
 	transfer->cut = length - transfer->wanted;
-	transfer->offset = connection->offset[direction];
 	transfer->lost = SSL_LOST_NOTHING;
-	connection->offset[direction] += length;
+	/* Not indexed: clang would make of it an access that the verifier cannot follow. */
+	if (direction == SSL_WRITE) {
+		transfer->offset = connection->offset[SSL_WRITE];
+		connection->offset[SSL_WRITE] += length;
+	} else {
+		transfer->offset = connection->offset[SSL_READ];
+		if (!HAS(PEEKS, function))
+			connection->offset[SSL_READ] += length;
+	}
 	count(SSL_CUT_BYTES, transfer->cut);
 	describe(&transfer->head, SSL_DATA, function, call->ssl, connection, now, call->library);
 	transfer->head.direction = direction;
 	transfer->head.call_length = length;
 	transfer->head.duration_ns = now - call->start_ns;
+	transfer->flags = HAS(PEEKS, function) ? SSL_FLAG_PEEK : 0;
 	for (int i = 0; i < BATCHES; i++)
 		if (!send_batch(pid_tgid))
 			break;
@@ -373,13 +294,13 @@ static __always_inline struct ssl_record *start_event(void)
 	return record;
 }
 
-static __always_inline void send_handshake(__u64 ssl, struct connection *connection, __u64 now,
-					   __u32 library, __u8 flags)
+static __always_inline void send_handshake(__u32 function, __u64 ssl, struct connection *connection,
+					   __u64 now, __u32 library, __u8 flags)
 {
 	struct ssl_record *record = start_event();
 
 	if (record) {
-		describe(record, SSL_HANDSHAKE, SSL_FN_DO_HANDSHAKE, ssl, connection, now, library);
+		describe(record, SSL_HANDSHAKE, function, ssl, connection, now, library);
 		record->duration_ns = now - connection->handshake_ns;
 		record->flags = SSL_FLAG_LAST | flags;
 		bpf_ringbuf_submit(record, 0);
@@ -387,40 +308,87 @@ static __always_inline void send_handshake(__u64 ssl, struct connection *connect
 	connection->handshake_ns = 0;
 }
 
-/* Without SSL_get_error() nobody knows whether a handshake that returns 0 or less has failed or
- * only waits for the socket: it has failed if the connection is freed before it is done.
+/* How a handshake or a shutdown ended: SSL_FLAG_DONE, SSL_FLAG_FAILED, or zero if it is not over.
+ * Without SSL_get_error() nobody knows whether OpenSSL's, which return 0 or less, have failed or only
+ * wait for the socket: a handshake has failed if the connection is freed before it is done.
  */
-static __always_inline int leave_handshake(struct pt_regs *ctx)
+static __always_inline __u8 outcome(__u32 function, int ret)
+{
+	if (!HAS(GNUTLS, function))
+		return ret == 1 ? SSL_FLAG_DONE : 0;
+	switch (ret) {
+	case 0:
+		return SSL_FLAG_DONE;
+	case GNUTLS_E_WARNING_ALERT_RECEIVED:
+	case GNUTLS_E_AGAIN:
+	case GNUTLS_E_GOT_APPLICATION_DATA:
+	case GNUTLS_E_INTERRUPTED:
+		return 0;
+	default:
+		return ret < 0 ? SSL_FLAG_FAILED : 0;
+	}
+}
+
+static __always_inline int leave_handshake(struct pt_regs *ctx, __u32 function)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u8 flags = outcome(function, PT_REGS_RC(ctx));
 	struct connection *connection;
 	struct thread *thread;
 	struct call *call;
 	__u64 now;
 
-	if (!watched(pid_tgid >> 32))
-		return 0;
 	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
-	call = leave(ctx, thread, SSL_FN_DO_HANDSHAKE, 0, (int)PT_REGS_RC(ctx) == 1);
-	if (!call || (int)PT_REGS_RC(ctx) != 1)
+	call = leave(ctx, thread, function, 0, flags != 0);
+	if (!call || !flags)
 		return 0;
 	now = bpf_ktime_get_boot_ns();
 	connection = connection_of(pid_tgid >> 32, call->ssl, now);
 	if (connection && connection->handshake_ns)
-		send_handshake(call->ssl, connection, now, call->library, SSL_FLAG_DONE);
+		send_handshake(function, call->ssl, connection, now, call->library, flags);
+	return 0;
+}
+
+/* Told when the program has said that it is done; the peer may or may not have said so. */
+static __always_inline int leave_closing(struct pt_regs *ctx, __u32 function)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	int ret = PT_REGS_RC(ctx);
+	struct connection_key key = { .tgid = pid_tgid >> 32 };
+	struct connection *connection;
+	struct ssl_record *record;
+	struct thread *thread;
+	struct call *call;
+	__u64 now;
+
+	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+	call = leave(ctx, thread, function, 0, false);
+	if (!call || ret < 0)
+		return 0;
+	key.ssl = call->ssl;
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (!connection)
+		return 0;
+	now = bpf_ktime_get_boot_ns();
+	record = start_event();
+	if (!record)
+		return 0;
+	describe(record, SSL_SHUTDOWN, function, call->ssl, connection, now, call->library);
+	record->duration_ns = now - call->start_ns;
+	record->flags = SSL_FLAG_LAST | outcome(function, ret);
+	bpf_ringbuf_submit(record, 0);
 	return 0;
 }
 
 /* Of an object that others refer to it only drops a reference; the connection then goes on under
  * another number.
  */
-static __always_inline int free_connection(struct pt_regs *ctx)
+static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, __u32 library)
 {
 	struct connection_key key = {
 		.ssl = PT_REGS_PARM1(ctx),
 		.tgid = bpf_get_current_pid_tgid() >> 32,
 	};
-	__u32 library = has_cookie ? bpf_get_attach_cookie(ctx) : 0;
 	struct connection *connection;
 	struct ssl_record *record;
 	__u64 now;
@@ -432,10 +400,11 @@ static __always_inline int free_connection(struct pt_regs *ctx)
 		return 0;
 	now = bpf_ktime_get_boot_ns();
 	if (connection->handshake_ns)
-		send_handshake(key.ssl, connection, now, library, 0);
+		send_handshake(function == SSL_FN_FREE ? SSL_FN_DO_HANDSHAKE : GNUTLS_FN_HANDSHAKE,
+			       key.ssl, connection, now, library, 0);
 	record = start_event();
 	if (record) {
-		describe(record, SSL_CLOSE, SSL_FN_FREE, key.ssl, connection, now, library);
+		describe(record, SSL_CLOSE, function, key.ssl, connection, now, library);
 		record->offset = connection->offset[SSL_READ];
 		record->length = connection->offset[SSL_WRITE];
 		record->duration_ns = now - connection->since_ns;
@@ -446,70 +415,170 @@ static __always_inline int free_connection(struct pt_regs *ctx)
 	return 0;
 }
 
+/* Names of servers and of protocols have at most 255 bytes (RFC 6066, RFC 7301). */
+#define LONGEST_FACT 256
+
+struct fact_record {
+	struct ssl_record head;
+	char text[LONGEST_FACT];
+};
+
+/* Sends what a program asks or tells its library about a connection. `length` is 0 if the text ends
+ * with a zero byte; a fact may have no text.
+ */
+static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, __u64 text,
+				     __u32 length)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct connection *connection;
+	struct fact_record *record;
+	long read;
+
+	connection = connection_of(bpf_get_current_pid_tgid() >> 32, ssl, now);
+	if (!connection)
+		return 0;
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	if (!record)
+		return 0;
+	describe(&record->head, SSL_FACT, function, ssl, connection, now, library);
+	if (!text) {
+		read = 0;
+	} else if (length) {
+		barrier_var(length);
+		if (length >= LONGEST_FACT)
+			length = LONGEST_FACT - 1;
+		read = bpf_probe_read_user(record->text, length, (void *)text);
+		read = read ? read : length;
+	} else {
+		read = bpf_probe_read_user_str(record->text, sizeof(record->text), (void *)text);
+		read--;
+	}
+	if (read < 0 || read >= LONGEST_FACT) {
+		bpf_ringbuf_discard(record, 0);
+		return 0;
+	}
+	record->head.captured = read;
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* SSL_set_tlsext_host_name() is a macro for SSL_ctrl(ssl, command, type, name). */
+static __always_inline int enter_ctrl(struct pt_regs *ctx, __u32 library)
+{
+	if ((int)PT_REGS_PARM2(ctx) != SSL_CTRL_SET_TLSEXT_HOSTNAME ||
+	    !watched(bpf_get_current_pid_tgid() >> 32))
+		return 0;
+	return send_fact(SSL_FN_CTRL, PT_REGS_PARM1(ctx), library, PT_REGS_PARM4(ctx), 0);
+}
+
+/* The functions that return text, or a number, or leave where text is and how long. */
+static __always_inline int leave_fact(struct pt_regs *ctx, __u32 function)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	struct thread *thread;
+	__u32 length = 0;
+	struct call *call;
+	__u64 text;
+
+	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+	call = leave(ctx, thread, function, 0, false);
+	if (!call || !thread)
+		return 0;
+	text = PT_REGS_RC(ctx);
+	if (function == SSL_FN_SESSION_REUSED)
+		return (int)text == 1 ? send_fact(function, call->ssl, call->library, 0, 0) : 0;
+	if (function == SSL_FN_GET_ALPN &&
+	    (bpf_probe_read_user(&text, sizeof(text), (void *)call->buffer) ||
+	     bpf_probe_read_user(&length, sizeof(length), (void *)call->length) || !length))
+		return 0;
+	if (!text)
+		return 0;
+	return send_fact(function, call->ssl, call->library, text, length);
+}
+
+/* With uprobe.multi: the cookie is that of SSL_COOKIE_FUNCTION. */
 SEC("uprobe")
-int enter_read(struct pt_regs *ctx)
+int any_enters(struct pt_regs *ctx)
 {
-	return enter(ctx, SSL_FN_READ);
-}
+	__u64 cookie = bpf_get_attach_cookie(ctx);
+	__u32 function = cookie >> SSL_COOKIE_FUNCTION;
 
-SEC("uretprobe")
-int leave_read(struct pt_regs *ctx)
-{
-	return leave_data(ctx, SSL_FN_READ, SSL_READ, false);
-}
-
-SEC("uprobe")
-int enter_write(struct pt_regs *ctx)
-{
-	return enter(ctx, SSL_FN_WRITE);
-}
-
-SEC("uretprobe")
-int leave_write(struct pt_regs *ctx)
-{
-	return leave_data(ctx, SSL_FN_WRITE, SSL_WRITE, false);
+	if (function >= SSL_FUNCTIONS)
+		return 0;
+	if (HAS(FREES, function))
+		return free_connection(ctx, function, cookie);
+	if (function == SSL_FN_CTRL)
+		return enter_ctrl(ctx, cookie);
+	return enter(ctx, function, cookie);
 }
 
 SEC("uprobe")
-int enter_read_ex(struct pt_regs *ctx)
+int any_leaves(struct pt_regs *ctx)
 {
-	return enter(ctx, SSL_FN_READ_EX);
+	__u32 function = bpf_get_attach_cookie(ctx) >> SSL_COOKIE_FUNCTION;
+
+	if (function >= SSL_FUNCTIONS)
+		return 0;
+	if (HAS(MOVES_DATA, function))
+		return leave_data(ctx, function);
+	if (HAS(HANDSHAKES, function))
+		return leave_handshake(ctx, function);
+	if (HAS(SHUTDOWNS, function))
+		return leave_closing(ctx, function);
+	return leave_fact(ctx, function);
 }
 
-SEC("uretprobe")
-int leave_read_ex(struct pt_regs *ctx)
-{
-	return leave_data(ctx, SSL_FN_READ_EX, SSL_READ, true);
-}
+/* Without it there is a program for each function, and nobody knows the library. */
+#define DEFINE_CALL(NAME, FUNCTION, LEAVE)      \
+	SEC("uprobe")                           \
+	int enter_##NAME(struct pt_regs *ctx)   \
+	{                                       \
+		return enter(ctx, FUNCTION, 0); \
+	}                                       \
+	SEC("uretprobe")                        \
+	int leave_##NAME(struct pt_regs *ctx)   \
+	{                                       \
+		return LEAVE(ctx, FUNCTION);    \
+	}
 
-SEC("uprobe")
-int enter_write_ex(struct pt_regs *ctx)
-{
-	return enter(ctx, SSL_FN_WRITE_EX);
-}
-
-SEC("uretprobe")
-int leave_write_ex(struct pt_regs *ctx)
-{
-	return leave_data(ctx, SSL_FN_WRITE_EX, SSL_WRITE, true);
-}
-
-SEC("uprobe")
-int enter_do_handshake(struct pt_regs *ctx)
-{
-	return enter(ctx, SSL_FN_DO_HANDSHAKE);
-}
-
-SEC("uretprobe")
-int leave_do_handshake(struct pt_regs *ctx)
-{
-	return leave_handshake(ctx);
-}
+DEFINE_CALL(read, SSL_FN_READ, leave_data)
+DEFINE_CALL(write, SSL_FN_WRITE, leave_data)
+DEFINE_CALL(read_ex, SSL_FN_READ_EX, leave_data)
+DEFINE_CALL(write_ex, SSL_FN_WRITE_EX, leave_data)
+DEFINE_CALL(write_ex2, SSL_FN_WRITE_EX2, leave_data)
+DEFINE_CALL(peek, SSL_FN_PEEK, leave_data)
+DEFINE_CALL(peek_ex, SSL_FN_PEEK_EX, leave_data)
+DEFINE_CALL(read_early, SSL_FN_READ_EARLY, leave_data)
+DEFINE_CALL(write_early, SSL_FN_WRITE_EARLY, leave_data)
+DEFINE_CALL(sendfile, SSL_FN_SENDFILE, leave_data)
+DEFINE_CALL(gnutls_recv, GNUTLS_FN_RECV, leave_data)
+DEFINE_CALL(gnutls_send, GNUTLS_FN_SEND, leave_data)
+DEFINE_CALL(gnutls_send2, GNUTLS_FN_SEND2, leave_data)
+DEFINE_CALL(do_handshake, SSL_FN_DO_HANDSHAKE, leave_handshake)
+DEFINE_CALL(gnutls_handshake, GNUTLS_FN_HANDSHAKE, leave_handshake)
+DEFINE_CALL(shutdown, SSL_FN_SHUTDOWN, leave_closing)
+DEFINE_CALL(gnutls_bye, GNUTLS_FN_BYE, leave_closing)
+DEFINE_CALL(get_version, SSL_FN_GET_VERSION, leave_fact)
+DEFINE_CALL(get_servername, SSL_FN_GET_SERVERNAME, leave_fact)
+DEFINE_CALL(get_alpn, SSL_FN_GET_ALPN, leave_fact)
+DEFINE_CALL(session_reused, SSL_FN_SESSION_REUSED, leave_fact)
 
 SEC("uprobe")
 int enter_free(struct pt_regs *ctx)
 {
-	return free_connection(ctx);
+	return free_connection(ctx, SSL_FN_FREE, 0);
+}
+
+SEC("uprobe")
+int enter_gnutls_deinit(struct pt_regs *ctx)
+{
+	return free_connection(ctx, GNUTLS_FN_DEINIT, 0);
+}
+
+SEC("uprobe")
+int enter_ssl_ctrl(struct pt_regs *ctx)
+{
+	return enter_ctrl(ctx, 0);
 }
 
 /* Children of watched processes are watched. Args: the parent's and the child's task_struct. */

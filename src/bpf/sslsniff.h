@@ -11,7 +11,32 @@ enum ssl_function {
 	SSL_FN_WRITE_EX,
 	SSL_FN_DO_HANDSHAKE,
 	SSL_FN_FREE,
+	SSL_FN_PEEK,
+	SSL_FN_PEEK_EX,
+	SSL_FN_WRITE_EX2,
+	SSL_FN_READ_EARLY,
+	SSL_FN_WRITE_EARLY,
+	SSL_FN_SENDFILE,
+	SSL_FN_SHUTDOWN,
+	GNUTLS_FN_RECV,
+	GNUTLS_FN_SEND,
+	GNUTLS_FN_SEND2,
+	GNUTLS_FN_HANDSHAKE,
+	GNUTLS_FN_BYE,
+	GNUTLS_FN_DEINIT,
+	/* What a program asks or tells the library about a connection. */
+	SSL_FN_CTRL,
+	SSL_FN_GET_VERSION,
+	SSL_FN_GET_SERVERNAME,
+	SSL_FN_GET_ALPN,
+	SSL_FN_SESSION_REUSED,
+	SSL_FUNCTIONS,
 };
+
+/* With uprobe.multi one program serves all functions: the cookie says which is called, and in which
+ * library.
+ */
+#define SSL_COOKIE_FUNCTION 32
 
 /* What a record tells. */
 enum ssl_kind {
@@ -21,6 +46,12 @@ enum ssl_kind {
 	SSL_HANDSHAKE,
 	/* The connection was freed. */
 	SSL_CLOSE,
+	/* The connection was shut down by the program, or it waits for the peer to do so. */
+	SSL_SHUTDOWN,
+	/* The socket of the connection is known: a struct ssl_addresses follows. */
+	SSL_PEER,
+	/* What the program asked or told the library, as text: `function` says what it is. */
+	SSL_FACT,
 };
 
 enum ssl_direction {
@@ -34,6 +65,10 @@ enum ssl_direction {
 #define SSL_FLAG_GAP 2
 /* The handshake was done. */
 #define SSL_FLAG_DONE 4
+/* The bytes stay to be read again. */
+#define SSL_FLAG_PEEK 8
+/* The handshake has failed; without this and DONE it was given up. */
+#define SSL_FLAG_FAILED 16
 
 /* Why something that was to be shown is not. */
 enum ssl_lost {
@@ -98,7 +133,41 @@ struct ssl_record {
 	__u8 function;
 	__u8 direction;
 	__u8 flags;
-	__u8 pad[4];
+	/* enum ssl_via: PEER: how the socket was found. */
+	__u8 via;
+	__u8 pad[3];
+	__u8 comm[16];
+};
+
+/* How a connection's socket was found. */
+enum ssl_via {
+	/* The thread used it within a call for the connection. */
+	SSL_VIA_CALL,
+};
+
+/* A socket's two ends. */
+struct ssl_addresses {
+	/* IPv6, or IPv4 in the first four bytes. Network byte order. */
+	__u8 local[16];
+	__u8 peer[16];
+	/* Host byte order. */
+	__u16 local_port;
+	__u16 peer_port;
+	/* AF_INET or AF_INET6 */
+	__u16 family;
+	__u16 pad;
+};
+
+/* What of a process was lost, by cause. */
+struct ssl_loss_key {
+	__u32 tgid;
+	/* enum ssl_lost */
+	__u32 cause;
+};
+
+struct ssl_loss {
+	__u64 calls;
+	__u64 bytes;
 	__u8 comm[16];
 };
 

@@ -13,8 +13,15 @@
 #define MAX_PIDS 65536
 #define MAX_NAMED 1024
 
-/* Calls that one thread can have under way: TLS inside TLS, as to an HTTPS proxy, nests two. */
-#define MAX_NESTED 4
+/* Cgroups that are watched. */
+#define MAX_CGROUPS 16
+/* Processes and causes that losses are told of. */
+#define MAX_LOSSES 4096
+
+/* Calls that one thread can have under way: TLS inside TLS, as to an HTTPS proxy, nests two, and each
+ * may be of two functions that call each other. A power of two.
+ */
+#define MAX_NESTED 8
 
 #define COMM_LEN 16
 
@@ -22,6 +29,8 @@
 const volatile __u8 targ_pids;
 const volatile __u8 targ_uids;
 const volatile __u8 targ_comms;
+/* How many entries of `cgroups` are set. */
+const volatile __u32 targ_cgroups;
 /* Bytes that are copied of a call at most. */
 const volatile __u64 targ_max_bytes = ~0ULL;
 /* Probes are attached with the library's number as cookie. */
@@ -35,14 +44,16 @@ struct call {
 	__u64 stack;
 	__u64 ssl;
 	__u64 buffer;
-	/* Where the _ex functions leave the length. */
+	/* Where the _ex functions leave the length; of SSL_get0_alpn_selected too. */
 	__u64 length;
 	__u64 start_ns;
 	__u32 library;
 	/* enum ssl_function */
 	__u8 function;
 	__u8 under_way;
-	__u8 pad[2];
+	/* Made by another call under way for the same bytes, which tells about them. */
+	__u8 inner;
+	__u8 pad;
 };
 
 /* A payload on its way into the ring. */
@@ -57,6 +68,8 @@ struct transfer {
 	__u64 offset;
 	/* enum ssl_lost: why a part is lost. */
 	__u64 lost;
+	/* SSL_FLAG_* of each of its records. */
+	__u64 flags;
 	struct ssl_record head;
 };
 
@@ -80,6 +93,8 @@ struct connection {
 	__u64 offset[2];
 	/* When the handshake under way began; zero if none is. */
 	__u64 handshake_ns;
+	/* Of the socket that user space was told of: peer's address or the last of it, and ports. */
+	__u64 socket;
 };
 
 struct comm {
@@ -104,7 +119,7 @@ struct {
 
 /* Connections, until they are freed. A process that ends without freeing leaves its own behind,
  * so the one that was used least recently makes room.
- * Key: struct connection_key, 16 bytes. Value: struct connection, 32 bytes.
+ * Key: struct connection_key, 16 bytes. Value: struct connection, 40 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -143,6 +158,26 @@ struct {
 	__type(value, __u8);
 } comms SEC(".maps");
 
+/* Cgroups that are watched, with those below them.
+ * Key: 0 to targ_cgroups - 1, 4 bytes. Value: a descriptor of the folder, 4 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_ARRAY);
+	__uint(max_entries, MAX_CGROUPS);
+	__type(key, __u32);
+	__type(value, __u32);
+} cgroups SEC(".maps");
+
+/* What was lost, by process; of the processes that lost least recently the counters alone know.
+ * Key: struct ssl_loss_key, 8 bytes. Value: struct ssl_loss, 32 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_LOSSES);
+	__type(key, struct ssl_loss_key);
+	__type(value, struct ssl_loss);
+} losses SEC(".maps");
+
 /* How often each thing happened.
  * Key: enum ssl_counter, 4 bytes. Value: a count per CPU, 8 bytes.
  */
@@ -159,6 +194,10 @@ const enum ssl_kind *unused_kind __attribute__((unused));
 const enum ssl_direction *unused_direction __attribute__((unused));
 const enum ssl_lost *unused_lost __attribute__((unused));
 const enum ssl_counter *unused_counter __attribute__((unused));
+const enum ssl_via *unused_via __attribute__((unused));
+const struct ssl_addresses *unused_addresses __attribute__((unused));
+const struct ssl_loss_key *unused_loss_key __attribute__((unused));
+const struct ssl_loss *unused_loss __attribute__((unused));
 
 /* What a thread starts with: too large for a program's stack beside the rest. */
 const struct thread new_thread;

@@ -109,6 +109,14 @@ pub fn has_btf() -> bool {
 pub(super) fn empty_kprobe(
     attach_type: libbpf_sys::bpf_attach_type,
 ) -> std::io::Result<std::os::fd::OwnedFd> {
+    empty(libbpf_sys::BPF_PROG_TYPE_KPROBE, attach_type)
+}
+
+/// The same of another type.
+fn empty(
+    kind: libbpf_sys::bpf_prog_type,
+    attach_type: libbpf_sys::bpf_attach_type,
+) -> std::io::Result<std::os::fd::OwnedFd> {
     let mut exit = [
         libbpf_sys::bpf_insn::default(),
         libbpf_sys::bpf_insn::default(),
@@ -125,7 +133,7 @@ pub(super) fn empty_kprobe(
     // it returns is ours.
     unsafe {
         let fd = libbpf_sys::bpf_prog_load(
-            libbpf_sys::BPF_PROG_TYPE_KPROBE,
+            kind,
             c"ebpfkit_probe".as_ptr(),
             c"GPL".as_ptr(),
             exit.as_ptr(),
@@ -136,6 +144,23 @@ pub(super) fn empty_kprobe(
             return Err(std::io::Error::from_raw_os_error(-fd));
         }
         Ok(std::os::fd::FromRawFd::from_raw_fd(fd))
+    }
+}
+
+/// Whether this kernel has a tracepoint of this name, found by attaching to it.
+pub fn has_tracepoint(name: &std::ffi::CStr) -> bool {
+    let Ok(program) = empty(libbpf_sys::BPF_PROG_TYPE_RAW_TRACEPOINT, 0) else {
+        return false;
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: the name outlives the call; the descriptor that it returns is ours.
+    unsafe {
+        let fd = libbpf_sys::bpf_raw_tracepoint_open(name.as_ptr(), program.as_raw_fd());
+        if fd >= 0 {
+            let link: std::os::fd::OwnedFd = std::os::fd::FromRawFd::from_raw_fd(fd);
+            drop(link);
+        }
+        fd >= 0
     }
 }
 

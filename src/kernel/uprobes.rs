@@ -7,14 +7,14 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::ptr::{self, NonNull};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::thread;
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::{AsRawLibbpf as _, Link, OpenProgramMut, Program, libbpf_sys};
+use libbpf_rs::{AsRawLibbpf as _, OpenProgramMut, libbpf_sys};
 
 use super::features::Features;
+use super::mmap_events;
 
 /// How probes are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +59,6 @@ pub enum Scope {
 pub struct Place {
     /// Bytes from the file's start to the function's first instruction.
     pub offset: u64,
-    /// At the function's return instead of at its entry.
-    pub at_return: bool,
     /// What `bpf_get_attach_cookie()` returns; only [`Method::Multi`] has it.
     pub cookie: u64,
 }
@@ -79,98 +77,122 @@ pub fn prepare(program: &mut OpenProgramMut<'_>, method: Method) {
     }
 }
 
-/// Attaches `program`, a kprobe program, to `place` in `file`.
+/// Attaches `program`, a kprobe program, to `places` in `file`, at entries or at returns: one link for
+/// all of them ([`Method::Multi`]), or one for each.
 ///
 /// # Errors
-/// What the kernel says. If it refuses (EPERM, EACCES), a capability is missing.
+/// What the kernel says, with the place, by its index; zero if it is not known. If it refuses (EPERM,
+/// EACCES), a capability is missing.
 pub fn attach(
-    program: &Program<'_>,
+    program: BorrowedFd<'_>,
     file: BorrowedFd<'_>,
-    place: Place,
+    places: &[Place],
+    at_return: bool,
     method: Method,
     scope: Scope,
-) -> io::Result<Link> {
+) -> Result<Vec<OwnedFd>, (io::Error, usize)> {
+    // Any thread may attach: what is opened is open in all of them.
     let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
     match method {
         Method::Multi => {
             let pid = match scope {
-                Scope::All => -1,
-                Scope::Myself => std::process::id().cast_signed(),
+                Scope::All => 0,
+                Scope::Myself => std::process::id(),
             };
-            multi(program, &path, place, pid)
+            let link = multi(program, &path, places, at_return, pid).map_err(|err| (err, 0))?;
+            Ok(vec![link])
         }
         Method::Classic => {
-            // To perf_event_open(2), 0 is the caller itself.
             let pid = match scope {
                 Scope::All => -1,
                 Scope::Myself => 0,
             };
-            classic(program, &path, place, pid)
+            let one = |(index, place): (usize, &Place)| {
+                classic(program, &path, place.offset, at_return, pid).map_err(|err| (err, index))
+            };
+            places.iter().enumerate().map(one).collect()
         }
     }
 }
 
-fn multi(program: &Program<'_>, path: &CString, place: Place, pid: i32) -> io::Result<Link> {
-    let offset: std::os::raw::c_ulong = place.offset;
-    let opts = libbpf_sys::bpf_uprobe_multi_opts {
-        sz: size_of::<libbpf_sys::bpf_uprobe_multi_opts>() as libbpf_sys::size_t,
-        offsets: &raw const offset,
-        cookies: &raw const place.cookie,
-        cnt: 1,
-        retprobe: place.at_return,
+/// `BPF_F_UPROBE_MULTI_RETURN` (linux/bpf.h)
+const AT_RETURN: u32 = 1;
+
+/// One link for all places. A `pid` of 0 is everybody.
+fn multi(
+    program: BorrowedFd<'_>,
+    path: &CString,
+    places: &[Place],
+    at_return: bool,
+    pid: u32,
+) -> io::Result<OwnedFd> {
+    let offsets: Vec<std::os::raw::c_ulong> = places.iter().map(|place| place.offset).collect();
+    let cookies: Vec<u64> = places.iter().map(|place| place.cookie).collect();
+    let mut opts = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
         ..Default::default()
     };
+    opts.__bindgen_anon_1.uprobe_multi.path = path.as_ptr();
+    opts.__bindgen_anon_1.uprobe_multi.offsets = offsets.as_ptr();
+    opts.__bindgen_anon_1.uprobe_multi.cookies = cookies.as_ptr();
+    opts.__bindgen_anon_1.uprobe_multi.cnt = u32::try_from(places.len()).unwrap_or(u32::MAX);
+    opts.__bindgen_anon_1.uprobe_multi.flags = if at_return { AT_RETURN } else { 0 };
+    opts.__bindgen_anon_1.uprobe_multi.pid = pid;
     #[allow(unsafe_code)]
-    // SAFETY: the program is loaded, and path and options outlive the call.
-    let link = unsafe {
-        libbpf_sys::bpf_program__attach_uprobe_multi(
-            program.as_libbpf_object().as_ptr(),
-            pid,
-            path.as_ptr(),
-            ptr::null(),
+    // SAFETY: path, offsets and cookies outlive the call; the descriptor that it returns is ours.
+    unsafe {
+        let fd = libbpf_sys::bpf_link_create(
+            program.as_raw_fd(),
+            0,
+            libbpf_sys::BPF_TRACE_UPROBE_MULTI,
             &raw const opts,
-        )
-    };
-    own(link)
+        );
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd));
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
 }
 
-fn classic(program: &Program<'_>, path: &CString, place: Place, pid: i32) -> io::Result<Link> {
-    let opts = libbpf_sys::bpf_uprobe_opts {
-        sz: size_of::<libbpf_sys::bpf_uprobe_opts>() as libbpf_sys::size_t,
-        retprobe: place.at_return,
+/// A perf event of the kernel's "uprobe" kind; to perf_event_open(2), a `pid` of -1 is everybody, and
+/// 0 the caller itself.
+fn classic(
+    program: BorrowedFd<'_>,
+    path: &CString,
+    offset: u64,
+    at_return: bool,
+    pid: i32,
+) -> io::Result<OwnedFd> {
+    let kind = number_of("type")?;
+    // format/retprobe: "config:0"
+    let mut attr = libbpf_sys::perf_event_attr {
+        type_: u32::try_from(kind).unwrap_or(u32::MAX),
+        size: u32::try_from(size_of::<libbpf_sys::perf_event_attr>()).unwrap_or(u32::MAX),
+        config: u64::from(at_return),
         ..Default::default()
     };
-    #[allow(unsafe_code)]
-    // SAFETY: the program is loaded, and path and options outlive the call.
-    let link = unsafe {
-        libbpf_sys::bpf_program__attach_uprobe_opts(
-            program.as_libbpf_object().as_ptr(),
-            pid,
-            path.as_ptr(),
-            place.offset,
-            &raw const opts,
-        )
-    };
-    own(link)
+    attr.__bindgen_anon_3.uprobe_path = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.probe_offset = offset;
+    let processor = if pid < 0 { 0 } else { -1 };
+    let event = mmap_events::perf_event_open(&attr, pid, processor)?;
+    mmap_events::set_program(&event, program)?;
+    Ok(event)
 }
 
-/// Makes libbpf's answer a link, or the error that it left in errno.
-fn own(link: *mut libbpf_sys::bpf_link) -> io::Result<Link> {
-    let Some(link) = NonNull::new(link) else {
-        return Err(io::Error::last_os_error());
-    };
-    #[allow(unsafe_code)]
-    // SAFETY: libbpf made the link for us, and nobody else has it.
-    let link = unsafe { Link::from_ptr(link) };
-    Ok(link)
+/// A number that the kernel tells about its "uprobe" perf events.
+fn number_of(name: &str) -> io::Result<u64> {
+    std::fs::read_to_string(format!("/sys/bus/event_source/devices/uprobe/{name}"))?
+        .trim()
+        .parse()
+        .map_err(io::Error::other)
 }
 
 /// Probes of one file or of many; dropping them takes them off, returns before entries: a call that
 /// returns after its entry was not seen would look like one that was lost.
 #[derive(Debug, Default)]
 pub struct Probes {
-    returns: Vec<Link>,
-    entries: Vec<Link>,
+    returns: Vec<OwnedFd>,
+    entries: Vec<OwnedFd>,
 }
 
 impl Drop for Probes {
@@ -182,7 +204,7 @@ impl Drop for Probes {
 
 /// Drops `links` at the same time: the kernel waits some tens of milliseconds for each, until no
 /// processor is in the probe any more.
-fn together(links: Vec<Link>) {
+fn together(links: Vec<OwnedFd>) {
     thread::scope(|scope| {
         for link in links {
             // If no thread can be made, the link is dropped right here.
@@ -192,12 +214,12 @@ fn together(links: Vec<Link>) {
 }
 
 impl Probes {
-    /// Keeps `link`, attached at a function's entry or return.
-    pub fn keep(&mut self, link: Link, at_return: bool) {
+    /// Keeps `links`, attached at functions' entries or returns.
+    pub fn keep(&mut self, links: Vec<OwnedFd>, at_return: bool) {
         if at_return {
-            self.returns.push(link);
+            self.returns.extend(links);
         } else {
-            self.entries.push(link);
+            self.entries.extend(links);
         }
     }
 

@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result};
 use object::ReadCache;
 
 use super::descriptors;
+use super::event::Skipped;
 use super::maps::{self, Mapping};
 use super::symbols::{self, Offsets};
 use crate::failure::Failure;
@@ -32,7 +33,17 @@ pub struct Library {
     pub offsets: Offsets,
     /// The user named it: without its probes there is nothing to do.
     pub required: bool,
+    /// Which file it is.
+    pub id: FileId,
+    /// How a process maps it, if that is how it was found: it concerns nobody once no process does.
+    pub mapped: Option<MappedAs>,
 }
+
+/// Device and inode, as stat(2) has them.
+pub type FileId = (u64, u64);
+
+/// Device and inode, as `/proc/PID/maps` has them: overlayfs and btrfs have others there.
+pub type MappedAs = ((u32, u32), u64);
 
 /// Where to look.
 #[derive(Debug, Default)]
@@ -54,9 +65,14 @@ pub struct Found {
     pub examined: usize,
     /// Processes whose mappings could not be read, for lack of a capability.
     pub hidden: usize,
-    /// Files that were not looked into, or not kept, as there were too many.
+    /// Files that were not looked into, as they were too large in all.
     pub left_out: usize,
-    seen: HashSet<(u64, u64)>,
+    /// Libraries that are not kept, as there were too many.
+    pub skipped: Vec<Skipped>,
+    /// Files that are no libraries, with the time of their last change: an inode's number is used
+    /// again when its file is gone.
+    others: HashSet<(FileId, i64, i64)>,
+    known: HashSet<FileId>,
     room: Room,
 }
 
@@ -66,6 +82,12 @@ const MOST_READ: u64 = 512 << 20;
 
 /// A file system may keep files up to this outside of blocks.
 const SMALL_FILE: u64 = 64 << 10;
+
+/// How the names of the machine's own libraries start.
+const LIBRARIES: [&[u8]; 2] = [b"libssl.so", b"libgnutls.so"];
+
+/// Files that are remembered not to be libraries.
+const MOST_OTHERS: usize = 1 << 16;
 
 /// How much more may be found.
 #[derive(Debug)]
@@ -135,16 +157,19 @@ impl Found {
     fn named(&mut self, path: &Path) -> Result<()> {
         let no_library = |why: &str| Failure::usage(format!("--lib {}: {why}", path.display()));
         let file = open(path).map_err(|err| no_library(&err.to_string()))?;
-        let Some(key) = regular(&file) else {
+        let Some((id, ..)) = regular(&file) else {
             return Err(no_library("this is no regular file").into());
         };
-        if !self.seen.insert(key) {
+        if !self.known.insert(id) {
             return Ok(());
         }
         let offsets =
             symbols::find(&ReadCache::new(&file)).map_err(|err| no_library(&err.to_string()))?;
         if offsets.is_empty() {
-            return Err(no_library("it defines neither SSL_read nor SSL_write").into());
+            return Err(no_library(
+                "it defines none of SSL_read, SSL_write, gnutls_record_recv, gnutls_record_send",
+            )
+            .into());
         }
         self.examined += 1;
         self.libraries.push(Library {
@@ -152,6 +177,8 @@ impl Found {
             file,
             offsets,
             required: true,
+            id,
+            mapped: None,
         });
         Ok(())
     }
@@ -180,14 +207,38 @@ impl Found {
                 if stopped() {
                     break;
                 }
-                if mapped.insert((mapping.device, mapping.inode))
-                    && let Some(file) = open_mapping(pid, &mapping)
-                {
-                    self.examine(mapping.path, file, false);
+                if mapped.insert((mapping.device, mapping.inode)) {
+                    self.mapped(pid, &mapping);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Looks again, through all processes.
+    ///
+    /// # Errors
+    /// That of `/proc`.
+    pub fn again(&mut self, stopped: &dyn Fn() -> bool) -> Result<()> {
+        self.processes(&[], stopped)
+    }
+
+    /// Looks at what a process executes from: `None` if it cannot be opened (any more), else whether
+    /// it is a library, and then which. A new one is added to `libraries`.
+    pub fn mapped(&mut self, pid: u32, mapping: &Mapping<'_>) -> Option<Option<FileId>> {
+        let file = open_mapping(pid, mapping)?;
+        let mapped = Some((mapping.device, mapping.inode));
+        Some(self.examine(mapping.path, file, false, mapped))
+    }
+
+    /// Reads as much again as at the start.
+    pub fn refresh(&mut self) {
+        self.room.bytes.set(MOST_READ);
+    }
+
+    /// Makes room for another library in place of this one.
+    pub fn forget(&mut self, id: FileId) {
+        self.known.remove(&id);
     }
 
     /// A library of the machine, which nobody may be using yet.
@@ -195,25 +246,37 @@ impl Found {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
             if !stopped()
-                && name.as_encoded_bytes().starts_with(b"libssl.so")
+                && LIBRARIES
+                    .iter()
+                    .any(|start| name.as_encoded_bytes().starts_with(start))
                 && let Ok(path) = fs::canonicalize(entry.path())
                 && let Ok(file) = open(&path)
             {
-                self.examine(&path, file, false);
+                self.examine(&path, file, false, None);
             }
         }
     }
 
     fn program(&mut self, program: &Path) {
         if let Ok(file) = open(program) {
-            self.examine(program, file, true);
+            self.examine(program, file, true, None);
         }
     }
 
-    fn examine(&mut self, path: &Path, file: File, required: bool) {
-        let Some(key) = regular(&file) else { return };
-        if !self.seen.insert(key) {
-            return;
+    fn examine(
+        &mut self,
+        path: &Path,
+        file: File,
+        required: bool,
+        mapped: Option<MappedAs>,
+    ) -> Option<FileId> {
+        let key = regular(&file)?;
+        let id = key.0;
+        if self.known.contains(&id) {
+            return Some(id);
+        }
+        if self.others.contains(&key) {
+            return None;
         }
         self.examined += 1;
         let exceeded = Cell::new(false);
@@ -225,23 +288,33 @@ impl Found {
         // In units of 512 bytes, whatever the block is; a file system may keep a small file elsewhere.
         let stored = file.metadata().map_or(0, |data| data.blocks());
         let stored = stored.saturating_mul(512).max(SMALL_FILE);
-        let found = symbols::find_in(&ReadCache::new(bounded), stored);
-        self.left_out += usize::from(exceeded.get());
         // What is no ELF file, or a damaged one, is not to be probed.
-        let Ok(offsets) = found else { return };
+        let offsets = symbols::find_in(&ReadCache::new(bounded), stored).unwrap_or_default();
+        self.left_out += usize::from(exceeded.get());
         if offsets.is_empty() {
-            return;
+            if self.others.len() >= MOST_OTHERS {
+                self.others.clear();
+            }
+            if !exceeded.get() {
+                self.others.insert(key);
+            }
+            return None;
         }
-        if self.libraries.len() >= self.room.libraries {
-            self.left_out += 1;
-        } else {
-            self.libraries.push(Library {
-                path: path.to_owned(),
-                file,
-                offsets,
-                required,
-            });
+        if self.known.len() >= self.room.libraries {
+            self.skipped
+                .push(Skipped::of(path, "too many libraries are watched"));
+            return None;
         }
+        self.known.insert(id);
+        self.libraries.push(Library {
+            path: path.to_owned(),
+            file,
+            offsets,
+            required,
+            id,
+            mapped,
+        });
+        Some(id)
     }
 }
 
@@ -254,10 +327,13 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Device and inode of a regular file.
-fn regular(file: &File) -> Option<(u64, u64)> {
+/// Which regular file it is, and the seconds and nanoseconds of its last change.
+fn regular(file: &File) -> Option<(FileId, i64, i64)> {
     let metadata = file.metadata().ok()?;
-    metadata.is_file().then(|| (metadata.dev(), metadata.ino()))
+    let id = (metadata.dev(), metadata.ino());
+    metadata
+        .is_file()
+        .then(|| (id, metadata.ctime(), metadata.ctime_nsec()))
 }
 
 /// Opens what is mapped: by the mapping itself (`CAP_CHECKPOINT_RESTORE`, kernel 5.9, or
@@ -273,7 +349,7 @@ fn open_mapping(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     }
     let path = mapping.path.strip_prefix("/").ok()?;
     let file = open(&Path::new(&format!("/proc/{pid}/root")).join(path)).ok()?;
-    let (_, inode) = regular(&file)?;
+    let ((_, inode), ..) = regular(&file)?;
     (inode == mapping.inode).then_some(file)
 }
 
@@ -422,7 +498,7 @@ mod tests {
         let path = Path::new("/proc/self/exe");
         let mut found = Found::default();
         found.room.bytes.set(1000);
-        found.examine(path, open(path).unwrap(), false);
+        found.examine(path, open(path).unwrap(), false, None);
         assert_eq!((found.examined, found.left_out), (1, 1));
         assert!(found.room.bytes.get() < 1000);
     }

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
+use std::path::Path;
 
 use serde::Serialize;
 
-use super::discover::Library;
 use super::payload::{self, Payload};
 use super::record::Direction;
 use crate::output::{Event, Line, Printable, Style};
@@ -31,18 +31,51 @@ pub struct Skipped {
     pub path: String,
     /// What the kernel says of it.
     pub reason: String,
-    /// Which of the libraries it is, as two may have one path.
-    #[serde(skip)]
-    pub index: usize,
 }
 
 impl Skipped {
-    /// `library`, the one at `index`, left out for this reason.
-    pub fn of(index: usize, library: &Library, reason: &str) -> Self {
+    /// The file at `path`, left out for this reason.
+    pub fn of(path: &Path, reason: &str) -> Self {
         Self {
-            index,
-            path: library.path.to_string_lossy().into_owned(),
+            path: path.to_string_lossy().into_owned(),
             reason: reason.to_owned(),
+        }
+    }
+}
+
+/// A file was found after the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Arrived {
+    /// Its path, as the process that was found to use it sees it.
+    pub library: String,
+    /// The process that was found to use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// What is probed in it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub functions: Vec<&'static str>,
+    /// Why it is not probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Event for Arrived {
+    fn kind(&self) -> &'static str {
+        "library"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        let library = Printable(&self.library);
+        match &self.reason {
+            None => line.styled(Style::Dim, format_args!("watching {library} too"))?,
+            Some(reason) => {
+                let reason = Printable(reason);
+                line.styled(Style::Bad, format_args!("cannot probe {library}: {reason}"))?;
+            }
+        }
+        match self.pid {
+            Some(pid) => write!(line, ", which process {pid} uses"),
+            None => Ok(()),
         }
     }
 }
@@ -62,6 +95,120 @@ fn subject(line: &mut Line<'_>, who: &Identity, connection: u64) -> io::Result<(
     let comm = who.comm.as_deref().unwrap_or("?");
     let pid = who.pid.unwrap_or_default();
     write!(line, "{}[{pid}] #{connection} ", Printable(comm))
+}
+
+/// The ends of a connection; absent where they are not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Ends {
+    /// The program's own address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<String>,
+    /// The other end's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// How they are known: `call`, if the thread used the socket within a call for the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_via: Option<&'static str>,
+}
+
+impl Ends {
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        match &self.peer {
+            Some(peer) => write!(line, "{peer} "),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What the program itself asked its library about a connection, or told it; absent where it did
+/// not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Facts {
+    /// The name of the server that the client wants (SNI).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sni: Option<String>,
+    /// The application's protocol that was agreed upon (ALPN).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpn: Option<String>,
+    /// The version of TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The handshake went on with an earlier session.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub resumed: bool,
+}
+
+/// More is known of what a connection's ends have agreed upon.
+#[derive(Debug, Serialize)]
+pub struct Negotiated<'a> {
+    /// The connection's number in this run.
+    pub connection: u64,
+    /// All that is known so far.
+    #[serde(flatten)]
+    pub facts: &'a Facts,
+    /// Its ends.
+    #[serde(flatten)]
+    pub ends: &'a Ends,
+    /// The program that asked.
+    #[serde(flatten)]
+    pub who: &'a Identity,
+}
+
+impl Event for Negotiated<'_> {
+    fn kind(&self) -> &'static str {
+        "negotiated"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        subject(line, self.who, self.connection)?;
+        self.ends.text(line)?;
+        let Facts {
+            sni,
+            alpn,
+            version,
+            resumed,
+        } = self.facts;
+        line.styled(Style::Dim, "negotiated")?;
+        for (name, value) in [("SNI", sni), ("ALPN", alpn), ("version", version)] {
+            if let Some(value) = value {
+                write!(line, " {name} {}", Printable(value))?;
+            }
+        }
+        if *resumed {
+            write!(line, " resumed")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The program has said that it is done with a connection.
+#[derive(Debug, Serialize)]
+pub struct Shutdown<'a> {
+    /// The function that was called.
+    pub function: &'static str,
+    /// The connection's number in this run.
+    pub connection: u64,
+    /// `both` if the peer has said so too, else `sent`.
+    pub result: &'static str,
+    /// Its ends.
+    #[serde(flatten)]
+    pub ends: &'a Ends,
+    /// The program that called.
+    #[serde(flatten)]
+    pub who: &'a Identity,
+}
+
+impl Event for Shutdown<'_> {
+    fn kind(&self) -> &'static str {
+        "shutdown"
+    }
+
+    fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        subject(line, self.who, self.connection)?;
+        self.ends.text(line)?;
+        line.styled(Style::Dim, format_args!("shutdown {}", self.result))
+    }
 }
 
 /// A part of what a call read or wrote.
@@ -85,12 +232,18 @@ pub struct Data<'a> {
     /// Bytes right before `offset` that were lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<u64>,
+    /// The bytes stay to be read again: they come once more, at the same offset.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub repeated: bool,
     /// Whether secrets in the data are replaced by `*`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub masked: bool,
     /// The bytes, as JSON has them.
     #[serde(flatten)]
     pub data: Payload<'a>,
+    /// The connection's ends.
+    #[serde(flatten)]
+    pub ends: &'a Ends,
     /// The program that called.
     #[serde(flatten)]
     pub who: &'a Identity,
@@ -109,6 +262,7 @@ impl Event for Data<'_> {
 
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         subject(line, self.who, self.connection)?;
+        self.ends.text(line)?;
         if self.direction == Direction::Read.name() {
             line.styled(Style::Good, format_args!("<- {}", self.function))?;
         } else {
@@ -117,6 +271,9 @@ impl Event for Data<'_> {
         write!(line, " {} bytes", self.length)?;
         if self.offset > 0 {
             write!(line, " at {}", self.offset)?;
+        }
+        if self.repeated {
+            write!(line, ", to be read again")?;
         }
         if u64::from(self.captured) < self.length {
             write!(line, ", {} shown", self.captured)?;
@@ -134,7 +291,7 @@ impl Event for Data<'_> {
 /// A handshake came to an end.
 #[derive(Debug, Serialize)]
 pub struct Handshake<'a> {
-    /// `SSL_do_handshake`
+    /// The function that was called.
     pub function: &'static str,
     /// The file that it is in.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,6 +302,12 @@ pub struct Handshake<'a> {
     pub result: &'static str,
     /// Nanoseconds since the first call.
     pub duration_ns: u64,
+    /// What is known of what was agreed upon.
+    #[serde(flatten)]
+    pub facts: &'a Facts,
+    /// The connection's ends.
+    #[serde(flatten)]
+    pub ends: &'a Ends,
     /// The program that called.
     #[serde(flatten)]
     pub who: &'a Identity,
@@ -157,6 +320,7 @@ impl Event for Handshake<'_> {
 
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         subject(line, self.who, self.connection)?;
+        self.ends.text(line)?;
         let style = if self.result == "ok" {
             Style::Dim
         } else {
@@ -180,6 +344,12 @@ pub struct Close<'a> {
     pub written: u64,
     /// Nanoseconds since it was first seen.
     pub duration_ns: u64,
+    /// What is known of what was agreed upon.
+    #[serde(flatten)]
+    pub facts: &'a Facts,
+    /// Its ends.
+    #[serde(flatten)]
+    pub ends: &'a Ends,
     /// The program that called.
     #[serde(flatten)]
     pub who: &'a Identity,
@@ -192,6 +362,7 @@ impl Event for Close<'_> {
 
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         subject(line, self.who, self.connection)?;
+        self.ends.text(line)?;
         line.styled(Style::Dim, "close")?;
         write!(line, ", {} bytes read, {} written", self.read, self.written)
     }
@@ -208,15 +379,21 @@ pub struct Amount {
 
 /// More was lost since the last such line.
 #[derive(Debug, Serialize)]
-pub struct Lost {
+pub struct Lost<'a> {
     /// Why.
     pub cause: &'static str,
     /// How much.
     #[serde(flatten)]
     pub amount: Amount,
+    /// The process, unless too many have lost something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// The name of its thread that lost first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comm: Option<&'a str>,
 }
 
-impl Event for Lost {
+impl Event for Lost<'_> {
     fn kind(&self) -> &'static str {
         "lost"
     }
@@ -224,6 +401,9 @@ impl Event for Lost {
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         let Amount { calls, bytes } = self.amount;
         let cause = self.cause;
+        if let Some(pid) = self.pid {
+            write!(line, "{}[{pid}] ", Printable(self.comm.unwrap_or("?")))?;
+        }
         line.styled(
             Style::Bad,
             format_args!("lost: {calls} calls, {bytes} bytes ({cause})"),

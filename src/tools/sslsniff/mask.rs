@@ -68,7 +68,7 @@ fn is_secret(name: &[u8]) -> bool {
 const MASK: u8 = b'*';
 
 /// What passes in one direction of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Masker {
     lines: Lines,
     frames: Frames,
@@ -119,7 +119,7 @@ enum At {
     Fold,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Lines {
     at: At,
     name: [u8; LONGEST_NAME],

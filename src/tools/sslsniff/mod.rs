@@ -3,14 +3,18 @@
 //! `ebpfkit sslsniff`: shows what programs read from and write to TLS, in plaintext, by probes at
 //! the functions of the TLS library that they use.
 
+pub mod arrivals;
+pub mod cgroups;
 pub mod command;
 mod descriptors;
 pub mod discover;
 pub mod event;
+mod losses;
 pub mod maps;
 pub mod mask;
 pub mod payload;
 pub mod plan;
+pub mod probes;
 pub mod record;
 pub mod session;
 pub mod symbols;
@@ -25,16 +29,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use object::ReadCache;
+use time::OffsetDateTime;
 
+use self::arrivals::{Arrivals, Filter, Following, Names};
 use self::command::Running;
 use self::discover::{Found, Library, Places};
 use self::event::{Ready, Skipped};
+use self::losses::Losses;
 use self::plan::Plan;
 use self::session::Session;
 use self::symbols::Function;
 use self::watch::{Totals, Watch};
 use crate::failure::Failure;
 use crate::kernel::features::Features;
+use crate::kernel::mmap_events::MmapEvents;
 use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
@@ -55,8 +63,8 @@ const GATHER: Duration = Duration::from_millis(1);
 
 /// Show what programs send and receive through TLS, in plaintext.
 ///
-/// Watches every program that uses OpenSSL or a library with its functions, as BoringSSL has,
-/// as a shared library or inside its executable, also those that start later. Filters of one kind
+/// Watches every program that uses OpenSSL, a library with its functions, as BoringSSL has, or GnuTLS,
+/// as a shared library or inside its executable, in any container; also those that start later. Filters of one kind
 /// widen, filters of different kinds narrow: `-u alice -u bob -c curl` is curl run by alice or bob.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -78,6 +86,9 @@ pub struct Args {
     /// Watch only threads of this name, as /proc/PID/comm has it
     #[arg(short, long, value_name = "COMM")]
     comm: Vec<String>,
+    /// Watch only this cgroup and those below: its path, a unit's name or a container's id
+    #[arg(long, value_name = "PATH|UNIT|CONTAINER")]
+    cgroup: Vec<String>,
     /// Watch only this library, or this program with a library inside
     #[arg(long, value_name = "PATH")]
     lib: Vec<PathBuf>,
@@ -96,6 +107,10 @@ pub struct Args {
     /// Room for payload that is not yet shown: a power of two, with K or M
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = plan::parse_ring)]
     buffer: u64,
+    /// Stop a program that begins to use a library which is not watched yet (SIGSTOP), until it is a
+    /// moment later (SIGCONT), so that its first call is not missed
+    #[arg(long)]
+    hold: bool,
     /// Run this command and watch only it and its children
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -112,66 +127,51 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let descriptors = descriptors::raise();
     let mut sink = output::stdout(NAME, settings);
     let program = program(&plan)?;
+    // Before the search, so that nothing falls between the two.
+    let events = MmapEvents::open();
     let found = libraries(&plan, program, &stop)?;
     if is_stopped(&stop) {
         return Ok(());
     }
-    if found.libraries.is_empty() {
-        return Err(nothing_to_watch(&found));
-    }
-    for library in &found.libraries {
-        let functions: Vec<_> = library.offsets.iter().map(|(one, _)| one.name()).collect();
-        sink.detail(&format!(
-            "{}: {}",
-            library.path.display(),
-            functions.join(", ")
-        ));
-    }
-    sink.detail(&format!("{} files were looked into", found.examined));
-    if found.left_out > 0 {
+    tell(&found, &sink);
+    if let Err(err) = &events {
         sink.note(&format!(
-            "{} files are not watched, as processes execute from too many or too large ones; name \
-             one with --lib",
-            found.left_out
+            "libraries that processes begin to use from now on are not watched, but for the \
+             machine's own: {}",
+            explain_events(err)
         ));
     }
-    if found.hidden > 0 {
-        let hidden = format!(
-            "{} processes could not be looked into for their libraries; the machine's own are \
-             watched all the same",
-            found.hidden
-        );
-        // Even root meets a process or two that it may not look into.
-        if Capabilities::effective().has(Capability::SysPtrace) {
-            sink.detail(&hidden);
-        } else {
-            sink.note(&format!("{hidden} ({} is missing)", Capability::SysPtrace));
+    if found.libraries.is_empty() {
+        if events.is_err() {
+            return Err(nothing_to_watch(&found));
         }
+        sink.note("no program uses a TLS library yet");
     }
 
     let method = Method::of(&Features::probe());
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &plan, method)?;
-    let skipped = watch.attach(&found.libraries)?;
+    if let Some(why) = watch.follow()? {
+        sink.note(&format!("the peers of connections stay unknown: {why}"));
+    }
+    let names = Names::default();
+    let mut arrivals = Arrivals::new(watch.attacher()?, found, names.clone());
+    let (libraries, skipped) = arrivals.start()?;
     report(&skipped, &sink);
     // Those that started while nobody followed their parents yet.
     watch.add_pids(&discover::with_descendants(&plan.pids))?;
-    let all = paths(&found.libraries);
-    let probed: Vec<_> = all
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| !skipped.iter().any(|skipped| skipped.index == *index))
-        .map(|(_, path)| path.clone())
-        .collect();
-    let names = match method {
-        // By what a probe was attached with.
-        Method::Multi => all,
-        Method::Classic => probed.clone(),
+    let filter = Filter {
+        only: plan
+            .only
+            .iter()
+            .filter_map(|path| path.canonicalize().ok())
+            .collect(),
+        process: watch.by_number()?,
+        hold: args.hold,
     };
-    // Each holds a descriptor.
-    drop(found);
+    let mut following = arrivals.follow(events.ok(), filter, &stop)?;
     sink.ready(&Ready {
-        libraries: probed,
+        libraries,
         skipped,
         method: method.name(),
     })?;
@@ -189,7 +189,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
             Some(watch.with_children(|| Running::start(program, args, taken, descriptors, &stop))?)
         }
     };
-    let totals = follow(&mut watch, &session, &stop)?;
+    let totals = follow(&mut watch, &mut following, &session, &stop)?;
 
     let mut summary = totals.summary(session.borrow().shown());
     if let Some(mut command) = command {
@@ -201,6 +201,52 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     }
     session.sink().summary(&summary)?;
     Ok(())
+}
+
+/// Says what was found, as far as that is wanted.
+fn tell(found: &Found, sink: &Stdout) {
+    for library in &found.libraries {
+        let functions: Vec<_> = library.offsets.iter().map(|(one, _)| one.name()).collect();
+        sink.detail(&format!(
+            "{}: {}",
+            library.path.display(),
+            functions.join(", ")
+        ));
+    }
+    sink.detail(&format!("{} files were looked into", found.examined));
+    if found.left_out > 0 {
+        sink.note(&format!(
+            "{} files are not watched, as processes execute from too large ones; name one with --lib",
+            found.left_out
+        ));
+    }
+    if found.hidden > 0 {
+        let hidden = format!(
+            "{} processes could not be looked into for their libraries; the machine's own are \
+             watched all the same",
+            found.hidden
+        );
+        // Even root meets a process or two that it may not look into.
+        if Capabilities::effective().has(Capability::SysPtrace) {
+            sink.detail(&hidden);
+        } else {
+            sink.note(&format!("{hidden} ({} is missing)", Capability::SysPtrace));
+        }
+    }
+}
+
+/// Why the kernel does not tell which files are mapped.
+fn explain_events(err: &std::io::Error) -> String {
+    if err.kind() != std::io::ErrorKind::PermissionDenied {
+        return err.to_string();
+    }
+    if Capabilities::effective().has(Capability::Perfmon) {
+        return format!(
+            "kernel.perf_event_paranoid wants {} for that",
+            Capability::SysAdmin
+        );
+    }
+    format!("{} is missing", Capability::Perfmon)
 }
 
 /// The file of the command, before anything is done that it would be too late after.
@@ -269,33 +315,31 @@ fn report(skipped: &[Skipped], sink: &Stdout) {
     }
 }
 
-fn paths(libraries: &[Library]) -> Vec<String> {
-    libraries
-        .iter()
-        .map(|library| library.path.to_string_lossy().into_owned())
-        .collect()
-}
-
 /// Shows what comes until the end, then takes the probes off and shows the rest.
 fn follow(
     watch: &mut Watch<'_>,
+    following: &mut Following,
     session: &RefCell<Session<impl std::io::Write>>,
     stop: &Stop,
 ) -> Result<Totals> {
-    let mut totals = Totals::default();
+    let mut losses = Losses::default();
     let records = watch.records()?;
     let ring = Ring::new(&records, |record| {
         Ok(session.borrow_mut().record(record, clock::wall)?)
     })?;
     let mut looked = Instant::now();
     loop {
+        show_arrivals(following, &mut session.borrow_mut())?;
         let drained = ring.drain()?;
         if drained > 0 {
             session.borrow_mut().sink().flush()?;
         }
         if looked.elapsed() >= LOSS_INTERVAL {
             looked = Instant::now();
-            totals.report(watch.totals()?, session.borrow_mut().sink())?;
+            if watch.totals()?.any_lost() {
+                losses.report(watch.losses()?, session.borrow_mut().sink())?;
+                session.borrow_mut().sink().flush()?;
+            }
         }
         let sources: &[BorrowedFd<'_>] = if drained > 0 { &[] } else { &[ring.fd()] };
         let longest = if drained > 0 { GATHER } else { LOSS_INTERVAL };
@@ -303,10 +347,26 @@ fn follow(
             break;
         }
     }
+    following.end()?;
     watch.detach();
     while ring.drain()? > 0 {}
-    totals.report(watch.totals()?, session.borrow_mut().sink())?;
+    show_arrivals(following, &mut session.borrow_mut())?;
+    let totals = watch.totals()?;
+    let mut session = session.borrow_mut();
+    if totals.any_lost() {
+        losses.report(watch.losses()?, session.sink())?;
+        losses.rest(&totals, session.sink())?;
+    }
+    session.sink().flush()?;
     Ok(totals)
+}
+
+fn show_arrivals(following: &Following, session: &mut Session<impl std::io::Write>) -> Result<()> {
+    for arrived in following.arrived() {
+        session.sink().event(OffsetDateTime::now_utc(), &arrived)?;
+        session.sink().flush()?;
+    }
+    Ok(())
 }
 
 /// Tries to load and to attach, to a place in ebpfkit itself that is only passed at its start.
@@ -326,6 +386,12 @@ pub fn diagnose() -> Diagnosis {
             Capability::SysPtrace
         ));
     }
+    if let Err(err) = MmapEvents::open() {
+        lost.push(format!(
+            "libraries that processes begin to use later are not watched, but for the machine's own: {}",
+            explain_events(&err)
+        ));
+    }
     match try_out(Method::of(&features)) {
         Ok(()) => Diagnosis::working(lost),
         Err(err) => Diagnosis::blocked(&err),
@@ -335,14 +401,20 @@ pub fn diagnose() -> Diagnosis {
 fn try_out(method: Method) -> Result<()> {
     let file = uprobes::own_executable()?;
     let offset = symbols::entry(&ReadCache::new(&file))?.context("this executable has no entry")?;
-    let offsets = vec![(Function::Read, offset), (Function::Free, offset)];
     let library = Library {
         path: PathBuf::from("/proc/self/exe"),
         file,
-        offsets,
+        offsets: vec![(Function::Read, offset)],
         required: true,
+        id: (0, 0),
+        mapped: None,
     };
     let mut object = MaybeUninit::uninit();
     let mut watch = Watch::load(&mut object, &Plan::default(), method)?;
-    watch.attach_for(&[library], Scope::Myself).map(drop)
+    watch.follow()?;
+    let attacher = watch.attacher()?;
+    attacher
+        .attach(&library, 1, Scope::Myself)
+        .map(drop)
+        .map_err(|(err, function)| attacher.refused(err, function, &library.path))
 }

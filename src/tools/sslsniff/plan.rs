@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::Args;
+use super::cgroups;
 use crate::failure::Failure;
 use crate::process;
 
@@ -28,6 +29,8 @@ pub struct Plan {
     pub uids: Vec<u32>,
     /// Names of threads that are watched, filled up with zeros; all, if empty.
     pub comms: Vec<[u8; 16]>,
+    /// Folders of cgroups that are watched, with those below; all, if empty.
+    pub cgroups: Vec<PathBuf>,
     /// Bytes that are copied of a call at most.
     pub max_bytes: u64,
     /// Bytes of the ring; a power of two.
@@ -45,6 +48,7 @@ impl Default for Plan {
             pids: Vec::new(),
             uids: Vec::new(),
             comms: Vec::new(),
+            cgroups: Vec::new(),
             max_bytes: u64::MAX,
             ring: 64 << 10,
             only: Vec::new(),
@@ -63,6 +67,7 @@ impl Plan {
             pids: args.pid.clone(),
             uids: Vec::new(),
             comms: Vec::new(),
+            cgroups: Vec::new(),
             max_bytes: if args.no_payload {
                 0
             } else {
@@ -94,6 +99,18 @@ impl Plan {
         }
         for comm in &args.comm {
             plan.comms.push(comm_key(comm)?);
+        }
+        for text in &args.cgroup {
+            let mount = crate::kernel::cgroup::mount();
+            plan.cgroups
+                .extend(cgroups::resolve(text, mount.as_deref())?);
+        }
+        if plan.cgroups.len() > cgroups::MOST {
+            return Err(Failure::usage(format!(
+                "--cgroup: {} cgroups are meant, and {} at most can be watched",
+                plan.cgroups.len(),
+                cgroups::MOST
+            )));
         }
         Ok(plan)
     }

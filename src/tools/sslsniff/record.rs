@@ -2,15 +2,22 @@
 
 //! What the kernel side sends: bytes to values, whatever the bytes are.
 
+use std::net::{IpAddr, SocketAddr};
+
 use plain::Plain;
 
 use super::symbols::Function;
+use crate::skel::sslsniff::types::ssl_addresses as Addresses;
 pub use crate::skel::sslsniff::types::ssl_record as Header;
-use crate::skel::sslsniff::types::{ssl_direction, ssl_kind};
+use crate::skel::sslsniff::types::{ssl_direction, ssl_kind, ssl_via};
 
 #[allow(unsafe_code)]
 // SAFETY: integers and arrays of integers with explicit padding: any bytes are a value.
 unsafe impl Plain for Header {}
+
+#[allow(unsafe_code)]
+// SAFETY: as above.
+unsafe impl Plain for Addresses {}
 
 /// `SSL_FLAG_LAST`
 pub const FLAG_LAST: u8 = 1;
@@ -18,6 +25,15 @@ pub const FLAG_LAST: u8 = 1;
 pub const FLAG_GAP: u8 = 2;
 /// `SSL_FLAG_DONE`
 pub const FLAG_DONE: u8 = 4;
+
+/// `SSL_FLAG_PEEK`
+pub const FLAG_PEEK: u8 = 8;
+/// `SSL_FLAG_FAILED`
+pub const FLAG_FAILED: u8 = 16;
+
+/// `AF_INET`, `AF_INET6`
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 
 /// Where bytes go, seen from the program that is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,14 +65,50 @@ pub enum What<'a> {
         direction: Direction,
         /// Those that were copied.
         payload: &'a [u8],
+        /// They stay to be read again (`SSL_peek`).
+        repeated: bool,
     },
-    /// A handshake was done, or the connection was freed before.
+    /// A handshake came to an end.
     Handshake {
-        /// Whether it was done.
-        done: bool,
+        /// Which call did it.
+        function: Function,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// The program has said that it is done.
+    Shutdown {
+        /// Which call did it.
+        function: Function,
+        /// The peer has said so too.
+        both: bool,
     },
     /// The connection was freed.
     Close,
+    /// The connection's socket is known, or is another than before.
+    Peer {
+        /// Its own address.
+        local: SocketAddr,
+        /// The other end's.
+        peer: SocketAddr,
+        /// How that is known.
+        via: &'static str,
+    },
+    /// What the program asked or told the library.
+    Fact {
+        /// With which call.
+        function: Function,
+        /// The answer, or what was told.
+        text: &'a [u8],
+    },
+}
+
+/// How a handshake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// It has failed, or the connection was freed before it was done.
+    Failed,
 }
 
 /// A record: the header's values, and what they mean.
@@ -72,26 +124,59 @@ pub struct Record<'a> {
 pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
     let mut header = Header::default();
     plain::copy_from_bytes(&mut header, bytes).ok()?;
+    let function = *Function::ALL.get(usize::from(header.function))?;
+    let payload = || {
+        let payload = bytes.get(size_of::<Header>()..)?;
+        payload.get(..usize::try_from(header.captured).ok()?)
+    };
     let what = match ssl_kind(u32::from(header.kind)) {
-        ssl_kind::SSL_DATA => {
-            let function = *Function::ALL.get(usize::from(header.function))?;
-            let direction = match ssl_direction(u32::from(header.direction)) {
+        ssl_kind::SSL_DATA => What::Data {
+            function,
+            direction: match ssl_direction(u32::from(header.direction)) {
                 ssl_direction::SSL_READ => Direction::Read,
                 ssl_direction::SSL_WRITE => Direction::Write,
                 _ => return None,
-            };
-            let payload = bytes.get(size_of::<Header>()..)?;
-            let payload = payload.get(..usize::try_from(header.captured).ok()?)?;
-            What::Data {
-                function,
-                direction,
-                payload,
-            }
-        }
+            },
+            payload: payload()?,
+            repeated: header.flags & FLAG_PEEK != 0,
+        },
         ssl_kind::SSL_HANDSHAKE => What::Handshake {
-            done: header.flags & FLAG_DONE != 0,
+            function,
+            outcome: if header.flags & FLAG_DONE != 0 {
+                Outcome::Done
+            } else {
+                Outcome::Failed
+            },
+        },
+        ssl_kind::SSL_SHUTDOWN => What::Shutdown {
+            function,
+            both: header.flags & FLAG_DONE != 0,
         },
         ssl_kind::SSL_CLOSE => What::Close,
+        ssl_kind::SSL_PEER => {
+            let mut addresses = Addresses::default();
+            plain::copy_from_bytes(&mut addresses, payload()?).ok()?;
+            let address = |bytes: [u8; 16], port| {
+                let ip = match addresses.family {
+                    AF_INET => IpAddr::from(*bytes.first_chunk::<4>()?),
+                    AF_INET6 => IpAddr::from(bytes).to_canonical(),
+                    _ => return None,
+                };
+                Some(SocketAddr::new(ip, port))
+            };
+            What::Peer {
+                local: address(addresses.local, addresses.local_port)?,
+                peer: address(addresses.peer, addresses.peer_port)?,
+                via: match ssl_via(u32::from(header.via)) {
+                    ssl_via::SSL_VIA_CALL => "call",
+                    _ => return None,
+                },
+            }
+        }
+        ssl_kind::SSL_FACT => What::Fact {
+            function,
+            text: payload()?,
+        },
         _ => return None,
     };
     Some(Record { header, what })
@@ -148,7 +233,8 @@ pub(super) mod tests {
             What::Data {
                 function,
                 direction,
-                payload: b"hello"
+                payload: b"hello",
+                repeated: false
             }
         );
     }
@@ -160,12 +246,49 @@ pub(super) mod tests {
             ("SSL_FLAG_LAST", FLAG_LAST),
             ("SSL_FLAG_GAP", FLAG_GAP),
             ("SSL_FLAG_DONE", FLAG_DONE),
+            ("SSL_FLAG_PEEK", FLAG_PEEK),
+            ("SSL_FLAG_FAILED", FLAG_FAILED),
         ] {
             assert!(
                 text.contains(&format!("#define {name} {value}\n")),
                 "{name}"
             );
         }
+    }
+
+    /// A record that says that the socket is known.
+    pub(in super::super) fn socket(family: u16) -> Vec<u8> {
+        let mut addresses = Addresses {
+            family,
+            local_port: 1000,
+            peer_port: 443,
+            ..Addresses::default()
+        };
+        addresses.local[..4].copy_from_slice(&[10, 0, 0, 1]);
+        addresses.peer[10..].copy_from_slice(&[0xff, 0xff, 192, 0, 2, 1]);
+        let mut header = written(0, 0);
+        (header.kind, header.flags) = (4, 0);
+        #[allow(unsafe_code)]
+        // SAFETY: the addresses are Plain: integers without padding of the compiler's.
+        let bytes = unsafe { plain::as_bytes(&addresses) };
+        encode(&header, bytes)
+    }
+
+    #[test]
+    fn addresses_of_both_families_are_read_and_of_no_other() {
+        let peer = |family| match decode(&socket(family)).map(|record| record.what) {
+            Some(What::Peer { local, peer, via }) => {
+                Some((local.to_string(), peer.to_string(), via))
+            }
+            other => {
+                assert!(other.is_none());
+                None
+            }
+        };
+        let v6 = peer(AF_INET6).unwrap();
+        assert_eq!((v6.1.as_str(), v6.2), ("192.0.2.1:443", "call"));
+        assert_eq!(peer(AF_INET).unwrap().0, "10.0.0.1:1000");
+        assert_eq!(peer(1), None);
     }
 
     #[test]

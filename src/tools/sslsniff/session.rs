@@ -4,13 +4,16 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::event::{Close, Data, Handshake};
+use super::arrivals::Names;
+use super::event::{Close, Data, Ends, Facts, Handshake, Negotiated, Shutdown};
 use super::mask::Masker;
 use super::payload::Payload;
-use super::record::{self, Direction, FLAG_GAP, FLAG_LAST, Header, Record, What};
+use super::record::{self, Direction, FLAG_GAP, FLAG_LAST, Header, Outcome, Record, What};
+use super::symbols::Function;
 use crate::output::{Format, Sink};
 use crate::process::{self, Directory, Identity};
 
@@ -49,7 +52,10 @@ struct Connection {
     /// What `who` was made from.
     cgroup: u64,
     comm: [u8; 16],
-    library: Option<usize>,
+    /// The library's number, and its path.
+    library: (Option<u32>, Option<Arc<str>>),
+    ends: Ends,
+    facts: Facts,
     /// By direction: the next byte's offset, once there was one, and the secrets.
     next: [Option<u64>; 2],
     /// By direction: more of a call's bytes are to come.
@@ -63,8 +69,7 @@ struct Connection {
 pub struct Session<W: Write> {
     sink: Sink<W>,
     style: Style,
-    /// The paths of the libraries; number `n` in the kernel is the `n - 1`th.
-    libraries: Vec<String>,
+    libraries: Names,
     directory: Directory,
     connections: HashMap<Key, Connection>,
     records: u64,
@@ -83,7 +88,7 @@ impl<W: Write> std::fmt::Debug for Session<W> {
 
 impl<W: Write> Session<W> {
     /// A run that writes to `sink`.
-    pub fn new(sink: Sink<W>, style: Style, libraries: Vec<String>, directory: Directory) -> Self {
+    pub fn new(sink: Sink<W>, style: Style, libraries: Names, directory: Directory) -> Self {
         Self {
             sink,
             style,
@@ -129,7 +134,7 @@ impl<W: Write> Session<W> {
         }
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.used = self.records;
-            connection.identify(header, &mut self.directory, self.libraries.len());
+            connection.identify(header, &mut self.directory, &self.libraries);
             if fresh {
                 self.directory.fill(&mut connection.who, header.pid);
             }
@@ -166,21 +171,51 @@ impl<W: Write> Session<W> {
             return Ok(());
         };
         let header = &record.header;
-        let library = connection
-            .library
-            .and_then(|at| self.libraries.get(at))
-            .map(String::as_str);
+        let library = connection.library.1.as_deref();
         match record.what {
-            What::Handshake { done } => {
+            What::Handshake { function, outcome } => {
+                let done = outcome == Outcome::Done;
                 if done && connection.next == [None, None] {
                     connection.maskers.iter_mut().for_each(Masker::start_seen);
                 }
                 let event = Handshake {
-                    function: "SSL_do_handshake",
+                    function: function.name(),
                     library,
                     connection: connection.number,
                     result: if done { "ok" } else { "failed" },
                     duration_ns: header.duration_ns,
+                    facts: &connection.facts,
+                    ends: &connection.ends,
+                    who: &connection.who,
+                };
+                self.sink.event(time, &event)
+            }
+            What::Peer { local, peer, via } => {
+                connection.ends = Ends {
+                    local: Some(local.to_string()),
+                    peer: Some(peer.to_string()),
+                    peer_via: Some(via),
+                };
+                Ok(())
+            }
+            What::Fact { function, text } => {
+                if !connection.learn(function, text) {
+                    return Ok(());
+                }
+                let event = Negotiated {
+                    connection: connection.number,
+                    facts: &connection.facts,
+                    ends: &connection.ends,
+                    who: &connection.who,
+                };
+                self.sink.event(time, &event)
+            }
+            What::Shutdown { function, both } => {
+                let event = Shutdown {
+                    function: function.name(),
+                    connection: connection.number,
+                    result: if both { "both" } else { "sent" },
+                    ends: &connection.ends,
                     who: &connection.who,
                 };
                 self.sink.event(time, &event)
@@ -191,6 +226,8 @@ impl<W: Write> Session<W> {
                     read: header.offset,
                     written: header.length,
                     duration_ns: header.duration_ns,
+                    facts: &connection.facts,
+                    ends: &connection.ends,
                     who: &connection.who,
                 };
                 self.sink.event(time, &event)
@@ -199,6 +236,7 @@ impl<W: Write> Session<W> {
                 function,
                 direction,
                 payload,
+                repeated,
             } => {
                 let side = match direction {
                     Direction::Read => 0,
@@ -209,20 +247,26 @@ impl<W: Write> Session<W> {
                 let missing = header
                     .offset
                     .checked_sub(expected)
-                    .filter(|missing| *missing > 0);
-                connection.next[side] = Some(header.offset.wrapping_add(header.length));
+                    .filter(|missing| *missing > 0 && !repeated);
                 let starts =
                     header.flags & FLAG_GAP == 0 && (!connection.within[side] || missing.is_some());
-                connection.within[side] = header.flags & FLAG_LAST == 0;
                 let mut bytes = payload;
                 let mut masked = false;
                 if !self.style.show_secrets {
                     self.masked.clear();
                     self.masked.extend_from_slice(payload);
-                    masked = connection.maskers[side].mask(header.offset, &mut self.masked, starts);
+                    let masker = &mut connection.maskers[side];
+                    // What is read again goes on where this began.
+                    let mut peeking = repeated.then(|| masker.clone());
+                    let masker = peeking.as_mut().unwrap_or(masker);
+                    masked = masker.mask(header.offset, &mut self.masked, starts);
                     if masked {
                         bytes = &self.masked;
                     }
+                }
+                if !repeated {
+                    connection.next[side] = Some(header.offset.wrapping_add(header.length));
+                    connection.within[side] = header.flags & FLAG_LAST == 0;
                 }
                 let data = match self.sink.settings().format {
                     Format::Json => Payload::of(bytes, &mut self.encoded),
@@ -237,8 +281,10 @@ impl<W: Write> Session<W> {
                     length: header.length,
                     captured: header.captured,
                     missing,
+                    repeated,
                     masked,
                     data,
+                    ends: &connection.ends,
                     who: &connection.who,
                     bytes,
                     hex: self.style.hex,
@@ -252,7 +298,7 @@ impl<W: Write> Session<W> {
 
 impl Connection {
     /// Brings `who` up to date: a thread, a name or a user may change between two calls.
-    fn identify(&mut self, header: &Header, directory: &mut Directory, libraries: usize) {
+    fn identify(&mut self, header: &Header, directory: &mut Directory, libraries: &Names) {
         let who = &mut self.who;
         who.tid = Some(header.tid);
         who.gid = Some(header.gid);
@@ -270,10 +316,23 @@ impl Connection {
                 who.set_cgroup(&path);
             }
         }
-        self.library = match usize::try_from(header.library) {
-            Ok(0) | Err(_) => (libraries == 1).then_some(0),
-            Ok(number) => Some(number - 1),
-        };
+        if self.library.0 != Some(header.library) {
+            self.library = (Some(header.library), libraries.get(header.library));
+        }
+    }
+
+    /// Whether it is news.
+    fn learn(&mut self, function: Function, text: &[u8]) -> bool {
+        let before = self.facts.clone();
+        let text = || Some(String::from_utf8_lossy(text).into_owned());
+        match function {
+            Function::Ctrl | Function::GetServername => self.facts.sni = text(),
+            Function::GetAlpn => self.facts.alpn = text(),
+            Function::GetVersion => self.facts.version = text(),
+            Function::SessionReused => self.facts.resumed = true,
+            _ => {}
+        }
+        self.facts != before
     }
 }
 
@@ -293,12 +352,9 @@ mod tests {
             ..Settings::default()
         };
         let sink = Sink::new("sslsniff", settings, false, Vec::new());
-        Session::new(
-            sink,
-            style,
-            vec!["/lib/libssl.so.3".to_owned()],
-            Directory::default(),
-        )
+        let names = Names::default();
+        names.set(1, "/lib/libssl.so.3");
+        Session::new(sink, style, names, Directory::default())
     }
 
     fn feed(session: &mut Session<Vec<u8>>, header: &Header, payload: &[u8]) {
@@ -356,6 +412,60 @@ mod tests {
              03:04:05.000 curl[7] #1 -> SSL_write 2 bytes at 200, 100 lost before\n    \
              000000c8  0a 01                                             |..|\n"
         );
+    }
+
+    #[test]
+    fn ends_are_told_from_when_they_are_known_and_never_guessed() {
+        let mut session = session(Format::Json, Style::default());
+        let time = datetime!(2026-01-02 03:04:05 UTC);
+        feed(&mut session, &written(0, 1), b"a");
+        let socket = super::super::record::tests::socket(10);
+        session.record(&socket, |_| time).unwrap();
+        feed(&mut session, &written(1, 1), b"b");
+        assert_eq!(session.shown().calls, 2);
+        let events = events(session);
+        assert_eq!(events.len(), 2);
+        assert!(events[0].get("peer").is_none() && events[0].get("peer_via").is_none());
+        assert_eq!(events[1]["peer"], "192.0.2.1:443");
+        assert_eq!(events[1]["peer_via"], "call");
+    }
+
+    #[test]
+    fn what_is_read_again_moves_no_offset_and_is_masked_alike() {
+        let mut session = session(Format::Json, Style::default());
+        let secret = b"Cookie: abc\r\n";
+        let mut peek = written(0, 13);
+        (peek.direction, peek.function) = (0, 6);
+        peek.flags = FLAG_LAST | record::FLAG_PEEK;
+        feed(&mut session, &peek, secret);
+        let mut read = written(0, 13);
+        (read.direction, read.function) = (0, 0);
+        feed(&mut session, &read, secret);
+        let events = events(session);
+        assert_eq!(events[0]["repeated"], true);
+        for event in &events {
+            assert_eq!(event["data"], "Cookie: ***\r\n");
+            assert!(event.get("missing").is_none());
+        }
+        assert!(events[1].get("repeated").is_none());
+    }
+
+    #[test]
+    fn facts_are_told_once() {
+        let mut session = session(Format::Json, Style::default());
+        let mut fact = written(0, 0);
+        (fact.kind, fact.flags) = (5, 0);
+        for (function, text) in [(19, &b"a.example"[..]), (22, b"h2"), (22, b"h2"), (23, b"")] {
+            fact.function = function;
+            feed(&mut session, &fact, text);
+        }
+        assert_eq!(session.shown().calls, 0);
+        let events = events(session);
+        assert_eq!(events.len(), 3);
+        assert_eq!(events[2]["kind"], "negotiated");
+        assert_eq!(events[2]["sni"], "a.example");
+        assert_eq!(events[2]["alpn"], "h2");
+        assert_eq!(events[2]["resumed"], true);
     }
 
     #[test]
@@ -425,14 +535,15 @@ mod tests {
         #[test]
         fn any_record_is_shown_or_counted(
             bytes in proptest::collection::vec(any::<u8>(), 120..300),
-            kind in 0u8..4,
+            kind in 0u8..7,
+            function in 0u8..26,
             captured in 0u8..100,
         ) {
             for format in [Format::Json, Format::Text] {
                 let mut session = session(format, Style::default());
                 let mut bytes = bytes.clone();
                 let at = std::mem::offset_of!(Header, kind);
-                bytes[at..at + 3].copy_from_slice(&[kind, 1, 1]);
+                bytes[at..at + 3].copy_from_slice(&[kind, function, 1]);
                 let at = std::mem::offset_of!(Header, captured);
                 bytes[at..at + 4].copy_from_slice(&[captured, 0, 0, 0]);
                 session.record(&bytes, |_| datetime!(2026-01-02 03:04:05 UTC)).unwrap();

@@ -10,30 +10,66 @@ use object::{LittleEndian, ReadRef};
 
 /// The functions that are probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
 pub enum Function {
-    /// `SSL_read`
     Read,
-    /// `SSL_write`
     Write,
-    /// `SSL_read_ex`, OpenSSL 1.1.1
+    /// OpenSSL 1.1.1, as the other `_ex` functions and early data.
     ReadEx,
-    /// `SSL_write_ex`, OpenSSL 1.1.1
     WriteEx,
-    /// `SSL_do_handshake`
     DoHandshake,
-    /// `SSL_free`
     Free,
+    Peek,
+    PeekEx,
+    /// OpenSSL 3.3
+    WriteEx2,
+    ReadEarlyData,
+    WriteEarlyData,
+    /// OpenSSL 3.0, with kernel TLS.
+    Sendfile,
+    Shutdown,
+    GnutlsRecv,
+    GnutlsSend,
+    /// GnuTLS 3.6.3
+    GnutlsSend2,
+    GnutlsHandshake,
+    GnutlsBye,
+    GnutlsDeinit,
+    /// What `SSL_set_tlsext_host_name()` is a macro for.
+    Ctrl,
+    GetVersion,
+    GetServername,
+    GetAlpn,
+    SessionReused,
 }
 
 impl Function {
     /// All of them; the order is that of `enum ssl_function`.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 24] = [
         Self::Read,
         Self::Write,
         Self::ReadEx,
         Self::WriteEx,
         Self::DoHandshake,
         Self::Free,
+        Self::Peek,
+        Self::PeekEx,
+        Self::WriteEx2,
+        Self::ReadEarlyData,
+        Self::WriteEarlyData,
+        Self::Sendfile,
+        Self::Shutdown,
+        Self::GnutlsRecv,
+        Self::GnutlsSend,
+        Self::GnutlsSend2,
+        Self::GnutlsHandshake,
+        Self::GnutlsBye,
+        Self::GnutlsDeinit,
+        Self::Ctrl,
+        Self::GetVersion,
+        Self::GetServername,
+        Self::GetAlpn,
+        Self::SessionReused,
     ];
 
     /// The symbol's name.
@@ -45,15 +81,49 @@ impl Function {
             Self::WriteEx => "SSL_write_ex",
             Self::DoHandshake => "SSL_do_handshake",
             Self::Free => "SSL_free",
+            Self::Peek => "SSL_peek",
+            Self::PeekEx => "SSL_peek_ex",
+            Self::WriteEx2 => "SSL_write_ex2",
+            Self::ReadEarlyData => "SSL_read_early_data",
+            Self::WriteEarlyData => "SSL_write_early_data",
+            Self::Sendfile => "SSL_sendfile",
+            Self::Shutdown => "SSL_shutdown",
+            Self::GnutlsRecv => "gnutls_record_recv",
+            Self::GnutlsSend => "gnutls_record_send",
+            Self::GnutlsSend2 => "gnutls_record_send2",
+            Self::GnutlsHandshake => "gnutls_handshake",
+            Self::GnutlsBye => "gnutls_bye",
+            Self::GnutlsDeinit => "gnutls_deinit",
+            Self::Ctrl => "SSL_ctrl",
+            Self::GetVersion => "SSL_get_version",
+            Self::GetServername => "SSL_get_servername",
+            Self::GetAlpn => "SSL_get0_alpn_selected",
+            Self::SessionReused => "SSL_session_reused",
         }
+    }
+
+    /// The number in `enum ssl_function`.
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// Whether a file that defines it is a TLS library: whoever wraps one for a test or a trace may
+    /// define the others.
+    fn makes_a_library(self) -> bool {
+        matches!(
+            self,
+            Self::Read | Self::Write | Self::GnutlsRecv | Self::GnutlsSend
+        )
     }
 
     fn of(symbol: &[u8]) -> Option<Self> {
         // Most symbols leave here.
-        let rest = symbol.strip_prefix(b"SSL_")?;
+        if !symbol.starts_with(b"SSL_") && !symbol.starts_with(b"gnutls_") {
+            return None;
+        }
         Self::ALL
             .into_iter()
-            .find(|function| function.name().as_bytes().strip_prefix(b"SSL_") == Some(rest))
+            .find(|function| function.name().as_bytes() == symbol)
     }
 }
 
@@ -67,7 +137,8 @@ const LARGEST_TABLE: u64 = 32 << 20;
 const LONGEST_NAME: usize = 32;
 
 /// Finds the functions in `file`: in the dynamic symbols or, where those have none, in the symbol
-/// table that linkers leave for debuggers. Empty if it defines neither `SSL_read` nor `SSL_write`.
+/// table that linkers leave for debuggers. Empty if it is no TLS library: it defines neither `SSL_read`
+/// nor `SSL_write` nor GnuTLS's.
 ///
 /// # Errors
 /// Why it is no 64-bit little-endian ELF file, or what is wrong in it.
@@ -108,10 +179,7 @@ pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets>
         let symbols: &[elf::Sym64<LittleEndian>] = table.data_as_array(endian, file)?;
         let strings = strings.data(endian, file)?;
         let found = in_table(symbols, strings, segments);
-        if found
-            .iter()
-            .any(|(function, _)| matches!(function, Function::Read | Function::Write))
-        {
+        if found.iter().any(|(function, _)| function.makes_a_library()) {
             return Ok(found);
         }
     }
@@ -251,6 +319,7 @@ mod tests {
         ("SSL_read", 0x11010, true),
         ("SSL_write", 0x11020, true),
         ("SSL_write_early_data", 0x11030, true),
+        ("gnutls_global_init", 0x11050, true),
         ("SSL_free", 0, false),
         ("SSL_do_handshake", 0x22000, true),
         ("read", 0x11040, true),
@@ -260,7 +329,33 @@ mod tests {
     fn functions_are_found_in_either_table_at_their_file_offsets() {
         for kind in [11, 2] {
             let found = find(crafted(kind, SYMBOLS).as_slice()).unwrap();
-            assert_eq!(found, [(Function::Read, 0x1010), (Function::Write, 0x1020)]);
+            assert_eq!(
+                found,
+                [
+                    (Function::Read, 0x1010),
+                    (Function::Write, 0x1020),
+                    (Function::WriteEarlyData, 0x1030)
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn functions_have_the_numbers_of_the_header_file() {
+        let text = include_str!("../../bpf/sslsniff.h");
+        let start = text.find("enum ssl_function {").unwrap();
+        let names: Vec<_> = text[start..]
+            .lines()
+            .skip(1)
+            .map(str::trim)
+            .take_while(|line| !line.starts_with("SSL_FUNCTIONS"))
+            .filter(|line| line.contains("_FN_"))
+            .collect();
+        assert_eq!(names.len(), Function::ALL.len());
+        for (number, function) in Function::ALL.into_iter().enumerate() {
+            assert_eq!(usize::try_from(function.number()).unwrap(), number);
+            let gnutls = function.name().starts_with("gnutls_");
+            assert_eq!(names[number].starts_with("GNUTLS_"), gnutls, "{function:?}");
         }
     }
 

@@ -3,42 +3,61 @@
 //! The programs in the kernel: loaded, set up and attached as long as a value lives.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::fs::File;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{ErrorKind, Link, MapCore as _, MapFlags, MapHandle, OpenObject, ProgramMut};
-use time::OffsetDateTime;
+use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, OpenObject, ProgramMut};
+use plain::Plain;
 
-use super::descriptors;
-use super::discover::Library;
-use super::event::{Amount, Lost, Skipped, Summary};
+use super::event::{Amount, Summary};
 use super::plan::Plan;
+use super::probes::{Attacher, Pair, Programs};
 use super::session::Shown;
 use super::symbols::Function;
 use crate::kernel::bpf;
 use crate::kernel::privileges::Capability;
-use crate::kernel::uprobes::{self, Method, Place, Probes, Scope};
-use crate::output::Sink;
-use crate::skel::sslsniff::types::{ssl_counter, ssl_lost};
+use crate::kernel::uprobes::{self, Method};
+use crate::process;
+use crate::skel::sslsniff::types::{ssl_counter, ssl_loss, ssl_loss_key, ssl_lost};
 use crate::skel::sslsniff::{SslsniffSkel, SslsniffSkelBuilder};
 
 /// The causes of loss, with their names in events.
-const CAUSES: [(ssl_lost, &str); 3] = [
+pub(super) const CAUSES: [(ssl_lost, &str); 3] = [
     (ssl_lost::SSL_LOST_RING_FULL, "ring_full"),
     (ssl_lost::SSL_LOST_UNREADABLE, "unreadable"),
     (ssl_lost::SSL_LOST_STATE_FULL, "state_full"),
 ];
 
-/// The kernel's side. Dropping it takes everything off.
+/// How the sockets of connections are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sockets {
+    /// By tracepoints (kernel 6.3).
+    Tracepoints,
+    /// At the functions of TCP: where the kernel can do that, which is found by trying.
+    Functions,
+}
+
+impl Sockets {
+    fn of_this_kernel() -> Self {
+        if bpf::has_tracepoint(c"sock_send_length") {
+            Self::Tracepoints
+        } else {
+            Self::Functions
+        }
+    }
+}
+
+/// The kernel's side. Dropping it takes everything off but the probes, which are the
+/// [`Attacher`]'s.
 pub struct Watch<'obj> {
     // Before the skeleton: fields are dropped in this order.
-    probes: Probes,
     followers: Vec<Link>,
     skel: SslsniffSkel<'obj>,
     method: Method,
+    sockets: Sockets,
     by_pid: bool,
 }
 
@@ -48,6 +67,39 @@ impl fmt::Debug for Watch<'_> {
             .field("method", &self.method)
             .finish_non_exhaustive()
     }
+}
+
+/// For each function the programs that [`Method::Classic`] attaches, by the fields of a skeleton;
+/// `$what` is how each is borrowed.
+macro_rules! classic_programs {
+    ($progs:expr, $($what:tt)+) => {
+        [
+            (Function::Read, $($what)+ $progs.enter_read, Some($($what)+ $progs.leave_read)),
+            (Function::Write, $($what)+ $progs.enter_write, Some($($what)+ $progs.leave_write)),
+            (Function::ReadEx, $($what)+ $progs.enter_read_ex, Some($($what)+ $progs.leave_read_ex)),
+            (Function::WriteEx, $($what)+ $progs.enter_write_ex, Some($($what)+ $progs.leave_write_ex)),
+            (Function::DoHandshake, $($what)+ $progs.enter_do_handshake, Some($($what)+ $progs.leave_do_handshake)),
+            (Function::Free, $($what)+ $progs.enter_free, None),
+            (Function::Peek, $($what)+ $progs.enter_peek, Some($($what)+ $progs.leave_peek)),
+            (Function::PeekEx, $($what)+ $progs.enter_peek_ex, Some($($what)+ $progs.leave_peek_ex)),
+            (Function::WriteEx2, $($what)+ $progs.enter_write_ex2, Some($($what)+ $progs.leave_write_ex2)),
+            (Function::ReadEarlyData, $($what)+ $progs.enter_read_early, Some($($what)+ $progs.leave_read_early)),
+            (Function::WriteEarlyData, $($what)+ $progs.enter_write_early, Some($($what)+ $progs.leave_write_early)),
+            (Function::Sendfile, $($what)+ $progs.enter_sendfile, Some($($what)+ $progs.leave_sendfile)),
+            (Function::Shutdown, $($what)+ $progs.enter_shutdown, Some($($what)+ $progs.leave_shutdown)),
+            (Function::GnutlsRecv, $($what)+ $progs.enter_gnutls_recv, Some($($what)+ $progs.leave_gnutls_recv)),
+            (Function::GnutlsSend, $($what)+ $progs.enter_gnutls_send, Some($($what)+ $progs.leave_gnutls_send)),
+            (Function::GnutlsSend2, $($what)+ $progs.enter_gnutls_send2, Some($($what)+ $progs.leave_gnutls_send2)),
+            (Function::GnutlsHandshake, $($what)+ $progs.enter_gnutls_handshake, Some($($what)+ $progs.leave_gnutls_handshake)),
+            (Function::GnutlsBye, $($what)+ $progs.enter_gnutls_bye, Some($($what)+ $progs.leave_gnutls_bye)),
+            (Function::GnutlsDeinit, $($what)+ $progs.enter_gnutls_deinit, None),
+            (Function::Ctrl, $($what)+ $progs.enter_ssl_ctrl, None),
+            (Function::GetVersion, $($what)+ $progs.enter_get_version, Some($($what)+ $progs.leave_get_version)),
+            (Function::GetServername, $($what)+ $progs.enter_get_servername, Some($($what)+ $progs.leave_get_servername)),
+            (Function::GetAlpn, $($what)+ $progs.enter_get_alpn, Some($($what)+ $progs.leave_get_alpn)),
+            (Function::SessionReused, $($what)+ $progs.enter_session_reused, Some($($what)+ $progs.leave_session_reused)),
+        ]
+    };
 }
 
 impl<'obj> Watch<'obj> {
@@ -60,6 +112,7 @@ impl<'obj> Watch<'obj> {
         plan: &Plan,
         method: Method,
     ) -> Result<Self> {
+        let sockets = Sockets::of_this_kernel();
         let mut open = SslsniffSkelBuilder::default()
             .open(object)
             .context("cannot open")?;
@@ -67,26 +120,27 @@ impl<'obj> Watch<'obj> {
         rodata.targ_pids = u8::from(plan.by_pid());
         rodata.targ_uids = u8::from(!plan.uids.is_empty());
         rodata.targ_comms = u8::from(!plan.comms.is_empty());
+        rodata.targ_cgroups = u32::try_from(plan.cgroups.len())?;
         rodata.targ_max_bytes = plan.max_bytes;
-        rodata.has_cookie = u8::from(method == Method::Multi);
         rodata.huge_records = u8::from(plan.huge_records());
         open.maps.records.set_max_entries(plan.ring)?;
-        open.progs.process_forks.set_autoload(plan.by_pid());
         let progs = &mut open.progs;
-        for program in [
-            &mut progs.enter_read,
-            &mut progs.leave_read,
-            &mut progs.enter_write,
-            &mut progs.leave_write,
-            &mut progs.enter_read_ex,
-            &mut progs.leave_read_ex,
-            &mut progs.enter_write_ex,
-            &mut progs.leave_write_ex,
-            &mut progs.enter_do_handshake,
-            &mut progs.leave_do_handshake,
-            &mut progs.enter_free,
-        ] {
+        progs.process_forks.set_autoload(plan.by_pid());
+        for program in [&mut progs.socket_sends, &mut progs.socket_receives] {
+            program.set_autoload(sockets == Sockets::Tracepoints);
+        }
+        for program in [&mut progs.tcp_sends, &mut progs.tcp_receives] {
+            program.set_autoload(sockets == Sockets::Functions);
+        }
+        for program in [&mut progs.any_enters, &mut progs.any_leaves] {
+            program.set_autoload(method == Method::Multi);
             uprobes::prepare(program, method);
+        }
+        for (_, entry, leave) in classic_programs!(progs, &mut) {
+            entry.set_autoload(method == Method::Classic);
+            if let Some(leave) = leave {
+                leave.set_autoload(method == Method::Classic);
+            }
         }
         let needed = [Capability::Bpf, Capability::Perfmon];
         let skel = open
@@ -100,11 +154,18 @@ impl<'obj> Watch<'obj> {
         for comm in &plan.comms {
             skel.maps.comms.update(comm, &[0], MapFlags::ANY)?;
         }
+        for (index, folder) in (0_u32..).zip(&plan.cgroups) {
+            let file =
+                File::open(folder).with_context(|| format!("cannot open {}", folder.display()))?;
+            let cgroups = &skel.maps.cgroups;
+            let (index, fd) = (index.to_ne_bytes(), file.as_raw_fd().to_ne_bytes());
+            cgroups.update(&index, &fd, MapFlags::ANY)?;
+        }
         let watch = Self {
-            probes: Probes::default(),
             followers: Vec::new(),
             skel,
             method,
+            sockets,
             by_pid: plan.by_pid(),
         };
         watch.add_pids(&plan.pids)?;
@@ -126,16 +187,31 @@ impl<'obj> Watch<'obj> {
         Ok(())
     }
 
-    /// Attaches to `libraries`, whoever uses them; says which of them are left out.
+    /// Tells whether a process is watched, as far as its number says: from any thread.
     ///
     /// # Errors
-    /// What the kernel refuses, with the capability that is missing: of a library that is required,
-    /// or of all.
-    pub fn attach(&mut self, libraries: &[Library]) -> Result<Vec<Skipped>> {
-        // Processes are followed before anything of theirs is seen.
-        let mut followers = vec![&self.skel.progs.thread_exits];
+    /// If no descriptor is left.
+    pub fn by_number(&self) -> Result<Box<dyn Fn(u32) -> bool + Send>> {
+        if !self.by_pid {
+            return Ok(Box::new(|_| true));
+        }
+        let pids = MapHandle::try_from(&self.skel.maps.pids)?;
+        Ok(Box::new(move |pid| {
+            pids.lookup(&pid.to_ne_bytes(), MapFlags::ANY)
+                .is_ok_and(|found| found.is_some())
+        }))
+    }
+
+    /// Follows processes, from before anything of theirs is seen, and their sockets; says why those
+    /// cannot be followed, if so.
+    ///
+    /// # Errors
+    /// What the kernel refuses, with the capability that is missing.
+    pub fn follow(&mut self) -> Result<Option<String>> {
+        let progs = &self.skel.progs;
+        let mut followers = vec![&progs.thread_exits];
         if self.by_pid {
-            followers.push(&self.skel.progs.process_forks);
+            followers.push(&progs.process_forks);
         }
         for program in followers {
             let link = program.attach();
@@ -143,97 +219,44 @@ impl<'obj> Watch<'obj> {
             self.followers
                 .push(link.map_err(|err| bpf::explain(err, "follow processes", &needed))?);
         }
-        self.attach_for(libraries, Scope::All)
+        let sockets = match self.sockets {
+            Sockets::Tracepoints => [&progs.socket_sends, &progs.socket_receives],
+            Sockets::Functions => [&progs.tcp_sends, &progs.tcp_receives],
+        };
+        for program in sockets {
+            match program.attach() {
+                Ok(link) => self.followers.push(link),
+                Err(err) => return Ok(Some(format!("{err:#}"))),
+            }
+        }
+        Ok(None)
     }
 
-    /// Attaches the probes alone.
+    /// What attaches the programs, from any thread.
     ///
     /// # Errors
-    /// As [`Watch::attach`].
-    pub fn attach_for(&mut self, libraries: &[Library], scope: Scope) -> Result<Vec<Skipped>> {
-        let spare = descriptors::spare();
-        let mut skipped: Vec<Skipped> = Vec::new();
-        let mut first = None;
-        let mut full = false;
-        for (index, library) in libraries.iter().enumerate() {
-            if full && !library.required {
-                skipped.push(Skipped::of(index, library, "no descriptor is left"));
-                continue;
-            }
-            // What anybody maps was found here: that it cannot be probed must not keep the rest from
-            // being watched. Its probes so far are dropped.
-            match self.probes_of(library, index as u64 + 1, scope) {
-                Ok(probes) => self.probes.add(probes),
-                Err((err, function)) => {
-                    full |= matches!(err.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
-                    let why = format!("{}: {err}", function.name());
-                    let err = self.refused(err.into(), function.name(), library);
-                    if library.required {
-                        return Err(err);
-                    }
-                    skipped.push(Skipped::of(index, library, &why));
-                    first.get_or_insert(err);
-                }
-            }
-        }
-        drop(spare);
-        match first {
-            Some(err) if self.probes.is_empty() => Err(err),
-            _ => Ok(skipped),
-        }
-    }
-
-    fn probes_of(
-        &self,
-        library: &Library,
-        number: u64,
-        scope: Scope,
-    ) -> Result<Probes, (io::Error, Function)> {
-        let mut probes = Probes::default();
-        // Entries first: a return whose entry was not seen would look like one that was lost.
-        for at_return in [false, true] {
-            for (function, offset) in &library.offsets {
-                let Some(program) = self.program(*function, at_return) else {
-                    continue;
-                };
-                let place = Place {
-                    offset: *offset,
-                    at_return,
-                    cookie: number,
-                };
-                let file = library.file.as_fd();
-                let link = uprobes::attach(program, file, place, self.method, scope)
-                    .map_err(|err| (err, *function))?;
-                probes.keep(link, at_return);
-            }
-        }
-        Ok(probes)
-    }
-
-    fn refused(&self, err: libbpf_rs::Error, function: &str, library: &Library) -> anyhow::Error {
-        let what = format!("probe {function} in {}", library.path.display());
-        let needed: &[_] = match self.method {
-            Method::Multi => &[Capability::Bpf, Capability::Perfmon],
-            Method::Classic => &[Capability::SysAdmin],
+    /// If no descriptor is left.
+    pub fn attacher(&self) -> Result<Attacher> {
+        let pair = |entry: &ProgramMut<'_>, leave: Option<&ProgramMut<'_>>| {
+            anyhow::Ok(Pair {
+                entry: entry.as_fd().try_clone_to_owned()?,
+                leave: leave
+                    .map(|leave| leave.as_fd().try_clone_to_owned())
+                    .transpose()?,
+            })
         };
-        // perf_event_open(2) says EACCES; libbpf has one kind for both.
-        if err.kind() == ErrorKind::PermissionDenied {
-            return bpf::explain(err, &what, needed);
-        }
-        anyhow!(err).context(format!("cannot {what}"))
-    }
-
-    fn program(&self, function: Function, at_return: bool) -> Option<&ProgramMut<'obj>> {
         let progs = &self.skel.progs;
-        let (entry, leave) = match function {
-            Function::Read => (&progs.enter_read, Some(&progs.leave_read)),
-            Function::Write => (&progs.enter_write, Some(&progs.leave_write)),
-            Function::ReadEx => (&progs.enter_read_ex, Some(&progs.leave_read_ex)),
-            Function::WriteEx => (&progs.enter_write_ex, Some(&progs.leave_write_ex)),
-            Function::DoHandshake => (&progs.enter_do_handshake, Some(&progs.leave_do_handshake)),
-            Function::Free => (&progs.enter_free, None),
+        let programs = match self.method {
+            Method::Multi => Programs::Any(pair(&progs.any_enters, Some(&progs.any_leaves))?),
+            Method::Classic => {
+                let each = classic_programs!(progs, &);
+                let pairs = each
+                    .into_iter()
+                    .map(|(function, entry, leave)| anyhow::Ok((function, pair(entry, leave)?)));
+                Programs::Each(pairs.collect::<Result<_>>()?)
+            }
         };
-        if at_return { leave } else { Some(entry) }
+        Ok(Attacher::new(programs))
     }
 
     /// Runs `start`, and watches the processes that it starts and their children: each is in the
@@ -257,9 +280,8 @@ impl<'obj> Watch<'obj> {
         Ok(MapHandle::try_from(&self.skel.maps.records)?)
     }
 
-    /// Takes the probes off; what they sent stays in the ring.
+    /// Follows nobody any more; what was sent stays in the ring.
     pub fn detach(&mut self) {
-        self.probes = Probes::default();
         self.followers.clear();
     }
 
@@ -284,6 +306,32 @@ impl<'obj> Watch<'obj> {
         Ok(totals)
     }
 
+    /// What each process has lost so far, by cause.
+    ///
+    /// # Errors
+    /// Those of the map.
+    pub fn losses(&self) -> Result<Vec<(u32, u32, Amount, String)>> {
+        let losses = &self.skel.maps.losses;
+        let mut all = Vec::new();
+        for key in losses.keys() {
+            let Some(value) = losses.lookup(&key, MapFlags::ANY)? else {
+                continue;
+            };
+            let (mut of, mut loss) = (ssl_loss_key::default(), ssl_loss::default());
+            if plain::copy_from_bytes(&mut of, &key).is_ok()
+                && plain::copy_from_bytes(&mut loss, &value).is_ok()
+            {
+                let amount = Amount {
+                    calls: loss.calls,
+                    bytes: loss.bytes,
+                };
+                let comm = process::comm(&loss.comm).unwrap_or_default();
+                all.push((of.tgid, of.cause, amount, comm));
+            }
+        }
+        Ok(all)
+    }
+
     fn counter(&self, which: u32) -> Result<u64> {
         let values = self
             .skel
@@ -299,6 +347,13 @@ impl<'obj> Watch<'obj> {
     }
 }
 
+#[allow(unsafe_code)]
+// SAFETY: integers and an array of integers, without padding: any bytes are a value.
+unsafe impl Plain for ssl_loss_key {}
+#[allow(unsafe_code)]
+// SAFETY: as above.
+unsafe impl Plain for ssl_loss {}
+
 /// What was seen, and what of it was lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -310,23 +365,14 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Becomes `now`, with a line for each cause that has grown.
-    ///
-    /// # Errors
-    /// Those of the writer.
-    pub fn report<W: Write>(&mut self, now: Self, sink: &mut Sink<W>) -> io::Result<()> {
-        let grown = now.lost.iter().zip(&self.lost).zip(CAUSES);
-        for ((now, before), (_, cause)) in grown {
-            if now != before {
-                let amount = Amount {
-                    calls: now.calls.saturating_sub(before.calls),
-                    bytes: now.bytes.saturating_sub(before.bytes),
-                };
-                sink.event(OffsetDateTime::now_utc(), &Lost { cause, amount })?;
-            }
-        }
-        *self = now;
-        sink.flush()
+    /// Whether anything was lost.
+    pub fn any_lost(&self) -> bool {
+        self.lost != [Amount::default(); 3]
+    }
+
+    /// What was lost for the cause of this index.
+    pub fn lost(&self, cause: usize) -> Amount {
+        self.lost[cause]
     }
 
     /// The last line, given what was shown.

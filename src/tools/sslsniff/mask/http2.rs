@@ -40,7 +40,7 @@ enum Mode {
 }
 
 /// One direction of a connection that may speak HTTP/2.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Frames {
     mode: Mode,
     /// The stream's first bytes, then the header under way.

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Threads that come first, and processes that wait for them.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+/// A process that is stopped by `SIGSTOP`. Dropping it lets it go on.
+#[derive(Debug)]
+pub struct Held {
+    process: OwnedFd,
+}
+
+impl Held {
+    /// Stops `pid`; `None` if it is stopped or traced already, which is somebody else's affair.
+    ///
+    /// # Errors
+    /// Those of pidfd_open(2) (kernel 5.3) and pidfd_send_signal(2): `ESRCH` if it has ended, `EPERM`
+    /// if it is another user's and `CAP_KILL` is missing.
+    pub fn stop(pid: u32) -> io::Result<Option<Self>> {
+        // Before its state is read, so that both are of the same process.
+        let process = open(pid)?;
+        if is_stopped(&fs::read(format!("/proc/{pid}/stat"))?) {
+            return Ok(None);
+        }
+        signal(&process, libc::SIGSTOP)?;
+        Ok(Some(Self { process }))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It may have been killed meanwhile.
+        let _ = signal(&self.process, libc::SIGCONT);
+    }
+}
+
+/// Has the calling thread come before others, if that is allowed (`CAP_SYS_NICE`): for one that has
+/// little to do, and at once.
+pub fn hurry() {
+    #[allow(unsafe_code)]
+    // SAFETY: three numbers; 0 is the calling thread (setpriority(2), on Linux).
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+}
+
+fn open(pid: u32) -> io::Result<OwnedFd> {
+    #[allow(unsafe_code)]
+    // SAFETY: two numbers; the descriptor that it returns is ours.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        match i32::try_from(fd) {
+            Ok(fd) if fd >= 0 => Ok(OwnedFd::from_raw_fd(fd)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+fn signal(process: &OwnedFd, signal: i32) -> io::Result<()> {
+    #[allow(unsafe_code)]
+    // SAFETY: numbers, and no information to go with the signal.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if ret < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether the text of a `/proc/PID/stat` is of a process that is stopped (T) or traced (t).
+fn is_stopped(stat: &[u8]) -> bool {
+    // The name before it may have anything in it.
+    let state = stat
+        .iter()
+        .rposition(|byte| *byte == b')')
+        .and_then(|end| stat.get(end + 2));
+    matches!(state, Some(b'T' | b't'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_state_is_behind_the_name() {
+        assert!(is_stopped(b"7 (a) R) T 1 7"));
+        assert!(is_stopped(b"7 (a) t 1"));
+        assert!(!is_stopped(b"7 (a T) S 1"));
+        assert!(!is_stopped(b""));
+    }
+
+    #[test]
+    fn a_process_waits_as_long_as_it_is_held_and_nobody_holds_it_twice() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let stopped = || {
+            let stat = fs::read(format!("/proc/{}/stat", child.id())).unwrap();
+            is_stopped(&stat)
+        };
+        let held = Held::stop(child.id()).unwrap().unwrap();
+        while !stopped() {
+            std::thread::yield_now();
+        }
+        assert!(Held::stop(child.id()).unwrap().is_none());
+        drop(held);
+        while stopped() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

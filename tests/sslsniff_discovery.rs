@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `ebpfkit sslsniff` and libraries that come and go while it watches.
+
+mod common;
+#[path = "sslsniff/place.rs"]
+mod place;
+
+mod root {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use serde_json::Value;
+
+    use super::common::{Ended, PATIENCE, Tool, python3, sh};
+    use super::place::{CURL, PORT, Peer, Place, URL, nothing_is_lost, text};
+
+    /// The library that python3 uses.
+    fn libssl() -> PathBuf {
+        let script = "import _ssl\nprint(next(line.split()[-1] for line in open('/proc/self/maps') \
+                      if 'libssl' in line))";
+        let path = sh(Command::new(python3()).args(["-c", script]));
+        PathBuf::from(path.trim())
+    }
+
+    /// Waits for a line, maps the library, says so, and is then `peer.py text`.
+    const LATE: &str = "import sys\nprint('up', flush=True)\nsys.stdin.readline()\n\
+                        import ssl\nprint('mapped', flush=True)\n";
+
+    /// A client in a mount namespace of its own where `copy` is in the library's place; it maps the
+    /// copy after its first line.
+    fn late_client(place: &Place, copy: &Path, piece: &str) -> Peer {
+        let script = format!("{LATE}{}", include_str!("sslsniff/peer.py"));
+        let mut command = place.netns.command("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+        command.args(["mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"", "sh"]);
+        command.arg(copy).arg(libssl()).arg(python3());
+        let mut peer = Peer::start(command.args(["-c", &script, "text", PORT, piece]));
+        assert_eq!(peer.line(), "up");
+        peer
+    }
+
+    fn arrival(tool: &Tool, pid: u32) -> Value {
+        tool.wait_for("the library", |event| {
+            event["kind"] == "library" && event["pid"] == pid
+        })
+    }
+
+    fn is_whole(ended: &Ended, pid: u32, piece: &str) {
+        nothing_is_lost(ended);
+        assert_eq!(text(ended, pid, "write"), piece);
+        assert_eq!(text(ended, pid, "read"), piece);
+        let handshakes = ended.kind("handshake");
+        assert!(
+            handshakes
+                .iter()
+                .any(|event| event["pid"] == pid && event["result"] == "ok")
+        );
+    }
+
+    #[test]
+    fn a_library_of_another_mount_namespace_is_watched_once_a_process_opens_it() {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let copy = place.dir.path().join("libcopy");
+        fs::copy(libssl(), &copy).unwrap();
+        let mut client = late_client(&place, &copy, "hello");
+        // By number, so that nothing of others is looked at.
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
+        client.go();
+        assert_eq!(client.line(), "mapped");
+        let arrived = arrival(&tool, client.pid());
+        let functions = arrived["functions"].as_array().unwrap();
+        assert!(
+            functions.contains(&Value::from("SSL_write_ex")),
+            "{arrived}"
+        );
+        assert_eq!(arrived["library"], libssl().to_str().unwrap());
+        client.go();
+        client.rest();
+        server.rest();
+        is_whole(&tool.stop(), client.pid(), "hello");
+    }
+
+    #[test]
+    fn a_deleted_library_is_watched_as_well() {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let copy = place.dir.path().join("libcopy");
+        fs::copy(libssl(), &copy).unwrap();
+        let mut client = late_client(&place, &copy, "hello");
+        client.go();
+        assert_eq!(client.line(), "mapped");
+        fs::remove_file(&copy).unwrap();
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
+        client.go();
+        client.rest();
+        server.rest();
+        is_whole(&tool.stop(), client.pid(), "hello");
+    }
+
+    /// A file system that is gone with this value.
+    struct Tmpfs(PathBuf);
+
+    impl Tmpfs {
+        fn new(at: PathBuf) -> Self {
+            fs::create_dir(&at).unwrap();
+            sh(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&at));
+            Self(at)
+        }
+
+        fn unmounts(&self) -> bool {
+            let output = Command::new("umount").arg(&self.0).output().unwrap();
+            output.status.success()
+        }
+    }
+
+    impl Drop for Tmpfs {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+        }
+    }
+
+    #[test]
+    fn a_file_system_is_let_go_once_nobody_uses_its_library() {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let tmpfs = Tmpfs::new(place.dir.path().join("fs"));
+        fs::copy(libssl(), tmpfs.0.join(libssl().file_name().unwrap())).unwrap();
+        let script = format!("{LATE}{}", include_str!("sslsniff/peer.py"));
+        let mut command = place.netns.command(python3());
+        command.env("LD_LIBRARY_PATH", &tmpfs.0);
+        let mut client = Peer::start(command.args(["-c", &script, "text", PORT, "hello"]));
+        assert_eq!(client.line(), "up");
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
+        client.go();
+        assert_eq!(client.line(), "mapped");
+        arrival(&tool, client.pid());
+        client.go();
+        client.rest();
+        server.rest();
+        // The client has ended, but the probes are there until somebody looks.
+        let start = Instant::now();
+        while !tmpfs.unmounts() {
+            assert!(start.elapsed() < PATIENCE, "the file system stays busy");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        is_whole(&tool.stop(), client.pid(), "hello");
+    }
+
+    /// How many containers start: an emulated machine takes seconds for each.
+    fn containers() -> usize {
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        if cpu.contains("QEMU") { 10 } else { 200 }
+    }
+
+    #[test]
+    fn what_starts_in_a_fresh_container_is_seen_whole_if_it_is_held() {
+        let place = Place::new();
+        let _nginx = place.nginx();
+        let curl = place.curl_named("freshcurl");
+        let tool = Tool::start(&place.netns, &["sslsniff", "--hold", "-c", "freshcurl"]);
+        let inner = format!(
+            "mount --bind \"$1\" \"$2\" && exec {} {} {URL}",
+            curl.display(),
+            CURL.join(" ")
+        );
+        for container in 0..containers() {
+            let copy = place.dir.path().join(format!("lib{container}"));
+            fs::copy(libssl(), &copy).unwrap();
+            let mut command = place.netns.command("unshare");
+            command.args([
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                &inner,
+                "sh",
+            ]);
+            let output = command.arg(&copy).arg(libssl()).output().unwrap();
+            assert_eq!(output.stdout, b"the plain answer\n", "{output:?}");
+            fs::remove_file(&copy).unwrap();
+        }
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let mut exchanges: BTreeMap<u64, [String; 2]> = BTreeMap::new();
+        for event in ended.kind("data") {
+            let side = usize::from(event["direction"] == "read");
+            let exchange = exchanges.entry(event["pid"].as_u64().unwrap()).or_default();
+            exchange[side].push_str(event["data"].as_str().unwrap());
+        }
+        for [request, answer] in exchanges.values() {
+            assert!(request.starts_with("GET / HTTP/1.1\r\n"), "{request:?}");
+            assert!(answer.ends_with("\r\n\r\nthe plain answer\n"), "{answer:?}");
+        }
+        assert_eq!(exchanges.len(), containers());
+    }
+}
