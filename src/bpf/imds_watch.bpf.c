@@ -344,8 +344,7 @@ static __always_inline bool is_in_place(struct __sk_buff *skb, const struct pack
 	bool fits = true;
 	__u8 one = 1;
 
-	if (known && seq != known->next &&
-	    (seq != known->start || place.next != known->next)) {
+	if (known && seq != known->next && (seq != known->start || place.next != known->next)) {
 		fits = false;
 		segment.flow = *flow;
 		segment.seq = seq;
