@@ -383,10 +383,12 @@ mod tests {
         flows.push(key(1), piece(500, &REQUEST[..9]), (), now);
         let found = flows.push(key(1), over(504, &REQUEST[4..]), (), now);
         assert!(!found[0].request.unparsable);
-        // Over what was before those.
-        flows.push(key(1), piece(900, &REQUEST[9..20]), (), now);
-        flows.push(key(1), over(891, &REQUEST[..9]), (), now);
-        let found = flows.push(key(1), piece(911, &REQUEST[20..]), (), now);
+        // Over what was before those: together they are a whole head.
+        let (before, held) = (b"PUT /b HTTP/1.1\r\nX: ", b"GET /a HTTP/1.1\r\n");
+        flows.push(key(1), piece(900, held), (), now);
+        flows.push(key(1), over(880, before), (), now);
+        let found = flows.push(key(1), piece(917, b"\r\n"), (), now);
+        assert_eq!(found[0].request.path.as_deref(), Some("/b"));
         assert!(found[0].request.unparsable);
         assert!(flows.is_empty());
     }
