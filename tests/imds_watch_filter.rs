@@ -534,7 +534,11 @@ mod root {
         let v6 = |payload: &[u8], options: bool| {
             let mut tcp = Vec::new();
             PacketBuilder::ethernet2([0; 6], [0; 6])
-                .ipv6([7; 16], imds6, 64)
+                .ipv6(
+                    [u8::from(options) + u8::try_from(payload.len()).unwrap(); 16],
+                    imds6,
+                    64,
+                )
                 .tcp(4321, 80, 7, 1024)
                 .write(&mut tcp, payload)
                 .unwrap();
@@ -575,15 +579,34 @@ mod root {
         let (mut object, plan) = (MaybeUninit::uninit(), plan());
         let filter = Filter::new(&mut object, &plan);
         let (good, sender) = (clean_request_bytes(200), filter.sender());
-        let send = |payload: &[u8]| filter.passes(&frame(sender, IMDS, 80, payload));
+        let next = std::cell::Cell::new(7_u32);
+        let send = |payload: &[u8]| {
+            let mut bytes = frame(sender, IMDS, 80, payload);
+            bytes[14 + 20 + 4..][..4].copy_from_slice(&next.get().to_be_bytes());
+            next.set(next.get() + u32::try_from(payload.len()).unwrap());
+            filter.passes(&bytes)
+        };
+        let syn = |src, dst, ports: (u16, u16), flags| {
+            let mut bytes = Vec::new();
+            PacketBuilder::ethernet2([0; 6], [0; 6])
+                .ipv4(src, dst, 64)
+                .tcp(ports.0, ports.1, next.get().wrapping_sub(1), 1024)
+                .write(&mut bytes, b"")
+                .unwrap();
+            bytes[14 + 20 + 13] = flags;
+            assert!(!filter.passes(&bytes));
+        };
         assert!(!send(&good));
         assert!(send(b"GET / HTTP/1.1\r\n\r\n"), "whole, though suspicious");
         assert!(!send(&good));
         assert!(send(b"GET /"));
         assert!(send(&good));
-        let mut syn = frame(sender, IMDS, 80, b"");
-        syn[14 + 20 + 13] = 0x02;
-        assert!(!filter.passes(&syn));
+        // Anybody with a raw socket sends this, and the service ignores it.
+        syn(sender, IMDS, (4321, 80), 0x02);
+        assert!(send(&good));
+        // The service's answer to a new connection.
+        next.set(1 << 31);
+        syn(IMDS, sender, (80, 4321), 0x12);
         assert!(!send(&good));
         // Whole, but nobody knows where the next one begins.
         assert!(send(b"GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"));

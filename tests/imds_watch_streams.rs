@@ -6,11 +6,11 @@
 mod root {
     use std::cell::RefCell;
     use std::mem::MaybeUninit;
-    use std::net::IpAddr;
+    use std::net::{IpAddr, SocketAddr};
     use std::time::Instant;
 
     use ebpfkit::skel::imds_watch::ImdsWatchSkel;
-    use ebpfkit::tools::imds_watch::flow::{Flows, Found};
+    use ebpfkit::tools::imds_watch::flow::{Flows, Found, Piece};
     use ebpfkit::tools::imds_watch::packet::{self, Packet};
     use ebpfkit::tools::imds_watch::plan::{Finding, Plan, findings};
     use ebpfkit::tools::imds_watch::program;
@@ -49,6 +49,15 @@ mod root {
                     let headers = u16::try_from(mask & 0x3f).unwrap();
                     !scanner.clean(payload, headers)
                 }
+            }
+        }
+    }
+
+    impl Filter<'_> {
+        fn disputes(&self, src: SocketAddr, dst: SocketAddr, seq: u32) -> bool {
+            match self {
+                Self::Kernel(skel) => program::is_disputed(skel, src, dst, seq),
+                Self::Automaton(_) => false,
             }
         }
     }
@@ -110,7 +119,13 @@ mod root {
                 else {
                     panic!("not the packet that was made");
                 };
-                found.extend(flows.push((src, dst), seq, payload, (), now));
+                let piece = Piece {
+                    seq,
+                    payload,
+                    disputed: self.filter.disputes(src, dst, seq),
+                    interface: 1,
+                };
+                found.extend(flows.push((src, dst), piece, (), now));
             }
             found.extend(flows.finish());
             self.tell(found)
@@ -123,7 +138,13 @@ mod root {
                 "169.254.169.254:80".parse().unwrap(),
             );
             let mut flows = Flows::new(&self.list);
-            let mut found = flows.push(key, 1, stream, (), Instant::now());
+            let piece = Piece {
+                seq: 1,
+                payload: stream,
+                disputed: false,
+                interface: 1,
+            };
+            let mut found = flows.push(key, piece, (), Instant::now());
             found.extend(flows.finish());
             self.tell(found)
         }
@@ -227,6 +248,47 @@ mod root {
                 );
             }
         }
+    }
+
+    /// Each packet is clean by itself; together they are not what they seem.
+    #[test]
+    fn no_segment_over_another_hides_a_request() {
+        let (mut object, plan) = (MaybeUninit::uninit(), plan());
+        let pipeline = Pipeline::new(&mut object, &plan);
+        let clean = head("GET /latest/meta-data/", TOKEN);
+        let prefix = b"GET / HTTP/1.1\r\nX-a: ";
+        let secret = head("GET /latest/meta-data/iam/security-credentials/r", TOKEN);
+        let over = [&prefix[..], &secret].concat();
+        let alone = (0, &clean[..]);
+        assert_eq!(pipeline.told(&[alone]), []);
+        // In its place again, and behind it: nothing is over anything.
+        let next = (clean.len(), &clean[..]);
+        assert_eq!(pipeline.told(&[alone, alone, next, next]), []);
+        let is_loud = |segments: &[(usize, &[u8])]| {
+            let told = pipeline.told(segments);
+            let mut findings = told.iter().flat_map(|(_, findings)| findings);
+            assert!(
+                findings.any(|one| *one == Finding::Unparsable),
+                "{segments:?}: {told:?}"
+            );
+        };
+        let hidden = (clean.len() - prefix.len(), &over[..]);
+        assert_eq!(pipeline.told(&[(0, &over)]), []);
+        is_loud(&[alone, hidden]);
+        is_loud(&[alone, next, hidden]);
+        is_loud(&[alone, hidden, hidden, next]);
+        // Behind a gap, which does not make the filter forget.
+        is_loud(&[alone, (1 << 30, &clean), hidden]);
+        is_loud(&[alone, (1 << 31, &clean), (3 << 30, &clean), hidden]);
+        // The end of it is in the next segment.
+        let (start, end) = secret.split_at(secret.len() - 2);
+        let behind = (clean.len(), start);
+        is_loud(&[
+            alone,
+            behind,
+            (clean.len() - prefix.len(), prefix),
+            (clean.len() + start.len(), end),
+        ]);
     }
 
     #[test]

@@ -66,6 +66,37 @@ struct {
 	__type(value, __u8);
 } watched SEC(".maps");
 
+struct place {
+	/* Sequence numbers: of the last segment's first byte, and behind its last. */
+	__u32 start;
+	__u32 next;
+	/* Whether it left by the interface that it was seen at, and not came in. */
+	__u32 outgoing;
+};
+
+/* flow -> where its last segment was (12 bytes) */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct flow);
+	__type(value, struct place);
+} places SEC(".maps");
+
+struct segment {
+	struct flow flow;
+	__u32 seq;
+};
+
+/* flow and sequence number (40 bytes) -> 1, of segments that went up and do not begin where the one
+ * before ended: the service may hold other bytes in their place, which user space has not seen.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct segment);
+	__type(value, __u8);
+} disputed SEC(".maps");
+
 /* flow -> where the answer begins to what went up last */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -294,6 +325,39 @@ static __always_inline bool is_of_interest(const struct flow *flow)
 	return false;
 }
 
+/* Whether the segment begins where the one before ended, or lies in exactly its place: sent again, or
+ * seen on one more interface. Only then is each byte that the service reads one of a segment that
+ * was judged, with nothing before it. Nobody knows of a flow's first one.
+ */
+static __always_inline bool is_in_place(struct __sk_buff *skb, const struct packet *pkt,
+					const struct flow *flow)
+{
+	/* A SYN counts as one byte before the payload. */
+	__u32 seq = pkt->seq + (pkt->tcp_flags & TCP_FLAG_SYN ? 1 : 0);
+	struct place *known = bpf_map_lookup_elem(&places, flow);
+	struct place place = {
+		.start = seq,
+		.next = seq + pkt->payload_len,
+		.outgoing = skb->pkt_type == PACKET_OUTGOING,
+	};
+	struct segment segment;
+	bool fits = true;
+	__u8 one = 1;
+
+	if (known && seq != known->next && (seq != known->start || place.next != known->next)) {
+		fits = false;
+		segment.flow = *flow;
+		segment.seq = seq;
+		bpf_map_update_elem(&disputed, &segment, &one, BPF_ANY);
+		/* What lies behind was sent already; and nothing is in the place of this. */
+		if ((__s32)(place.next - known->next) < 0)
+			place.next = known->next;
+		place.start = place.next;
+	}
+	bpf_map_update_elem(&places, flow, &place, BPF_ANY);
+	return fits;
+}
+
 /* How much of a packet to an endpoint goes up: 0 or all of it. */
 static __always_inline int judge_request(struct __sk_buff *skb, const struct packet *pkt,
 					 struct imds_counters *counters, __u64 mask)
@@ -310,8 +374,6 @@ static __always_inline int judge_request(struct __sk_buff *skb, const struct pac
 	flow.remote = pkt->dst;
 	flow.local_port = pkt->sport;
 	flow.remote_port = pkt->dport;
-	if (pkt->tcp_flags & TCP_FLAG_SYN)
-		bpf_map_delete_elem(&watched, &flow);
 	if (!pkt->payload_len && !pkt->fragment)
 		return 0;
 
@@ -320,6 +382,8 @@ static __always_inline int judge_request(struct __sk_buff *skb, const struct pac
 		finding = SUSPICIOUS;
 	/* Urgent data may or may not be part of what the service reads. */
 	if (pkt->fragment || pkt->tcp_flags & TCP_FLAG_URG)
+		finding = UNREADABLE;
+	if (!pkt->fragment && !is_in_place(skb, pkt, &flow))
 		finding = UNREADABLE;
 	if (finding == UNREADABLE) {
 		bpf_map_update_elem(&watched, &flow, &one, BPF_ANY);
@@ -356,6 +420,21 @@ static __always_inline void count_miss(const union address *who)
 	__sync_fetch_and_add(&misses->count, 1);
 }
 
+/* The service has taken a new connection: the ports may be those of an old one. Not believed of the
+ * requests' sender, whom a raw socket lets write any packet: a SYN of its own the service ignores
+ * in the middle of a connection, and an answer that it made up comes from the wrong side.
+ */
+static __always_inline void forget(struct __sk_buff *skb, const struct flow *flow)
+{
+	struct place *known = bpf_map_lookup_elem(&places, flow);
+	__u32 outgoing = skb->pkt_type == PACKET_OUTGOING;
+
+	if (known && known->outgoing == outgoing && skb->ifindex != LOOPBACK)
+		return;
+	bpf_map_delete_elem(&places, flow);
+	bpf_map_delete_elem(&watched, flow);
+}
+
 /* Of a packet from an endpoint the first line's beginning, if it answers what went up: never a
  * byte of what comes behind the status.
  */
@@ -375,6 +454,8 @@ static __always_inline int judge_answer(struct __sk_buff *skb, const struct pack
 	flow.remote_port = pkt->sport;
 	if (!endpoint_lookup(&flow.remote, flow.remote_port, PROTO_TCP))
 		return 0;
+	if (pkt->tcp_flags & TCP_FLAG_SYN)
+		forget(skb, &flow);
 	if (pkt->payload_len >= STATUS_LENGTH && !pkt->fragment &&
 	    !bpf_skb_load_bytes(skb, pkt->payload, status, sizeof(status)))
 		begins = status[0] == 'H' && status[1] == 'T' && status[2] == 'T' &&

@@ -6,7 +6,7 @@
 //! begins anew, unless something unfinished is waiting for what is between.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -55,14 +55,31 @@ struct Flow<M> {
     bytes: Vec<u8>,
     /// Pieces behind a gap.
     later: Vec<(u32, Vec<u8>)>,
+    /// What the receiver holds in the place of these bytes, or before them, is not known.
+    disputed: bool,
     touched: Instant,
+}
+
+/// A piece of a stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece<'p> {
+    /// The sequence number of its first byte.
+    pub seq: u32,
+    /// Its bytes.
+    pub payload: &'p [u8],
+    /// Whether it does not begin where the flow's last one ended: the receiver may hold other bytes
+    /// in its place, of pieces that did not come up.
+    pub disputed: bool,
+    /// The interface where it was seen.
+    pub interface: i32,
 }
 
 /// The flows that have something unfinished.
 #[derive(Debug)]
 pub struct Flows<'l, M> {
     flows: HashMap<Key, Flow<M>>,
-    seen: HashSet<u64>,
+    /// The sender and the interface of the last one, by what they have in common.
+    seen: HashMap<u64, (SocketAddr, i32)>,
     order: VecDeque<u64>,
     hasher: RandomState,
     list: &'l Watchlist,
@@ -73,7 +90,7 @@ impl<'l, M: Meta> Flows<'l, M> {
     pub fn new(list: &'l Watchlist) -> Self {
         Self {
             flows: HashMap::new(),
-            seen: HashSet::new(),
+            seen: HashMap::new(),
             order: VecDeque::new(),
             hasher: RandomState::new(),
             list,
@@ -85,18 +102,16 @@ impl<'l, M: Meta> Flows<'l, M> {
         self.flows.is_empty()
     }
 
-    /// Takes a piece whose first byte has sequence number `seq`; gives the requests that it
-    /// completes. A packet that is the same as an earlier one (sent again, or seen on another
+    /// Takes a piece; gives the requests that it completes. A packet that is the same as an earlier one (sent again, or seen on another
     /// interface, there perhaps behind another source address) is left out.
-    pub fn push(
-        &mut self,
-        key: Key,
-        seq: u32,
-        payload: &[u8],
-        meta: M,
-        now: Instant,
-    ) -> Vec<Found<M>> {
-        if payload.is_empty() || self.is_known(key, seq, payload) {
+    pub fn push(&mut self, key: Key, piece: Piece<'_>, meta: M, now: Instant) -> Vec<Found<M>> {
+        let Piece {
+            seq,
+            payload,
+            disputed,
+            ..
+        } = piece;
+        if payload.is_empty() || self.is_known(key, piece) {
             return Vec::new();
         }
         let mut found = Vec::new();
@@ -115,6 +130,8 @@ impl<'l, M: Meta> Flows<'l, M> {
             Entry::Vacant(place) => place.insert(Flow::new(meta, seq, now)),
         };
         flow.touched = now;
+        // Where the bytes are held that it is to be compared with, that settles it.
+        flow.disputed |= disputed && !flow.covers(seq);
         let fits = flow.insert(seq, payload);
         let (requests, meta) = (flow.read(self.list), flow.meta.clone());
         if flow.is_idle() {
@@ -149,11 +166,22 @@ impl<'l, M: Meta> Flows<'l, M> {
         keys.into_iter().flat_map(|key| self.give_up(key)).collect()
     }
 
-    fn is_known(&mut self, key: Key, seq: u32, payload: &[u8]) -> bool {
-        let hash = self.hasher.hash_one((key.1, seq, payload));
-        if !self.seen.insert(hash) {
-            return true;
-        }
+    /// On the way through the machine a packet may get another source, but not at one interface:
+    /// what has another one there is another packet, whoever made it.
+    fn is_known(&mut self, key: Key, piece: Piece<'_>) -> bool {
+        let hash = self.hasher.hash_one((key.1, piece.seq, piece.payload));
+        let place = (key.0, piece.interface);
+        match self.seen.entry(hash) {
+            Entry::Occupied(mut known) => {
+                let (source, interface) = *known.get();
+                if source == key.0 || interface != piece.interface {
+                    return true;
+                }
+                known.insert(place);
+                return false;
+            }
+            Entry::Vacant(free) => free.insert(place),
+        };
         self.order.push_back(hash);
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()
@@ -187,6 +215,7 @@ impl<M> Flow<M> {
             next: seq,
             bytes: Vec::new(),
             later: Vec::new(),
+            disputed: false,
             touched: now,
         }
     }
@@ -194,6 +223,14 @@ impl<M> Flow<M> {
     /// Nothing waits for what comes next.
     fn is_idle(&self) -> bool {
         self.bytes.is_empty() && self.later.is_empty()
+    }
+
+    /// Whether all that was sent from `seq` on is held.
+    fn covers(&self, seq: u32) -> bool {
+        let first = self
+            .next
+            .wrapping_sub(u32::try_from(self.bytes.len()).unwrap_or(0));
+        !self.is_idle() && seq.wrapping_sub(first).cast_signed() >= 0
     }
 
     /// Puts a piece where it belongs; false if there is no room for it.
@@ -246,8 +283,12 @@ impl<M> Flow<M> {
         let mut found = Vec::new();
         while !self.bytes.is_empty() {
             match step(&self.bytes, list) {
-                Step::Head { request, length } => {
+                Step::Head {
+                    mut request,
+                    length,
+                } => {
                     self.bytes.drain(..length);
+                    request.unparsable |= self.disputed;
                     found.push(request);
                 }
                 Step::Partial => break,
@@ -283,6 +324,15 @@ mod tests {
         found.into_iter().map(|found| found.request.path).collect()
     }
 
+    fn piece(seq: u32, payload: &[u8]) -> Piece<'_> {
+        Piece {
+            seq,
+            payload,
+            disputed: false,
+            interface: 1,
+        }
+    }
+
     const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n";
 
     #[test]
@@ -294,9 +344,9 @@ mod tests {
             let (seq, next) = (0_u32.wrapping_sub(u32::try_from(at).unwrap()), 0);
             let port = u16::try_from(at).unwrap();
             flows.seen.clear();
-            assert_eq!(flows.push(key(port), seq, first, (), now), []);
+            assert_eq!(flows.push(key(port), piece(seq, first), (), now), []);
             assert_eq!(
-                paths(flows.push(key(port), next, second, (), now)),
+                paths(flows.push(key(port), piece(next, second), (), now)),
                 [Some("/a".to_owned())]
             );
             assert!(flows.is_empty());
@@ -306,11 +356,40 @@ mod tests {
     #[test]
     fn a_packet_that_comes_again_is_one_request() {
         let (mut flows, now) = (flows(), Instant::now());
-        assert_eq!(flows.push(key(1), 5, REQUEST, (), now).len(), 1);
-        assert_eq!(flows.push(key(1), 5, REQUEST, (), now).len(), 0);
-        // The same behind another source address.
-        assert_eq!(flows.push(key(2), 5, REQUEST, (), now).len(), 0);
-        assert_eq!(flows.push(key(2), 6, REQUEST, (), now).len(), 1);
+        assert_eq!(flows.push(key(1), piece(5, REQUEST), (), now).len(), 1);
+        assert_eq!(flows.push(key(1), piece(5, REQUEST), (), now).len(), 0);
+        // The same behind another source address, at another interface and at the same.
+        let mut elsewhere = piece(5, REQUEST);
+        elsewhere.interface = 2;
+        assert_eq!(flows.push(key(2), elsewhere, (), now).len(), 0);
+        assert_eq!(flows.push(key(2), piece(5, REQUEST), (), now).len(), 1);
+        assert_eq!(flows.push(key(2), piece(6, REQUEST), (), now).len(), 1);
+        assert!(flows.is_empty());
+    }
+
+    #[test]
+    fn what_lies_over_bytes_that_nobody_saw_is_unparsable() {
+        let (mut flows, now) = (flows(), Instant::now());
+        let over = |seq, payload| Piece {
+            disputed: true,
+            ..piece(seq, payload)
+        };
+        assert!(
+            flows.push(key(1), over(5, REQUEST), (), now)[0]
+                .request
+                .unparsable
+        );
+        // Over bytes that are held: those say what to make of it.
+        flows.push(key(1), piece(500, &REQUEST[..9]), (), now);
+        let found = flows.push(key(1), over(504, &REQUEST[4..]), (), now);
+        assert!(!found[0].request.unparsable);
+        // Over what was before those: together they are a whole head.
+        let (before, held) = (b"PUT /b HTTP/1.1\r\nX: ", b"GET /a HTTP/1.1\r\n");
+        flows.push(key(1), piece(900, held), (), now);
+        flows.push(key(1), over(880, before), (), now);
+        let found = flows.push(key(1), piece(917, b"\r\n"), (), now);
+        assert_eq!(found[0].request.path.as_deref(), Some("/b"));
+        assert!(found[0].request.unparsable);
         assert!(flows.is_empty());
     }
 
@@ -326,18 +405,18 @@ mod tests {
             let mut bytes = format!("GET /b HTTP/1.1\r\n{header}\r\n\r\n").into_bytes();
             let head = bytes.len();
             bytes.extend(REQUEST);
-            let found = flows.push(key(1), 5, &bytes, (), now);
+            let found = flows.push(key(1), piece(5, &bytes), (), now);
             assert_eq!(found[0].request.unparsable, !header.ends_with(" 0"));
             let expected = [Some("/b".to_owned()), Some("/a".to_owned())];
             assert_eq!(paths(found), expected);
             let (first, second) = bytes.split_at(head);
             assert_eq!(
-                paths(flows.push(key(1), 500, first, (), now)),
+                paths(flows.push(key(1), piece(500, first), (), now)),
                 expected[..1]
             );
             let next = 500 + u32::try_from(first.len()).unwrap();
             assert_eq!(
-                paths(flows.push(key(1), next, second, (), now)),
+                paths(flows.push(key(1), piece(next, second), (), now)),
                 expected[1..]
             );
             assert!(flows.is_empty());
@@ -347,8 +426,8 @@ mod tests {
     #[test]
     fn what_never_ends_is_told_about() {
         let (mut flows, now) = (flows(), Instant::now());
-        flows.push(key(1), 5, b"GET /a HTTP/1.1\r\nHos", (), now);
-        flows.push(key(1), 500, b"behind a gap", (), now);
+        flows.push(key(1), piece(5, b"GET /a HTTP/1.1\r\nHos"), (), now);
+        flows.push(key(1), piece(500, b"behind a gap"), (), now);
         assert!(flows.expire(now).is_empty());
         let found = flows.expire(now + PATIENCE);
         assert!(found.iter().all(|found| found.request.unparsable));
@@ -361,14 +440,19 @@ mod tests {
         let (mut flows, now) = (flows(), Instant::now());
         for seq in 0..MOST_FLOWS + 10 {
             let seq = u32::try_from(seq).unwrap();
-            let found = flows.push(key(u16::try_from(seq).unwrap()), seq, b"GET /a", (), now);
+            let found = flows.push(
+                key(u16::try_from(seq).unwrap()),
+                piece(seq, b"GET /a"),
+                (),
+                now,
+            );
             assert_eq!(found.len(), usize::from(seq as usize >= MOST_FLOWS));
         }
         assert_eq!(flows.finish().len(), MOST_FLOWS);
         let mut told = 0;
         for seq in 0..100_u32 {
             told += flows
-                .push(key(1), seq * 1000 + 7, &[b'a'; 999], (), now)
+                .push(key(1), piece(seq * 1000 + 7, &[b'a'; 999]), (), now)
                 .len();
             let held: usize = flows.flows.values().map(|flow| flow.bytes.len()).sum();
             assert!(held <= MOST_BYTES + 1000);
@@ -384,7 +468,7 @@ mod tests {
             KEPT.with_borrow_mut(|flows| {
                 for (port, wrap, seq, bytes) in pieces {
                     let seq = if wrap { seq.wrapping_sub(32) } else { seq };
-                    flows.push(key(port), seq, &bytes, (), Instant::now());
+                    flows.push(key(port), piece(seq, &bytes), (), Instant::now());
                 }
                 flows.finish();
                 assert!(flows.is_empty());

@@ -177,6 +177,12 @@ impl<'o> Watch<'o> {
         Caller::parse(&found.ok()??)
     }
 
+    /// Whether this piece of a stream does not begin where the one before ended, as far as the filter
+    /// remembers.
+    pub fn is_disputed(&self, src: SocketAddr, dst: SocketAddr, seq: u32) -> bool {
+        is_disputed(&self.skel, src, dst, seq)
+    }
+
     /// Stops the programs, gives `packet` what is still queued, and counts.
     ///
     /// # Errors
@@ -218,6 +224,13 @@ impl<'o> Watch<'o> {
         }
         Ok(summary)
     }
+}
+
+/// [`Watch::is_disputed`] of programs alone.
+pub fn is_disputed(skel: &ImdsWatchSkel<'_>, src: SocketAddr, dst: SocketAddr, seq: u32) -> bool {
+    let key = [&flow_key(src, dst)[..], &seq.to_ne_bytes()].concat();
+    let found = skel.maps.disputed.lookup(&key, MapFlags::ANY);
+    found.is_ok_and(|found| found.is_some())
 }
 
 /// Loads the programs for what is planned, the hooks too if they are wanted; attaches nothing.

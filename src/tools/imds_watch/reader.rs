@@ -308,7 +308,13 @@ impl<'p> Reader<'p> {
                         request: unparsable(),
                     }]
                 } else {
-                    self.flows.push((src, dst), seq, payload, meta, now)
+                    let piece = flow::Piece {
+                        seq,
+                        payload,
+                        disputed: watch.is_disputed(src, dst, seq),
+                        interface: received.interface,
+                    };
+                    self.flows.push((src, dst), piece, meta, now)
                 };
                 for one in found {
                     let pushed = self.answers.ask(one.key, one.meta.ack, one, now);
