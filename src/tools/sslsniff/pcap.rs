@@ -34,6 +34,8 @@ use crate::process::Identity;
 const LONGEST_SEGMENT: usize = 32 << 10;
 /// Connections that are followed at once; as many as are numbered at once.
 const MOST_STREAMS: usize = 65536;
+/// Bytes of memory that may be taken at once to mask HTTP/2.
+const MOST_HELD: usize = 64 << 20;
 /// Addresses for connections whose ends are not known: documentation's own (RFC 5737).
 const UNKNOWN_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const UNKNOWN_SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -69,6 +71,8 @@ struct Stream {
     sent: [u64; 2],
     /// What masks headers of HTTP/2, if it is that and they are to be masked.
     rewriter: Option<Box<Rewriter>>,
+    /// Bytes of memory that it takes.
+    held: usize,
     used: u64,
 }
 
@@ -78,6 +82,8 @@ pub struct Pcap<W: Write> {
     streams: HashMap<u64, Stream>,
     packet: Vec<u8>,
     calls: u64,
+    /// The sum of what the streams hold.
+    held: usize,
     show_secrets: bool,
 }
 
@@ -131,6 +137,7 @@ impl<W: Write> Pcap<W> {
             streams: HashMap::new(),
             packet: Vec::new(),
             calls: 0,
+            held: 0,
             show_secrets,
         })
     }
@@ -163,7 +170,7 @@ impl<W: Write> Pcap<W> {
         stream.next[side] = next.max(data.offset.saturating_add(data.length));
         let missing = data.offset.saturating_sub(next);
         let cut = data.length.saturating_sub(data.raw.len() as u64);
-        stream.sent[side] += missing;
+        stream.sent[side] = stream.sent[side].wrapping_add(missing);
         let mut rewritten = Vec::new();
         let bytes = match &mut stream.rewriter {
             None => bytes,
@@ -180,11 +187,15 @@ impl<W: Write> Pcap<W> {
                 if cut > 0 {
                     rewriter.skip(direction, cut);
                 }
+                let held = rewriter.held();
+                self.held = self.held - stream.held + held;
+                stream.held = held;
                 &rewritten
             }
         };
         let (start, ends) = (stream.sent[side], (stream.local, stream.peer));
-        stream.sent[side] += bytes.len() as u64 + cut;
+        // Lengths are what the program says, and only their low bits are written.
+        stream.sent[side] = start.wrapping_add(bytes.len() as u64).wrapping_add(cut);
         let ack = number(stream.sent[direction.other().index()]);
         let comment = format!("{} {}", name(data.who), data.function);
         let flags = Flags {
@@ -195,7 +206,10 @@ impl<W: Write> Pcap<W> {
         for segment in bytes.chunks(LONGEST_SEGMENT) {
             let seq = number(offset);
             self.segment(time, direction, ends, (seq, ack), flags, segment, &comment)?;
-            offset += segment.len() as u64;
+            offset = offset.wrapping_add(segment.len() as u64);
+        }
+        while self.held > MOST_HELD {
+            self.make_room();
         }
         Ok(())
     }
@@ -208,6 +222,7 @@ impl<W: Write> Pcap<W> {
         let Some(stream) = self.streams.remove(&connection) else {
             return Ok(());
         };
+        self.held -= stream.held;
         let ends = (stream.local, stream.peer);
         let [read, written] = stream.sent.map(number);
         let fin = Flags {
@@ -237,10 +252,7 @@ impl<W: Write> Pcap<W> {
     /// A handshake, from the side that is taken for the client: the one that speaks first.
     fn open(&mut self, time: OffsetDateTime, data: &Data<'_>, first: Direction) -> io::Result<()> {
         if self.streams.len() >= MOST_STREAMS {
-            let mut used: Vec<_> = self.streams.values().map(|one| one.used).collect();
-            let (_, middle, _) = used.select_nth_unstable(MOST_STREAMS / 2);
-            let middle = *middle;
-            self.streams.retain(|_, one| one.used > middle);
+            self.make_room();
         }
         let settings = data.raw.get(..FRAME_HEADER).is_some_and(is_first_settings);
         let answer = settings || data.bytes.starts_with(b"HTTP/1.");
@@ -256,6 +268,7 @@ impl<W: Write> Pcap<W> {
             next: [0, 0],
             sent: [0, 0],
             rewriter,
+            held: 0,
             used: self.calls,
         };
         self.streams.insert(data.connection, stream);
@@ -286,6 +299,20 @@ impl<W: Write> Pcap<W> {
             "",
         )?;
         self.segment(time, client, both, (number(0), number(0)), ack, &[], "")
+    }
+
+    /// Forgets the half that was not used for longest: what comes of them later starts anew, as
+    /// connections that are older do.
+    fn make_room(&mut self) {
+        let mut used: Vec<_> = self.streams.values().map(|one| one.used).collect();
+        if used.is_empty() {
+            return;
+        }
+        let half = (used.len() - 1) / 2;
+        let (_, middle, _) = used.select_nth_unstable(half);
+        let middle = *middle;
+        self.streams.retain(|_, one| one.used > middle);
+        self.held = self.streams.values().map(|one| one.held).sum();
     }
 
     #[allow(clippy::too_many_arguments)]

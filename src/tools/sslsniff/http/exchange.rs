@@ -63,6 +63,9 @@ impl Budget {
     }
 }
 
+/// Headers and trailers of a message; servers take some 100.
+const MOST_FIELDS: usize = 256;
+
 /// What follows a head.
 #[derive(Debug, Default)]
 pub struct Body {
@@ -107,7 +110,7 @@ impl Body {
             self.budget.0.set(left - taken);
             self.kept.extend_from_slice(&bytes[..taken]);
         }
-        self.length += bytes.len() as u64;
+        self.length = self.length.saturating_add(bytes.len() as u64);
     }
 
     /// Takes so many bytes for something else; says whether there was room.
@@ -122,8 +125,9 @@ impl Body {
 
     /// Bytes of it that are missing.
     pub(super) fn skip(&mut self, missing: u64) {
-        self.length += missing;
-        self.missing += missing;
+        // The program says how much, and may say anything.
+        self.length = self.length.saturating_add(missing);
+        self.missing = self.missing.saturating_add(missing);
     }
 }
 
@@ -150,6 +154,9 @@ pub struct Message {
 impl Message {
     /// Adds a field, if there is room.
     pub(super) fn add(&mut self, field: Field) {
+        if self.fields.len() >= MOST_FIELDS {
+            return;
+        }
         let size = size_of::<Field>() + field.name.len() + field.value.len();
         if self.body.take(size) {
             self.fields.push(field);

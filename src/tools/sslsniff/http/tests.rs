@@ -13,6 +13,7 @@ const START: OffsetDateTime = datetime!(2026-01-02 03:04:05 UTC);
 /// A connection that is fed by hand; each piece comes a millisecond after the last.
 struct Wire {
     http: Http,
+    connection: u64,
     offsets: [u64; 2],
     pieces: i64,
     who: Identity,
@@ -22,6 +23,7 @@ impl Wire {
     fn new() -> Self {
         Self {
             http: Http::new(100, false),
+            connection: 1,
             offsets: [0, 0],
             pieces: 0,
             who: Identity {
@@ -44,7 +46,7 @@ impl Wire {
             direction: direction.name(),
             function: "SSL_write",
             library: None,
-            connection: 1,
+            connection: self.connection,
             offset,
             length: length as u64,
             captured: u32::try_from(bytes.len()).unwrap(),
@@ -92,6 +94,54 @@ impl Wire {
         };
         self.http.done().iter().map(shown).collect()
     }
+}
+
+#[test]
+fn connections_that_never_finish_what_they_start_take_little_memory() {
+    let mut wire = Wire::new();
+    let head = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(60_000));
+    let mut frames = PREFACE.to_vec();
+    frames.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // Headers, of which the last byte of 200,001 does not come.
+    frames.extend([3, 13, 65, 1, 0, 0, 0, 0, 1]);
+    frames.resize(200_000, 0x82);
+    let mut most = 0;
+    for connection in 1..3000 {
+        (wire.connection, wire.offsets) = (connection, [0, 0]);
+        wire.write(if connection % 2 == 0 { head.as_bytes() } else { &frames });
+        most = most.max(wire.http.held);
+        assert!(wire.http.held <= MOST_HELD);
+        let sum: usize = wire.http.conversations.values().map(|one| one.protocol.held()).sum();
+        assert_eq!(sum, wire.http.held);
+    }
+    assert!(most > MOST_HELD / 2, "{most}");
+    wire.http.finish(START);
+    assert_eq!(wire.http.held, 0);
+    assert!(!wire.http.done().is_empty());
+}
+
+#[test]
+fn frames_without_headers_make_no_table() {
+    let mut wire = Wire::new();
+    // WINDOW_UPDATE, as if of a connection that is older.
+    wire.write([0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    assert!(matches!(wire.http.conversations[&1].protocol, Protocol::Two(_)));
+    assert!(wire.http.held < 4096, "{}", wire.http.held);
+}
+
+#[test]
+fn a_message_has_no_more_than_so_many_fields() {
+    let mut message = Message {
+        body: Body::new(&Budget::new(1 << 20)),
+        ..Message::default()
+    };
+    for _ in 0..1000 {
+        message.add(Field {
+            name: "x".to_owned(),
+            value: String::new(),
+        });
+    }
+    assert_eq!(message.fields.len(), 256);
 }
 
 #[test]
