@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 
 use super::super::event::Ends;
+use super::super::mask::Lines;
 use super::super::record::Direction;
 use crate::output::{Event, Line, Printable, Style};
 use crate::process::Identity;
@@ -79,15 +80,18 @@ pub struct Body {
     pub messages: u64,
     /// Bytes that headers and the like take.
     taken: usize,
+    /// What masks the kept bytes, if that is wanted.
+    secrets: Option<Lines>,
     /// Where the kept bytes are taken from.
     budget: Budget,
 }
 
 impl Body {
-    /// An empty one.
-    pub fn new(budget: &Budget) -> Self {
+    /// An empty one, of which secrets are masked as everywhere, or shown.
+    pub fn new(budget: &Budget, show_secrets: bool) -> Self {
         let mut body = Self::default();
         body.budget = budget.clone();
+        body.secrets = (!show_secrets).then(Lines::default);
         body
     }
 
@@ -108,7 +112,11 @@ impl Body {
             let room = most.saturating_sub(self.kept.len()).min(left);
             let taken = bytes.len().min(room);
             self.budget.0.set(left - taken);
+            let before = self.kept.len();
             self.kept.extend_from_slice(&bytes[..taken]);
+            if let Some(secrets) = &mut self.secrets {
+                secrets.mask(&mut self.kept[before..]);
+            }
         }
         self.length = self.length.saturating_add(bytes.len() as u64);
     }

@@ -102,7 +102,7 @@ impl Context<'_> {
     /// An exchange of which nothing is known yet.
     fn exchange(&self, requests: Direction, version: &'static str) -> Exchange {
         let message = || Message {
-            body: Body::new(self.budget),
+            body: Body::new(self.budget, self.show_secrets),
             ..Message::default()
         };
         Exchange {
