@@ -224,7 +224,7 @@ mod tests {
             name: name.to_owned(),
             value: value.to_owned(),
         };
-        let mut body = Body::new(&Budget::new(100));
+        let mut body = Body::new(&Budget::new(100), false);
         body.push(b"\x01answer", 3);
         Exchange {
             connection: 3,

@@ -139,6 +139,8 @@ pub struct Masker {
     next: u64,
     /// The connection's first byte is at offset 0.
     start_seen: bool,
+    /// The next byte may be in the midst of something, whatever its offset is.
+    restarted: bool,
 }
 
 impl Masker {
@@ -147,13 +149,22 @@ impl Masker {
         self.start_seen = true;
     }
 
+    /// Offsets start anew, though the connection may not: what comes may be the rest of anything.
+    pub fn restart(&mut self) {
+        self.restarted = true;
+    }
+
     /// Masks secrets in `bytes`, which are at `offset` of the stream, and with which a call `starts`
     /// or goes on; says whether there were any.
     pub fn mask(&mut self, offset: u64, bytes: &mut [u8], starts: bool) -> bool {
-        if offset != self.next {
+        if offset != self.next || self.restarted {
             let message = MESSAGES.iter().any(|start| bytes.starts_with(start));
             self.lines.skip(message);
-            self.frames.skip(offset.wrapping_sub(self.next));
+            if std::mem::take(&mut self.restarted) {
+                self.frames.restart(bytes, starts);
+            } else {
+                self.frames.skip(offset.wrapping_sub(self.next));
+            }
         }
         self.next = offset.wrapping_add(bytes.len() as u64);
         let start = self.frames.detect(bytes, starts, self.start_seen);
@@ -188,8 +199,9 @@ enum At {
     ParameterValue,
 }
 
+/// Masks line by line, without a look at what the lines are in.
 #[derive(Debug, Clone, Default)]
-struct Lines {
+pub struct Lines {
     at: At,
     name: [u8; LONGEST_NAME],
     length: usize,
@@ -230,7 +242,8 @@ impl Lines {
         })
     }
 
-    fn mask(&mut self, bytes: &mut [u8]) -> bool {
+    /// Masks secrets in the next bytes; says whether there were any.
+    pub fn mask(&mut self, bytes: &mut [u8]) -> bool {
         let mut masked = false;
         let mut rest = bytes.iter_mut();
         while let Some(byte) = rest.next() {
@@ -375,6 +388,42 @@ mod tests {
         let mut piece = b"c2Vj: x\r\nHost: a\r\nCookie: x".to_vec();
         assert!(masker.mask(1000, &mut piece, true));
         assert_eq!(text(&piece), "*******\r\nHost: a\r\nCookie: *");
+    }
+
+    #[test]
+    fn after_a_restart_the_rest_of_a_value_is_masked() {
+        let frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x01\x04\0\0\0\x01coo";
+        for (before, after, shown) in [
+            (
+                &b"Cookie: abc"[..],
+                &b"def\r\nHost: a"[..],
+                &b"***\r\nHost: a"[..],
+            ),
+            (b"Cookie: abc", b"GET / HTTP", b"**********"),
+            (b"Host: a\r\n\r\n", b"GET / HTTP", b"GET / HTTP"),
+            // In a frame with headers, and between frames.
+            (frames, b"kie\0\0\x01\0\0", b"********"),
+            (
+                &frames[..24],
+                b"\0\0\x03\x01\x04\0\0\0\x01abc",
+                b"\0\0\x03\x01\x04\0\0\0\x01***",
+            ),
+            (&frames[..24], b"abc", b"***"),
+        ] {
+            let mut masker = Masker::default();
+            masker.start_seen();
+            masker.mask(0, &mut before.to_vec(), true);
+            masker.restart();
+            let mut piece = after.to_vec();
+            masker.mask(0, &mut piece, true);
+            assert_eq!(text(&piece), text(shown));
+        }
+        // Nothing is known of what was before.
+        let mut masker = Masker::default();
+        masker.restart();
+        let mut piece = b"def\r\nHost: a".to_vec();
+        masker.mask(0, &mut piece, true);
+        assert_eq!(text(&piece), "***\r\nHost: a");
     }
 
     #[test]

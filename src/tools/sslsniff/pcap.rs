@@ -34,6 +34,8 @@ use crate::process::Identity;
 const LONGEST_SEGMENT: usize = 32 << 10;
 /// Connections that are followed at once; as many as are numbered at once.
 const MOST_STREAMS: usize = 65536;
+/// Bytes of memory that may be taken at once to mask HTTP/2.
+const MOST_HELD: usize = 64 << 20;
 /// Addresses for connections whose ends are not known: documentation's own (RFC 5737).
 const UNKNOWN_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const UNKNOWN_SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -69,6 +71,8 @@ struct Stream {
     sent: [u64; 2],
     /// What masks headers of HTTP/2, if it is that and they are to be masked.
     rewriter: Option<Box<Rewriter>>,
+    /// Bytes of memory that it takes.
+    held: usize,
     used: u64,
 }
 
@@ -78,6 +82,8 @@ pub struct Pcap<W: Write> {
     streams: HashMap<u64, Stream>,
     packet: Vec<u8>,
     calls: u64,
+    /// The sum of what the streams hold.
+    held: usize,
     show_secrets: bool,
 }
 
@@ -131,6 +137,7 @@ impl<W: Write> Pcap<W> {
             streams: HashMap::new(),
             packet: Vec::new(),
             calls: 0,
+            held: 0,
             show_secrets,
         })
     }
@@ -163,7 +170,7 @@ impl<W: Write> Pcap<W> {
         stream.next[side] = next.max(data.offset.saturating_add(data.length));
         let missing = data.offset.saturating_sub(next);
         let cut = data.length.saturating_sub(data.raw.len() as u64);
-        stream.sent[side] += missing;
+        stream.sent[side] = stream.sent[side].wrapping_add(missing);
         let mut rewritten = Vec::new();
         let bytes = match &mut stream.rewriter {
             None => bytes,
@@ -180,11 +187,15 @@ impl<W: Write> Pcap<W> {
                 if cut > 0 {
                     rewriter.skip(direction, cut);
                 }
+                let held = rewriter.held();
+                self.held = self.held - stream.held + held;
+                stream.held = held;
                 &rewritten
             }
         };
         let (start, ends) = (stream.sent[side], (stream.local, stream.peer));
-        stream.sent[side] += bytes.len() as u64 + cut;
+        // Lengths are what the program says, and only their low bits are written.
+        stream.sent[side] = start.wrapping_add(bytes.len() as u64).wrapping_add(cut);
         let ack = number(stream.sent[direction.other().index()]);
         let comment = format!("{} {}", name(data.who), data.function);
         let flags = Flags {
@@ -195,7 +206,10 @@ impl<W: Write> Pcap<W> {
         for segment in bytes.chunks(LONGEST_SEGMENT) {
             let seq = number(offset);
             self.segment(time, direction, ends, (seq, ack), flags, segment, &comment)?;
-            offset += segment.len() as u64;
+            offset = offset.wrapping_add(segment.len() as u64);
+        }
+        while self.held > MOST_HELD {
+            self.make_room();
         }
         Ok(())
     }
@@ -208,6 +222,7 @@ impl<W: Write> Pcap<W> {
         let Some(stream) = self.streams.remove(&connection) else {
             return Ok(());
         };
+        self.held -= stream.held;
         let ends = (stream.local, stream.peer);
         let [read, written] = stream.sent.map(number);
         let fin = Flags {
@@ -237,10 +252,7 @@ impl<W: Write> Pcap<W> {
     /// A handshake, from the side that is taken for the client: the one that speaks first.
     fn open(&mut self, time: OffsetDateTime, data: &Data<'_>, first: Direction) -> io::Result<()> {
         if self.streams.len() >= MOST_STREAMS {
-            let mut used: Vec<_> = self.streams.values().map(|one| one.used).collect();
-            let (_, middle, _) = used.select_nth_unstable(MOST_STREAMS / 2);
-            let middle = *middle;
-            self.streams.retain(|_, one| one.used > middle);
+            self.make_room();
         }
         let settings = data.raw.get(..FRAME_HEADER).is_some_and(is_first_settings);
         let answer = settings || data.bytes.starts_with(b"HTTP/1.");
@@ -256,6 +268,7 @@ impl<W: Write> Pcap<W> {
             next: [0, 0],
             sent: [0, 0],
             rewriter,
+            held: 0,
             used: self.calls,
         };
         self.streams.insert(data.connection, stream);
@@ -286,6 +299,20 @@ impl<W: Write> Pcap<W> {
             "",
         )?;
         self.segment(time, client, both, (number(0), number(0)), ack, &[], "")
+    }
+
+    /// Forgets the half that was not used for longest: what comes of them later starts anew, as
+    /// connections that are older do.
+    fn make_room(&mut self) {
+        let mut used: Vec<_> = self.streams.values().map(|one| one.used).collect();
+        if used.is_empty() {
+            return;
+        }
+        let half = (used.len() - 1) / 2;
+        let (_, middle, _) = used.select_nth_unstable(half);
+        let middle = *middle;
+        self.streams.retain(|_, one| one.used > middle);
+        self.held = self.streams.values().map(|one| one.held).sum();
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -459,4 +486,79 @@ fn describe(data: &Data<'_>) -> String {
         text.push_str(", peer not known");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::super::event;
+    use super::super::payload::Payload;
+    use super::*;
+
+    const START: OffsetDateTime = datetime!(2026-01-02 03:04:05 UTC);
+
+    fn data<'a>(
+        who: &'a Identity,
+        ends: &'a event::Ends,
+        connection: u64,
+        bytes: &'a [u8],
+    ) -> Data<'a> {
+        Data {
+            direction: Direction::Write.name(),
+            function: "SSL_write",
+            library: None,
+            connection,
+            offset: 0,
+            length: bytes.len() as u64,
+            captured: u32::try_from(bytes.len()).unwrap(),
+            missing: None,
+            repeated: false,
+            ends,
+            masked: false,
+            data: Payload::None {},
+            who,
+            bytes,
+            raw: bytes,
+            starts: true,
+            hex: false,
+        }
+    }
+
+    #[test]
+    fn masking_headers_takes_no_more_memory_than_it_may() {
+        let mut pcap = Pcap::new(io::sink(), false).unwrap();
+        let (who, ends) = (Identity::default(), event::Ends::default());
+        let mut frames = PREFACE.to_vec();
+        frames.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+        // Headers, of which the last byte of 200,001 does not come.
+        frames.extend([3, 13, 65, 1, 0, 0, 0, 0, 1]);
+        frames.resize(200_000, 0x82);
+        let mut most = 0;
+        for connection in 1..1000 {
+            let data = data(&who, &ends, connection, &frames);
+            pcap.data(START, &data).unwrap();
+            most = most.max(pcap.held);
+            let of = |stream: &Stream| stream.rewriter.as_ref().map_or(0, |one| one.held());
+            assert_eq!(pcap.held, pcap.streams.values().map(of).sum::<usize>());
+            assert!(pcap.held <= MOST_HELD);
+        }
+        assert!(most > MOST_HELD / 2, "{most}");
+        for connection in 1..1000 {
+            pcap.close(START, connection).unwrap();
+        }
+        assert_eq!(pcap.held, 0);
+    }
+
+    #[test]
+    fn any_length_and_offset_can_be_written() {
+        let mut pcap = Pcap::new(io::sink(), false).unwrap();
+        let (who, ends) = (Identity::default(), event::Ends::default());
+        for offset in [0, u64::MAX / 2, u64::MAX - 1] {
+            let mut data = data(&who, &ends, 1, b"x");
+            (data.offset, data.length) = (offset, u64::MAX);
+            pcap.data(START, &data).unwrap();
+        }
+        pcap.close(START, 1).unwrap();
+    }
 }

@@ -75,6 +75,10 @@ pub struct Session<W: Write> {
     libraries: Names,
     directory: Directory,
     connections: HashMap<Key, Connection>,
+    /// The latest of those by process and pointer: since when it is known.
+    latest: HashMap<(u32, u64), u64>,
+    /// Connections were forgotten.
+    forgotten: bool,
     records: u64,
     shown: Shown,
     masked: Vec<u8>,
@@ -99,6 +103,8 @@ impl<W: Write> Session<W> {
             libraries,
             directory,
             connections: HashMap::new(),
+            latest: HashMap::new(),
+            forgotten: false,
             records: 0,
             shown: Shown::default(),
             masked: Vec::new(),
@@ -175,6 +181,7 @@ impl<W: Write> Session<W> {
         self.show(key, &record, time(header.time_ns))?;
         if record.what == What::Close {
             self.connections.remove(&key);
+            self.latest.remove(&(header.pid, header.ssl));
         }
         if header.flags & FLAG_LAST != 0 && header.flags & FLAG_GAP == 0 {
             self.shown.calls += 1;
@@ -190,10 +197,24 @@ impl<W: Write> Session<W> {
             let (_, middle, _) = used.select_nth_unstable(MOST_CONNECTIONS / 2);
             let middle = *middle;
             self.connections.retain(|_, one| one.used > middle);
+            let connections = &self.connections;
+            self.latest
+                .retain(|(pid, ssl), since| connections.contains_key(&(*pid, *ssl, *since)));
+            self.forgotten = true;
+        }
+        // The kernel's side forgets too when it has to make room, and then counts from 0 again, in the
+        // midst of what passes: as long as no handshake is seen, this goes on where the last one was.
+        let (pid, ssl, since) = key;
+        let last = self.latest.insert((pid, ssl), since);
+        let last = last.and_then(|since| self.connections.get(&(pid, ssl, since)));
+        let mut maskers = last.map_or_else(Default::default, |last| last.maskers.clone());
+        if last.is_some() || self.forgotten {
+            maskers.iter_mut().for_each(Masker::restart);
         }
         self.shown.connections += 1;
         let connection = Connection {
             number: self.shown.connections,
+            maskers,
             ..Connection::default()
         };
         self.connections.insert(key, connection);
@@ -209,6 +230,7 @@ impl<W: Write> Session<W> {
             What::Handshake { function, outcome } => {
                 let done = outcome == Outcome::Done;
                 if done && connection.next == [None, None] {
+                    connection.maskers = Default::default();
                     connection.maskers.iter_mut().for_each(Masker::start_seen);
                 }
                 let event = Handshake {
@@ -445,6 +467,31 @@ mod tests {
             assert_eq!(event[name], value, "{name}");
         }
         assert!(event.get("missing").is_none() && event.get("masked").is_none());
+    }
+
+    #[test]
+    fn a_connection_that_starts_anew_without_a_handshake_shows_no_rest_of_a_secret() {
+        for (handshake, shown) in [(false, "***\r\nA: b"), (true, "def\r\nA: b")] {
+            let mut session = session(Format::Json, Style::default());
+            feed(&mut session, &written(0, 19), b"GET /\r\nCookie: abc");
+            let again = Header {
+                since_ns: 2,
+                ..written(0, 9)
+            };
+            if handshake {
+                let done = Header {
+                    kind: 1,
+                    function: 4,
+                    flags: record::FLAG_DONE,
+                    length: 0,
+                    ..again
+                };
+                feed(&mut session, &done, b"");
+            }
+            feed(&mut session, &again, b"def\r\nA: b");
+            let events = events(session);
+            assert_eq!(events.last().unwrap()["data"], shown, "{events:?}");
+        }
     }
 
     #[test]

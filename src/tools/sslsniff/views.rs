@@ -142,7 +142,7 @@ impl Views {
         };
         let spoken = http.close(time, close.connection);
         self.exchanges(time, sink)?;
-        if self.lines && !spoken && close.read + close.written > 0 {
+        if self.lines && !spoken && (close.read > 0 || close.written > 0) {
             let event = NotHttp {
                 connection: close.connection,
                 read: close.read,

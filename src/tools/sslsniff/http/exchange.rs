@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 
 use super::super::event::Ends;
+use super::super::mask::Lines;
 use super::super::record::Direction;
 use crate::output::{Event, Line, Printable, Style};
 use crate::process::Identity;
@@ -63,6 +64,9 @@ impl Budget {
     }
 }
 
+/// Headers and trailers of a message; servers take some 100.
+const MOST_FIELDS: usize = 256;
+
 /// What follows a head.
 #[derive(Debug, Default)]
 pub struct Body {
@@ -76,15 +80,18 @@ pub struct Body {
     pub messages: u64,
     /// Bytes that headers and the like take.
     taken: usize,
+    /// What masks the kept bytes, if that is wanted.
+    secrets: Option<Lines>,
     /// Where the kept bytes are taken from.
     budget: Budget,
 }
 
 impl Body {
-    /// An empty one.
-    pub fn new(budget: &Budget) -> Self {
+    /// An empty one, of which secrets are masked as everywhere, or shown.
+    pub fn new(budget: &Budget, show_secrets: bool) -> Self {
         let mut body = Self::default();
         body.budget = budget.clone();
+        body.secrets = (!show_secrets).then(Lines::default);
         body
     }
 
@@ -105,9 +112,13 @@ impl Body {
             let room = most.saturating_sub(self.kept.len()).min(left);
             let taken = bytes.len().min(room);
             self.budget.0.set(left - taken);
+            let before = self.kept.len();
             self.kept.extend_from_slice(&bytes[..taken]);
+            if let Some(secrets) = &mut self.secrets {
+                secrets.mask(&mut self.kept[before..]);
+            }
         }
-        self.length += bytes.len() as u64;
+        self.length = self.length.saturating_add(bytes.len() as u64);
     }
 
     /// Takes so many bytes for something else; says whether there was room.
@@ -122,8 +133,9 @@ impl Body {
 
     /// Bytes of it that are missing.
     pub(super) fn skip(&mut self, missing: u64) {
-        self.length += missing;
-        self.missing += missing;
+        // The program says how much, and may say anything.
+        self.length = self.length.saturating_add(missing);
+        self.missing = self.missing.saturating_add(missing);
     }
 }
 
@@ -150,6 +162,9 @@ pub struct Message {
 impl Message {
     /// Adds a field, if there is room.
     pub(super) fn add(&mut self, field: Field) {
+        if self.fields.len() >= MOST_FIELDS {
+            return;
+        }
         let size = size_of::<Field>() + field.name.len() + field.value.len();
         if self.body.take(size) {
             self.fields.push(field);

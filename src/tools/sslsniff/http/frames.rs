@@ -99,6 +99,11 @@ impl Frames {
         }
     }
 
+    /// Bytes of memory that it takes.
+    pub(super) fn held(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// So many bytes are missing.
     pub(super) fn skip(&mut self, missing: u64, mut each: impl FnMut(Piece<'_>)) {
         match self.at {

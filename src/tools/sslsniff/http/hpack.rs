@@ -20,9 +20,20 @@ const ENTRY: usize = 32;
 /// Name and value; no name where it is not known.
 pub(super) type Pair = (Option<Vec<u8>>, Vec<u8>);
 
-/// One direction's table.
+/// What a table starts with (RFC 9113, section 6.5.2).
+const FIRST_TABLE: usize = 4096;
+/// Memory that a table takes at most, for each byte of its size: entries of 32 bytes, as they are counted,
+/// are two vectors in a queue that doubles, and each allocation has its overhead.
+const OVERHEAD: usize = 4;
+
+/// One direction's table. It is made when there is a block, as most that is
+/// taken for a connection by its first bytes has none.
 pub(super) struct Blocks {
-    decoder: Decoder<'static>,
+    decoder: Option<Box<Decoder<'static>>>,
+    /// It is empty at first.
+    start: bool,
+    /// How large the table may grow.
+    size: usize,
 }
 
 impl std::fmt::Debug for Blocks {
@@ -34,9 +45,11 @@ impl std::fmt::Debug for Blocks {
 impl Blocks {
     /// A table as it is at the start of a connection: empty.
     pub(super) fn from_start() -> Self {
-        let mut decoder = Decoder::new();
-        decoder.set_max_allowed_table_size(LARGEST_TABLE);
-        Self { decoder }
+        Self {
+            decoder: None,
+            start: true,
+            size: FIRST_TABLE,
+        }
     }
 
     /// A table that has been in use: full of entries that are not known. They are the shortest that
@@ -45,14 +58,30 @@ impl Blocks {
     /// and never of a wrong one: also if the real table is smaller than this one, as what has left
     /// it is not referred to any more.
     pub(super) fn in_use() -> Self {
-        let mut blocks = Self::from_start();
-        blocks.decoder.set_max_table_size(LARGEST_IN_USE);
-        // "Literal with incremental indexing", a new name, no value.
-        let entry = [0x40, 1, UNKNOWN_NAME[0], 0];
-        let block = entry.repeat(LARGEST_IN_USE / (ENTRY + UNKNOWN_NAME.len()));
-        let filled = blocks.decoder.decode_with_cb(&block, |_, _| {});
-        debug_assert!(filled.is_ok(), "the block is well-formed");
-        blocks
+        Self {
+            decoder: None,
+            start: false,
+            size: LARGEST_IN_USE,
+        }
+    }
+
+    fn decoder(&self) -> Box<Decoder<'static>> {
+        let mut decoder = Box::new(Decoder::new());
+        decoder.set_max_allowed_table_size(LARGEST_TABLE);
+        if !self.start {
+            decoder.set_max_table_size(LARGEST_IN_USE);
+            // "Literal with incremental indexing", a new name, no value.
+            let entry = [0x40, 1, UNKNOWN_NAME[0], 0];
+            let block = entry.repeat(LARGEST_IN_USE / (ENTRY + UNKNOWN_NAME.len()));
+            let filled = decoder.decode_with_cb(&block, |_, _| {});
+            debug_assert!(filled.is_ok(), "the block is well-formed");
+        }
+        decoder
+    }
+
+    /// Bytes of memory that it may take by now.
+    pub(super) fn held(&self) -> usize {
+        self.decoder.as_ref().map_or(0, |_| self.size * OVERHEAD)
     }
 
     /// The fields of a whole block, as many as [`LONGEST_FIELDS`] allows. `None` if the
@@ -60,7 +89,11 @@ impl Blocks {
     pub(super) fn decode(&mut self, block: &[u8]) -> Option<Vec<Pair>> {
         let mut fields = Vec::new();
         let mut left = LONGEST_FIELDS;
-        let decoded = self.decoder.decode_with_cb(block, |name, value| {
+        let mut decoder = self.decoder.take().unwrap_or_else(|| self.decoder());
+        self.size = self.size.max(announced(block).min(LARGEST_TABLE));
+        // A block whose table grows later than at its start is malformed.
+        decoder.set_max_allowed_table_size(self.size);
+        let decoded = decoder.decode_with_cb(block, |name, value| {
             let size = ENTRY + name.len() + value.len();
             left = left.saturating_sub(size);
             if left == 0 {
@@ -73,8 +106,34 @@ impl Blocks {
             *self = Self::in_use();
             return None;
         }
+        self.decoder = Some(decoder);
         Some(fields)
     }
+}
+
+/// The largest of the sizes that a block starts with (RFC 7541, section 6.3); 0 if there are none.
+fn announced(block: &[u8]) -> usize {
+    let (mut largest, mut at) = (0, 0);
+    while let Some(first) = block.get(at).filter(|first| *first & 0xe0 == 0x20) {
+        at += 1;
+        let mut size = usize::from(first & 0x1f);
+        if size == 0x1f {
+            let mut shift = 0;
+            while let Some(next) = block.get(at) {
+                at += 1;
+                if shift > 21 {
+                    return usize::MAX;
+                }
+                size += usize::from(next & 0x7f) << shift;
+                shift += 7;
+                if next & 0x80 == 0 {
+                    break;
+                }
+            }
+        }
+        largest = largest.max(size);
+    }
+    largest
 }
 
 #[cfg(test)]
@@ -149,6 +208,23 @@ mod tests {
         );
         let again = encoder.encode([(b"x-known".as_slice(), b"1".as_slice())]);
         assert_eq!(names(&blocks.decode(&again).unwrap()), ["?"]);
+    }
+
+    #[test]
+    fn a_table_takes_no_memory_before_a_block_and_grows_only_as_it_is_told() {
+        for mut blocks in [Blocks::in_use(), Blocks::from_start()] {
+            assert_eq!(blocks.held(), 0);
+            blocks.decode(&[0x82]).unwrap();
+            assert!(blocks.held() <= LARGEST_IN_USE * OVERHEAD);
+            // "The table has 65,536 bytes", and `:method: GET`.
+            let larger = [0x3f, 0xe1, 0xff, 0x03, 0x82];
+            assert_eq!(announced(&larger), LARGEST_TABLE);
+            blocks.decode(&larger).unwrap();
+            assert_eq!(blocks.held(), LARGEST_TABLE * OVERHEAD);
+        }
+        let mut blocks = Blocks::from_start();
+        let later = [0x82, 0x3f, 0xe1, 0xff, 0x03, 0x82];
+        assert!(blocks.decode(&later).is_none());
     }
 
     proptest! {

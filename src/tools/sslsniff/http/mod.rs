@@ -34,6 +34,10 @@ use crate::process::Identity;
 const MOST_CONNECTIONS: usize = 4096;
 /// Bytes of headers and bodies that are kept at once, of all connections.
 const MOST_KEPT: usize = 64 << 20;
+/// Bytes of what is under way that is held at once besides: parts of heads and of frames, tables.
+const MOST_HELD: usize = 64 << 20;
+/// What an exchange takes besides headers and bodies: itself, and what is known of its process.
+const OF_AN_EXCHANGE: usize = 2048;
 /// The longest start that tells what a connection speaks.
 const LONGEST_START: usize = PREFACE.len();
 
@@ -98,7 +102,7 @@ impl Context<'_> {
     /// An exchange of which nothing is known yet.
     fn exchange(&self, requests: Direction, version: &'static str) -> Exchange {
         let message = || Message {
-            body: Body::new(self.budget),
+            body: Body::new(self.budget, self.show_secrets),
             ..Message::default()
         };
         Exchange {
@@ -138,6 +142,8 @@ struct Conversation {
     next: [u64; 2],
     /// The count of pieces when it was last used.
     used: u64,
+    /// Bytes of memory that it holds.
+    held: usize,
 }
 
 /// All connections of a run.
@@ -147,6 +153,8 @@ pub struct Http {
     show_secrets: bool,
     keep: usize,
     budget: Budget,
+    /// The sum of what connections hold.
+    held: usize,
     pieces: u64,
     done: Vec<Exchange>,
 }
@@ -159,6 +167,7 @@ impl Http {
             show_secrets,
             keep,
             budget: Budget::new(MOST_KEPT),
+            held: 0,
             pieces: 0,
             done: Vec::new(),
         }
@@ -181,6 +190,7 @@ impl Http {
                 ends: data.ends.clone(),
                 next: [0, 0],
                 used: 0,
+                held: 0,
             });
         conversation.used = self.pieces;
         let direction = if data.direction == Direction::Read.name() {
@@ -225,6 +235,12 @@ impl Http {
         if cut > 0 {
             conversation.protocol.skip(direction, cut, &mut context);
         }
+        let held = conversation.protocol.held();
+        self.held = self.held - conversation.held + held;
+        conversation.held = held;
+        while self.held > MOST_HELD {
+            self.forget(time);
+        }
     }
 
     /// The connection is at its end; says whether it spoke HTTP.
@@ -256,6 +272,7 @@ impl Http {
         mut conversation: Conversation,
         outcome: Outcome,
     ) -> bool {
+        self.held -= conversation.held;
         let mut context = Context {
             time,
             connection,
@@ -274,11 +291,15 @@ impl Http {
         true
     }
 
-    /// Connections of programs that ended without freeing theirs: the half that was not used for
+    /// Connections of programs that ended without freeing theirs, or too much of them: the half that was not used for
     /// longest is forgotten.
     fn forget(&mut self, time: OffsetDateTime) {
         let mut used: Vec<_> = self.conversations.values().map(|one| one.used).collect();
-        let (_, middle, _) = used.select_nth_unstable(MOST_CONNECTIONS / 2);
+        if used.is_empty() {
+            return;
+        }
+        let half = (used.len() - 1) / 2;
+        let (_, middle, _) = used.select_nth_unstable(half);
         let middle = *middle;
         let (old, kept) = std::mem::take(&mut self.conversations)
             .into_iter()
@@ -355,6 +376,15 @@ impl Protocol {
         {
             // Too little to tell.
             starts[direction.index()] = start;
+        }
+    }
+
+    /// Bytes of memory that it holds.
+    fn held(&self) -> usize {
+        match self {
+            Self::Unknown(starts) => starts.iter().map(Vec::capacity).sum(),
+            Self::One(one) => one.held(),
+            Self::Two(two) => size_of::<Two>() + two.held(),
         }
     }
 

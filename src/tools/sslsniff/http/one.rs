@@ -192,6 +192,12 @@ impl One {
         }
     }
 
+    /// Bytes of memory that it takes, without what comes out of the budget.
+    pub(super) fn held(&self) -> usize {
+        let lines: usize = self.sides.iter().map(|side| side.line.capacity()).sum();
+        lines + self.pending.len() * super::OF_AN_EXCHANGE
+    }
+
     /// The connection is at its end, for this reason.
     pub(super) fn end(&mut self, outcome: Outcome, context: &mut Context<'_>) {
         let answers = &self.sides[self.requests.other().index()];

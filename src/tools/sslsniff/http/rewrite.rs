@@ -111,6 +111,12 @@ impl Rewriter {
         });
     }
 
+    /// Bytes of memory that it takes.
+    pub fn held(&self) -> usize {
+        let of = |side: &Side| side.frames.held() + side.blocks.held() + side.block.capacity();
+        size_of::<Self>() + self.sides.iter().map(of).sum::<usize>()
+    }
+
     /// So many bytes are missing.
     pub fn skip(&mut self, direction: Direction, missing: u64) {
         let Side {

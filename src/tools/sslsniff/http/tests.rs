@@ -13,6 +13,7 @@ const START: OffsetDateTime = datetime!(2026-01-02 03:04:05 UTC);
 /// A connection that is fed by hand; each piece comes a millisecond after the last.
 struct Wire {
     http: Http,
+    connection: u64,
     offsets: [u64; 2],
     pieces: i64,
     who: Identity,
@@ -22,6 +23,7 @@ impl Wire {
     fn new() -> Self {
         Self {
             http: Http::new(100, false),
+            connection: 1,
             offsets: [0, 0],
             pieces: 0,
             who: Identity {
@@ -38,30 +40,12 @@ impl Wire {
 
     fn piece(&mut self, direction: Direction, bytes: &[u8], length: usize) {
         self.pieces += 1;
+        let time = self.time();
+        let who = self.who.clone();
+        let data = data(&who, self.connection, direction, bytes, length);
         let offset = self.offsets[direction.index()];
         self.offsets[direction.index()] += length as u64;
-        let data = Data {
-            direction: direction.name(),
-            function: "SSL_write",
-            library: None,
-            connection: 1,
-            offset,
-            length: length as u64,
-            captured: u32::try_from(bytes.len()).unwrap(),
-            missing: None,
-            repeated: false,
-            duration_ns: None,
-            ends: &Ends::default(),
-            masked: false,
-            data: Payload::None {},
-            who: &self.who,
-            bytes,
-            raw: bytes,
-            starts: true,
-            hex: false,
-        };
-        let time = self.time();
-        self.http.data(time, &data);
+        self.http.data(time, &Data { offset, ..data });
     }
 
     fn write(&mut self, bytes: impl AsRef<[u8]>) {
@@ -93,6 +77,141 @@ impl Wire {
         };
         self.http.done().iter().map(shown).collect()
     }
+}
+
+const NOWHERE: &Ends = &Ends {
+    local: None,
+    peer: None,
+    peer_via: None,
+};
+
+/// A call at offset 0.
+fn data<'a>(
+    who: &'a Identity,
+    connection: u64,
+    direction: Direction,
+    bytes: &'a [u8],
+    length: usize,
+) -> Data<'a> {
+    Data {
+        direction: direction.name(),
+        function: "SSL_write",
+        library: None,
+        connection,
+        offset: 0,
+        length: length as u64,
+        captured: u32::try_from(bytes.len()).unwrap(),
+        missing: None,
+        repeated: false,
+        duration_ns: None,
+        ends: NOWHERE,
+        masked: false,
+        data: Payload::None {},
+        who,
+        bytes,
+        raw: bytes,
+        starts: true,
+        hex: false,
+    }
+}
+
+#[test]
+fn connections_that_never_finish_what_they_start_take_little_memory() {
+    let mut wire = Wire::new();
+    let head = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(60_000));
+    let mut frames = PREFACE.to_vec();
+    frames.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // Headers, of which the last byte of 200,001 does not come.
+    frames.extend([3, 13, 65, 1, 0, 0, 0, 0, 1]);
+    frames.resize(200_000, 0x82);
+    let mut most = 0;
+    for connection in 1..3000 {
+        (wire.connection, wire.offsets) = (connection, [0, 0]);
+        wire.write(if connection % 2 == 0 {
+            head.as_bytes()
+        } else {
+            &frames
+        });
+        most = most.max(wire.http.held);
+        assert!(wire.http.held <= MOST_HELD);
+        let sum: usize = wire
+            .http
+            .conversations
+            .values()
+            .map(|one| one.protocol.held())
+            .sum();
+        assert_eq!(sum, wire.http.held);
+    }
+    assert!(most > MOST_HELD / 2, "{most}");
+    wire.http.finish(START);
+    assert_eq!(wire.http.held, 0);
+    assert!(!wire.http.done().is_empty());
+}
+
+#[test]
+fn frames_without_headers_make_no_table() {
+    let mut wire = Wire::new();
+    // WINDOW_UPDATE, as if of a connection that is older.
+    wire.write([0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    assert!(matches!(
+        wire.http.conversations[&1].protocol,
+        Protocol::Two(_)
+    ));
+    assert!(wire.http.held < 4096, "{}", wire.http.held);
+}
+
+#[test]
+fn lengths_that_cannot_be_are_borne() {
+    for start in [
+        &b"POST / HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\nx"[..],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    ] {
+        let mut wire = Wire::new();
+        wire.write(start);
+        let who = Identity::default();
+        let data = Data {
+            offset: start.len() as u64,
+            length: u64::MAX,
+            ..data(&who, 1, Direction::Write, b"x", 1)
+        };
+        wire.http.data(START, &data);
+        wire.http.finish(START);
+    }
+    let mut body = Body::default();
+    body.skip(u64::MAX);
+    body.skip(1);
+    body.push(b"x", 0);
+    assert_eq!((body.length, body.missing), (u64::MAX, u64::MAX));
+}
+
+#[test]
+fn secrets_in_lines_of_bodies_are_masked_unless_they_are_wanted() {
+    for (show, shown) in [
+        (false, "Authorization: ***\nx"),
+        (true, "Authorization: abc\nx"),
+    ] {
+        let mut wire = Wire::new();
+        wire.http = Http::new(100, show);
+        wire.write("POST / HTTP/1.1\r\nContent-Length: 20\r\n\r\nAuthorization: a");
+        wire.write("bc\nx");
+        wire.http.finish(START);
+        assert_eq!(wire.http.done()[0].request.body.kept(), shown.as_bytes());
+    }
+}
+
+#[test]
+fn a_message_has_no_more_than_so_many_fields() {
+    let mut message = Message {
+        body: Body::new(&Budget::new(1 << 20), false),
+        ..Message::default()
+    };
+    for _ in 0..1000 {
+        message.add(Field {
+            name: "x".to_owned(),
+            value: String::new(),
+        });
+    }
+    assert_eq!(message.fields.len(), 256);
 }
 
 #[test]

@@ -157,6 +157,12 @@ impl Two {
         self.sides[direction.index()].frames = frames;
     }
 
+    /// Bytes of memory that it takes, without what comes out of the budget.
+    pub(super) fn held(&self) -> usize {
+        let of = |side: &Side| side.frames.held() + side.blocks.held() + side.block.capacity();
+        self.sides.iter().map(of).sum::<usize>() + self.streams.len() * super::OF_AN_EXCHANGE
+    }
+
     /// The connection is at its end, for this reason.
     pub(super) fn end(&mut self, outcome: Outcome, context: &mut Context<'_>) {
         for (_, mut stream) in std::mem::take(&mut self.streams) {

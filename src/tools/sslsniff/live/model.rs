@@ -96,8 +96,8 @@ impl Model {
         };
         let second = self.second(time);
         match direction {
-            Direction::Read => second.read += data.length,
-            Direction::Write => second.written += data.length,
+            Direction::Read => second.read = second.read.saturating_add(data.length),
+            Direction::Write => second.written = second.written.saturating_add(data.length),
         }
         if !self.connections.contains_key(&data.connection) {
             self.total += 1;
@@ -129,11 +129,11 @@ impl Model {
             connection.peer.clone_from(peer);
         }
         match direction {
-            Direction::Read => connection.read += data.length,
-            Direction::Write => connection.written += data.length,
+            Direction::Read => connection.read = connection.read.saturating_add(data.length),
+            Direction::Write => connection.written = connection.written.saturating_add(data.length),
         }
         let missing = data.missing.unwrap_or(0);
-        connection.missing += missing;
+        connection.missing = connection.missing.saturating_add(missing);
         connection.add(Part {
             direction,
             offset: data.offset,
@@ -178,8 +178,8 @@ impl Model {
             .range(now - WINDOW..now)
             .map(|(_, rates)| rates)
         {
-            sum.read += rates.read;
-            sum.written += rates.written;
+            sum.read = sum.read.saturating_add(rates.read);
+            sum.written = sum.written.saturating_add(rates.written);
             sum.requests += rates.requests;
         }
         let seconds = WINDOW.unsigned_abs();
@@ -276,10 +276,13 @@ impl Model {
 
 impl Connection {
     fn add(&mut self, mut part: Part) {
+        if part.bytes.is_empty() && part.missing == 0 {
+            return;
+        }
         if part.bytes.len() > MOST_PAYLOAD {
             let first = part.bytes.len() - MOST_PAYLOAD;
             part.bytes.drain(..first);
-            part.offset += first as u64;
+            part.offset = part.offset.saturating_add(first as u64);
         }
         self.payload += part.bytes.len();
         self.parts.push_back(part);

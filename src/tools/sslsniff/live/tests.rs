@@ -248,3 +248,29 @@ fn every_size_of_terminal_can_be_drawn_on() {
     }
     assert!(model.key(Key::Quit));
 }
+
+#[test]
+fn any_length_is_counted_and_what_is_empty_is_not_remembered() {
+    let mut model = Model::default();
+    let curl = who("curl");
+    for _ in 0..3 {
+        let mut huge = data(&curl, 1, "read", b"x");
+        (huge.length, huge.offset, huge.missing) = (u64::MAX, u64::MAX, Some(u64::MAX));
+        model.data(START, &huge);
+        model.data(START + time::Duration::seconds(1), &huge);
+    }
+    let connection = &model.connections[&1];
+    assert_eq!((connection.read, connection.missing), (u64::MAX, u64::MAX));
+    let rates = model.rates(START + time::Duration::seconds(2));
+    assert_eq!(rates.read, u64::MAX / 5);
+    for _ in 0..3 {
+        model.data(START, &data(&curl, 2, "read", b""));
+    }
+    assert!(model.connections[&2].parts.is_empty());
+    let mut missing = data(&curl, 2, "read", b"");
+    missing.missing = Some(1);
+    for _ in 0..3000 {
+        model.data(START, &missing);
+    }
+    assert_eq!(model.connections[&2].parts.len(), 1024);
+}

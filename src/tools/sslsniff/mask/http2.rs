@@ -112,6 +112,18 @@ impl Frames {
         };
     }
 
+    /// Nobody knows whether bytes are missing: frames go on only where a call starts with one.
+    pub(super) fn restart(&mut self, bytes: &[u8], starts: bool) {
+        self.mode = match self.mode {
+            Mode::Unknown if self.length == 0 => Mode::Unknown,
+            Mode::Unknown | Mode::Unsure => Mode::Unsure,
+            Mode::Other => Mode::Other,
+            Mode::Header if self.length == 0 && starts && is_chain(bytes) => Mode::Header,
+            _ => Mode::Astray,
+        };
+        self.length = 0;
+    }
+
     /// Masks what `detect` found to be frames.
     pub(super) fn mask(&mut self, bytes: &mut [u8]) -> bool {
         let mut masked = false;
