@@ -12,6 +12,7 @@
 /* sys/socket.h */
 #define AF_INET 2
 #define AF_INET6 10
+#define SOCK_STREAM 1
 
 /* How far the library's frames reach below a call's: callbacks of the program among them. Beyond, the
  * call was left by a jump and the stack pointer is another's.
@@ -49,6 +50,9 @@ static __always_inline int uses_socket(struct sock *sk, struct thread *thread, _
 
 	call = innermost(thread);
 	if (!call || (stack && call->stack - stack > DEEPEST_CALL))
+		return 0;
+	/* A callback may ask a resolver or write to a log, by datagrams. */
+	if (BPF_CORE_READ(sk, sk_type) != SOCK_STREAM)
 		return 0;
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	peer_port = BPF_CORE_READ(sk, __sk_common.skc_dport);

@@ -113,6 +113,8 @@ pub struct Arrivals {
     last: u32,
     /// Numbers that records may still have.
     gone: Vec<u32>,
+    /// Since the last sweep, a file was told of that there was no room for.
+    told_full: bool,
 }
 
 impl Arrivals {
@@ -126,6 +128,7 @@ impl Arrivals {
             names,
             last: 0,
             gone: Vec::new(),
+            told_full: false,
         }
     }
 
@@ -250,7 +253,10 @@ impl Arrivals {
                 self.mapped(mapped, filter, arrived);
             }
             if lost > 0 {
-                self.found.again(&|| false)?;
+                self.found.again(&|| {
+                    stop.wait(&[], Some(Duration::ZERO))
+                        .is_ok_and(|woken| woken.stopped)
+                })?;
                 self.probe_new(None, arrived);
             }
             if swept.elapsed() >= SWEEP {
@@ -281,7 +287,19 @@ impl Arrivals {
                     inode,
                     path,
                 };
+                let left_out = self.found.left_out;
                 let Some(library) = self.found.mapped(mapped.pid, &mapping) else {
+                    if self.found.left_out > left_out {
+                        let why = "too much was read of other files; it is looked at again later";
+                        self.found.skipped.push(Skipped::of(path, why));
+                    }
+                    // Anybody can make there be many: one is told of until the next sweep.
+                    if self.told_full {
+                        self.found.skipped.clear();
+                    } else if !self.found.skipped.is_empty() {
+                        self.told_full = true;
+                        self.probe_new(Some(mapped.pid), arrived);
+                    }
                     return;
                 };
                 // Gone already, or another user's: probed all the same.
@@ -334,6 +352,7 @@ impl Arrivals {
     /// Lets go of libraries that no process maps any more.
     fn sweep(&mut self) {
         self.found.refresh();
+        self.told_full = false;
         for number in self.gone.drain(..) {
             self.names.remove(number);
         }

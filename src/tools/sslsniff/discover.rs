@@ -229,12 +229,12 @@ impl Found {
         self.processes(&[], stopped)
     }
 
-    /// Looks at what a process executes from: `None` if it cannot be opened (any more), else whether
-    /// it is a library, and then which. A new one is added to `libraries`.
+    /// Looks at what a process executes from: `None` if it cannot be opened (any more) or there is no
+    /// room for it now, so that it is to be looked at again; else whether it is a library, and then which. A new one is added to `libraries`.
     pub fn mapped(&mut self, pid: u32, mapping: &Mapping<'_>) -> Option<Option<FileId>> {
         let file = open_mapping(pid, mapping)?;
         let mapped = Some((mapping.device, mapping.inode));
-        Some(self.examine(mapping.path, file, false, mapped))
+        self.examine(mapping.path, file, false, mapped)
     }
 
     /// Reads as much again as at the start.
@@ -275,14 +275,16 @@ impl Found {
         file: File,
         required: bool,
         mapped: Option<MappedAs>,
-    ) -> Option<FileId> {
-        let key = regular(&file)?;
+    ) -> Option<Option<FileId>> {
+        let Some(key) = regular(&file) else {
+            return Some(None);
+        };
         let id = key.0;
         if self.known.contains(&id) {
-            return Some(id);
+            return Some(Some(id));
         }
         if self.others.contains(&key) {
-            return None;
+            return Some(None);
         }
         self.examined += 1;
         let exceeded = Cell::new(false);
@@ -298,13 +300,14 @@ impl Found {
         let offsets = symbols::find_in(&ReadCache::new(bounded), stored).unwrap_or_default();
         self.left_out += usize::from(exceeded.get());
         if offsets.is_empty() {
+            if exceeded.get() {
+                return None;
+            }
             if self.others.len() >= MOST_OTHERS {
                 self.others.clear();
             }
-            if !exceeded.get() {
-                self.others.insert(key);
-            }
-            return None;
+            self.others.insert(key);
+            return Some(None);
         }
         if self.known.len() >= self.room.libraries {
             self.skipped
@@ -320,7 +323,7 @@ impl Found {
             id,
             mapped,
         });
-        Some(id)
+        Some(Some(id))
     }
 }
 
@@ -508,9 +511,14 @@ mod tests {
         let path = Path::new("/proc/self/exe");
         let mut found = Found::default();
         found.room.bytes.set(1000);
-        found.examine(path, open(path).unwrap(), false, None);
+        let looked = found.examine(path, open(path).unwrap(), false, None);
         assert_eq!((found.examined, found.left_out), (1, 1));
         assert!(found.room.bytes.get() < 1000);
+        // Nobody may take it for no library: it is looked at again once there is room.
+        assert_eq!(looked, None);
+        found.refresh();
+        let looked = found.examine(path, open(path).unwrap(), false, None);
+        assert_eq!(looked, Some(None));
     }
 
     #[test]

@@ -70,8 +70,10 @@ impl Losses {
         if amount == Amount::default() {
             return Ok(());
         }
-        self.sums[index].calls += amount.calls;
-        self.sums[index].bytes += amount.bytes;
+        let sum = &mut self.sums[index];
+        // Lengths are the program's word.
+        sum.calls = sum.calls.saturating_add(amount.calls);
+        sum.bytes = sum.bytes.saturating_add(amount.bytes);
         let event = Lost {
             cause: CAUSES[index].1,
             amount,
