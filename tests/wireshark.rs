@@ -30,6 +30,7 @@ fn call<'a>(
         captured: u32::try_from(bytes.len()).unwrap(),
         missing: None,
         repeated: false,
+        duration_ns: None,
         ends,
         masked: false,
         data: Payload::None {},

@@ -514,6 +514,7 @@ mod tests {
             captured: u32::try_from(bytes.len()).unwrap(),
             missing: None,
             repeated: false,
+            duration_ns: None,
             ends,
             masked: false,
             data: Payload::None {},

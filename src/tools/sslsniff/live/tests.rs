@@ -202,7 +202,6 @@ fn closed_connections_make_room_first_and_memory_is_bounded() {
         written: 0,
         duration_ns: 0,
         facts: &Facts::default(),
-        duration_ns: None,
         ends: NOWHERE,
         who: &nc,
     };
