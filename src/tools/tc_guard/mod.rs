@@ -28,13 +28,12 @@ pub mod trial;
 
 use anyhow::Result;
 
-use self::guard::needed;
 pub use self::guard::{Guard, Hook};
 use self::plan::Plan;
 use self::policy::Policy;
 use crate::failure::Failure;
 use crate::kernel::interfaces;
-use crate::kernel::privileges::{self, Capabilities};
+use crate::kernel::privileges::{self, Capabilities, Capability};
 use crate::kernel::tc::Method;
 use crate::kernel::{cgroup, namespace};
 use crate::metadata;
@@ -104,11 +103,12 @@ fn try_out() -> Result<Vec<String>> {
     }) {
         Some(tried) => tried?,
         None => {
-            let missing = Capabilities::effective().missing(needed(method));
+            let few = [Capability::Bpf, Capability::NetAdmin];
+            let missing = Capabilities::effective().missing(&few);
             if !missing.is_empty() {
                 return Err(Failure::blocked(
                     format!("{} is missing", privileges::list(&missing)),
-                    format!("run as root, or with {}", privileges::list(needed(method))),
+                    format!("run as root, or with {}", privileges::list(&few)),
                 )
                 .into());
             }
