@@ -20,7 +20,7 @@ use super::guard::{Guard, Hook};
 use super::plan::Plan;
 use super::statement::Statement;
 use crate::kernel::hooks::{self, How};
-use crate::kernel::instance::{self, Claim, Instance};
+use crate::kernel::instance::{self, Claim, Instance, Running};
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::pin::{FOLDER, Lock, Shelf};
 use crate::kernel::tc::{Attachment, Method, Side};
@@ -51,41 +51,38 @@ pub enum Found {
     Guard(Box<Guard>),
 }
 
-/// Makes this the only process that guards this network namespace. Where the name is held by another
-/// user, who has nothing to do with it, that is told in the second value.
+/// Makes this the only process that guards this network namespace. Where the name is held by somebody
+/// who has nothing to do with it, that is told in the second value.
 ///
 /// # Errors
 /// If a guard runs here already.
 pub fn only() -> Result<(Option<Instance>, Option<String>)> {
     match instance::claim(INSTANCE)? {
         Claim::Ours(instance) => Ok((Some(instance), None)),
-        // Anybody may have hidden the socket, in the queue of another one, say.
-        Claim::Taken(None) => Ok((
-            None,
-            Some(format!(
-                "nobody can be found who holds the socket name @{INSTANCE}, so that a second guard \
-                 would not be noticed"
-            )),
-        )),
-        Claim::Taken(Some(pid)) => {
+        Claim::Taken(Running { pid, .. }) => {
             bail!(
                 "a guard runs in this network namespace already (process {pid}); a second one is not stacked \
                  on it: end it first, or give it another policy with ebpfkit tc-guard reload"
             )
         }
-        Claim::Squatted { pid, uid } => Ok((
+        Claim::Squatted(who) => Ok((
             None,
             Some(format!(
-                "process {pid} of uid {uid} holds the socket name @{INSTANCE}, so that a second \
-                 guard would not be noticed"
+                "the socket name @{INSTANCE} is held by {who}, so that status and stop will not find this \
+                 process"
             )),
         )),
     }
 }
 
 /// The process that guards here, if one runs.
-pub fn process() -> Option<u32> {
+pub fn process() -> Option<Running> {
     instance::running(INSTANCE)
+}
+
+/// Its id.
+pub fn process_id() -> Option<u32> {
+    process().map(|running| running.pid)
 }
 
 /// Whether an attached program or filter of this name is a gate.

@@ -145,7 +145,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
 /// # Errors
 /// If what is pinned cannot be opened.
 pub fn find(bpffs: Option<&std::path::Path>) -> Result<Status> {
-    let pid = pinned::process();
+    let pid = pinned::process_id();
     let state = |state| Status {
         state,
         pid,
