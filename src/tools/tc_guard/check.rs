@@ -2,12 +2,14 @@
 
 //! `ebpfkit tc-guard check`: what can get past the guard on this machine, and what closes that.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::gates;
 use super::guard::Guard;
 use super::holders::{self, Survey};
 use super::pinned::{self, Found};
@@ -15,7 +17,7 @@ use super::plan::Plan;
 use super::run::Place;
 use super::statement::Statement;
 use super::status::{self, InterfaceStatus};
-use super::{NAME, trial};
+use super::{NAME, strangers, trial};
 use crate::kernel::hooks;
 use crate::kernel::interfaces;
 use crate::kernel::tc::{Method, Side};
@@ -143,6 +145,13 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
                 ));
                 findings.extend(interface_findings(&foreground_interfaces()?));
             }
+            None if strangers::judging(&strangers::find(&BTreeSet::new())?).is_some() => {
+                findings.push(Finding::note(
+                    "guard",
+                    "a guard is in force whose pins are not in this bpffs: name another one with --bpffs",
+                ));
+                findings.extend(interface_findings(&foreground_interfaces()?));
+            }
             None => findings.push(Finding::gap(
                 "guard",
                 "no guard is in force in this network namespace",
@@ -198,7 +207,13 @@ fn interface_findings(interfaces: &[InterfaceStatus]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for interface in interfaces {
         let name = &interface.name;
-        if !interface.whole {
+        if let Some(why) = &interface.unreadable {
+            findings.push(Finding::gap(
+                "interface",
+                format!("{name} cannot be guarded: {why}"),
+                "route what is guarded by another interface, or guard one on its way",
+            ));
+        } else if !interface.whole {
             findings.push(Finding::gap(
                 "interface",
                 format!("{name} is not guarded"),
@@ -227,7 +242,7 @@ fn interface_findings(interfaces: &[InterfaceStatus]) -> Vec<Finding> {
 
 /// What a guard that is not pinned is attached to, by the names of its programs.
 fn foreground_interfaces() -> Result<Vec<InterfaceStatus>> {
-    let ours = |at: &hooks::Attached| at.name.as_deref().is_some_and(pinned::is_gate);
+    let ours = |at: &hooks::Attached| at.name.as_deref().is_some_and(gates::is_gate);
     let mut found = Vec::new();
     for interface in interfaces::all()?.iter().filter(|at| !at.loopback) {
         let egress = hooks::at(interface.index, Side::Egress)?;
@@ -377,6 +392,7 @@ mod tests {
             name: "eth0".to_owned(),
             guarded: vec!["egress"],
             whole,
+            unreadable: None,
             ahead: ahead.iter().map(|&text| text.to_owned()).collect(),
         };
         let group = |who: &str| holders::Group {
@@ -404,6 +420,7 @@ mod tests {
             name: "eth0".to_owned(),
             guarded: vec!["egress"],
             whole: true,
+            unreadable: None,
             ahead: Vec::new(),
         };
         let mut all = interface_findings(&[interface]);

@@ -16,14 +16,15 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::MapHandle;
 
-use super::guard::{Guard, Hook};
+use super::gates::Hook;
+use super::guard::Guard;
 use super::plan::Plan;
 use super::statement::Statement;
 use crate::kernel::hooks::{self, How};
 use crate::kernel::instance::{self, Claim, Instance, Running};
 use crate::kernel::interfaces::{self, Interface};
-use crate::kernel::pin::{FOLDER, Lock, Shelf};
-use crate::kernel::tc::{Attachment, Method, Side};
+use crate::kernel::pin::{FOLDER, Lock, Shelf, Watch};
+use crate::kernel::tc::{Attachment, Side};
 use crate::kernel::{namespace, program, text};
 
 /// What a process that guards this network namespace is known by.
@@ -85,11 +86,6 @@ pub fn process_id() -> Option<u32> {
     process().map(|running| running.pid)
 }
 
-/// Whether an attached program or filter of this name is a gate.
-pub fn is_gate(name: &str) -> bool {
-    name.starts_with("gate_egress_") || name.starts_with("gate_ingress_")
-}
-
 impl Pinned {
     /// The place of this network namespace's guard in `bpffs`, locked.
     ///
@@ -107,6 +103,14 @@ impl Pinned {
     /// If something is there that is not of this version, or that may not be opened.
     pub fn find(&self) -> Result<Found> {
         find(&self.shelf)
+    }
+
+    /// Hears of what is done to these pins from now on.
+    ///
+    /// # Errors
+    /// If inotify's limits are reached.
+    pub fn watch(&self) -> Result<Watch> {
+        self.shelf.watch()
     }
 
     /// Pins a guard that is attached and not armed.
@@ -232,7 +236,15 @@ impl Pinned {
                 filters(&guard)?
             }
             // Of another version, whose links go with their pins.
-            Err(_) => every_filter(|at| at.name.as_deref().is_some_and(is_gate))?,
+            Err(_) => {
+                let gates = self.shelf.names().into_iter();
+                let gates = gates.filter(|name| name.starts_with("gate_"));
+                let ids: BTreeSet<u32> = gates
+                    .filter_map(|name| program::open(&self.shelf.pin(&name)).ok())
+                    .filter_map(|gate| program::id(gate.as_fd()).ok())
+                    .collect();
+                every_filter(|at| at.program.is_some_and(|id| ids.contains(&id)))?
+            }
         };
         left.iter().try_for_each(Filter::remove)?;
         self.shelf.remove(&self.lock)
@@ -377,23 +389,6 @@ impl Filter {
 fn filters(guard: &Guard) -> Result<Vec<Filter>> {
     let ids = gate_ids(guard)?;
     every_filter(|at| at.program.is_some_and(|id| ids.contains(&id)))
-}
-
-/// Removes the filters that a guard left at interfaces when it was killed before kernel 6.6. They let
-/// everything pass, as there is nothing behind them any more. To be called by the only guard here,
-/// before it attaches anything; those of a pinned guard are spared.
-///
-/// # Errors
-/// What the kernel says.
-pub fn sweep(pinned: Option<&Guard>) -> Result<()> {
-    if Guard::method() != Method::Clsact {
-        return Ok(());
-    }
-    let spared = pinned.map(gate_ids).transpose()?.unwrap_or_default();
-    let left = every_filter(|at| {
-        at.name.as_deref().is_some_and(is_gate) && at.program.is_none_or(|id| !spared.contains(&id))
-    })?;
-    left.iter().try_for_each(Filter::remove)
 }
 
 fn every_filter(wanted: impl Fn(&hooks::Attached) -> bool) -> Result<Vec<Filter>> {

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Gates at this network namespace's hooks that are not this guard's: of a guard that is pinned in
+//! another bpffs, or of one that was killed.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+
+use super::gates::{self, is_gate};
+use crate::kernel::hooks::{self, How};
+use crate::kernel::interfaces;
+use crate::kernel::tc::Side;
+
+/// A gate of another guard.
+#[derive(Debug)]
+pub struct Stranger {
+    interface: String,
+    index: i32,
+    side: Side,
+    how: How,
+    /// Whether there is a policy behind it; nothing if that cannot be seen.
+    judges: Option<bool>,
+}
+
+/// All gates at interfaces here but those with the program ids `own`.
+///
+/// # Errors
+/// If the kernel does not say what is attached.
+pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
+    let mut found = Vec::new();
+    for interface in interfaces::all()? {
+        for side in [Side::Egress, Side::Ingress] {
+            for at in hooks::at(interface.index, side)? {
+                let known = at.program.is_some_and(|id| own.contains(&id));
+                if known || !at.name.as_deref().is_some_and(is_gate) {
+                    continue;
+                }
+                found.push(Stranger {
+                    interface: interface.name.clone(),
+                    index: interface.index,
+                    side,
+                    how: at.how,
+                    judges: at.program.and_then(gates::judges),
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The interface at which one of them judges, if any does.
+pub fn judging(strangers: &[Stranger]) -> Option<&str> {
+    let mut all = strangers.iter();
+    all.find(|at| at.judges == Some(true))
+        .map(|at| at.interface.as_str())
+}
+
+/// Makes room for a guard whose gates have the program ids `own`. Filters that a guard left at interfaces
+/// when it was killed before kernel 6.6, and that have nothing behind them any more, are removed. One of
+/// which that cannot be seen stays; it is told of in the value.
+///
+/// # Errors
+/// If another guard judges here, and what the kernel says.
+pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
+    let strangers = find(own)?;
+    if let Some(interface) = judging(&strangers) {
+        bail!(
+            "another guard is in force at {interface}, whose pins are not here: it is pinned in another bpffs, \
+             or in one that this mount namespace hides; a second one is not stacked on it: take it away with \
+             ebpfkit tc-guard stop --bpffs FOLDER"
+        );
+    }
+    let mut unknown = None;
+    for at in &strangers {
+        match (at.judges, &at.how) {
+            (
+                Some(_),
+                How::Filter {
+                    priority, handle, ..
+                },
+            ) => hooks::remove_filter(at.index, at.side, *priority, *handle)?,
+            (Some(_), How::Tcx) => {}
+            (None, _) => {
+                unknown = Some(format!(
+                    "a gate of another guard is at {}; whether it judges cannot be seen without \
+                     CAP_SYS_ADMIN, so it stays",
+                    at.interface
+                ));
+            }
+        }
+    }
+    Ok(unknown)
+}
