@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail};
 
 use super::gates::{self, is_gate};
+use super::guard::Guard;
+use crate::kernel::bpf;
 use crate::kernel::hooks::{self, How};
 use crate::kernel::interfaces;
 use crate::kernel::tc::Side;
@@ -26,12 +28,16 @@ pub struct Stranger {
 /// All gates at interfaces here but those with the program ids `own`.
 ///
 /// # Errors
-/// If the kernel does not say what is attached.
+/// [`Failure::Blocked`](crate::failure::Failure::Blocked) without the capabilities to ask, and whatever
+/// else keeps the kernel from saying what is attached.
 pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
     let mut found = Vec::new();
     for interface in interfaces::all()? {
         for side in [Side::Egress, Side::Ingress] {
-            for at in hooks::at(interface.index, side)? {
+            let attached = hooks::at(interface.index, side).map_err(|err| {
+                bpf::explain_any(err, "look at the hooks", gates::needed(Guard::method()))
+            })?;
+            for at in attached {
                 let known = at.program.is_some_and(|id| own.contains(&id));
                 if known || !at.name.as_deref().is_some_and(is_gate) {
                     continue;
