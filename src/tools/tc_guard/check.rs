@@ -14,6 +14,7 @@ use super::guard::Guard;
 use super::holders::{self, Survey};
 use super::pinned::{self, Found};
 use super::plan::Plan;
+use super::raw_senders::{self, PrivilegedFile, RawSocket};
 use super::run::Place;
 use super::statement::Statement;
 use super::status::{self, InterfaceStatus};
@@ -131,7 +132,9 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
             let plan = Plan::new(&statement.policy()?, root.as_deref())?;
             findings.extend(own_addresses(&plan, &all)?);
             if !args.no_trial {
-                findings.extend(trial::run(&plan, statement.deny()));
+                findings.extend(trial::run(&plan, statement.deny(), |uid| {
+                    guard.denials(uid)
+                }));
             }
         }
         _ => match pid {
@@ -160,8 +163,11 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         },
     }
     let (processes, hidden) = holders::processes();
-    let survey = holders::survey(&processes, &mut Directory::new(None));
+    let mut directory = Directory::new(None);
+    let survey = holders::survey(&processes, &mut directory);
     findings.extend(process_findings(&survey, hidden));
+    findings.extend(socket_findings(&raw_senders::sockets(), &mut directory));
+    findings.extend(file_findings(&raw_senders::files()));
     findings.extend(kernel_findings(
         Guard::method(),
         features::tc_knows_namespaces(),
@@ -341,6 +347,43 @@ fn process_findings(survey: &Survey, hidden: usize) -> Vec<Finding> {
         )
     });
     findings
+}
+
+/// A socket stays good for raw packets when its owner has given the capability up.
+fn socket_findings(sockets: &[RawSocket], directory: &mut Directory) -> Vec<Finding> {
+    let others = sockets.iter().filter(|socket| socket.uid != 0);
+    others
+        .map(|socket| {
+            let user = directory.user(socket.uid);
+            let user = user.unwrap_or_else(|| format!("uid {}", socket.uid));
+            Finding::gap(
+                "privileges",
+                format!(
+                    "{} of {user} has a packet socket open, which may send past TC: process {}",
+                    socket.comm, socket.pid
+                ),
+                "end it, or see that it hands its socket to nobody",
+            )
+        })
+        .collect()
+}
+
+/// Files that give their user what sends past TC; no gap by themselves, as most of them let nobody say what
+/// is sent.
+fn file_findings(files: &[PrivilegedFile]) -> Vec<Finding> {
+    files
+        .iter()
+        .map(|file| {
+            Finding::note(
+                "privileges",
+                format!(
+                    "{} gives whoever may run it {}: a fault in it is a way past the guard (getcap, setcap -r)",
+                    file.path.display(),
+                    file.capabilities.join(" and ")
+                ),
+            )
+        })
+        .collect()
 }
 
 fn kernel_findings(method: Method, namespaces: bool, cgroup2: bool) -> Vec<Finding> {

@@ -20,7 +20,7 @@ use super::gates::{FIRST_BANK, Gate, Gates, SECOND_BANK, needed};
 use super::plan::Plan;
 pub use super::programs::Next;
 use super::programs::{Kept, Programs, Settings};
-use super::report::{self, Key, Reason};
+use super::report::{self, Key, Reason, Verdict};
 use crate::failure::Failure;
 use crate::kernel::interfaces::{Interface, Layout};
 use crate::kernel::pin::Shelf;
@@ -377,6 +377,13 @@ impl Guard {
             }
         }
         Ok(found)
+    }
+
+    /// How many packets and calls of this user were denied for who it is; `None` if the kernel does not say.
+    pub fn denials(&self, uid: u32) -> Option<u64> {
+        let reports = self.reports().ok()?;
+        let of = |(key, _): &&(Key, u64)| key.verdict == Verdict::Denied && key.uid == Some(uid);
+        Some(reports.iter().filter(of).map(|(_, total)| total).sum())
     }
 
     /// Makes room in the table of reports when half of it is in use: entries of which all has been told, as

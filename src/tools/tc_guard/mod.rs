@@ -23,6 +23,7 @@ pub mod pinned;
 pub mod plan;
 pub mod policy;
 mod programs;
+pub mod raw_senders;
 pub mod report;
 pub mod reporter;
 pub(crate) mod run;
