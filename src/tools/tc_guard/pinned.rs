@@ -20,6 +20,7 @@ use super::gates::Hook;
 use super::guard::Guard;
 use super::plan::Plan;
 use super::statement::Statement;
+use super::strangers;
 use crate::kernel::hooks::{self, How};
 use crate::kernel::instance::{self, Claim, Instance, Running};
 use crate::kernel::interfaces::{self, Interface};
@@ -225,7 +226,7 @@ impl Pinned {
     }
 
     /// Takes away a guard, whole or in part: it stops to judge in one step, then its filters and pins
-    /// go. Nothing of others is touched.
+    /// go. Of others' filters only those go that have nothing behind them any more.
     ///
     /// # Errors
     /// What the kernel says.
@@ -247,7 +248,9 @@ impl Pinned {
             }
         };
         left.iter().try_for_each(Filter::remove)?;
-        self.shelf.remove(&self.lock)
+        self.shelf.remove(&self.lock)?;
+        // A process that was killed before it had pinned anything has left filters that no pin names.
+        strangers::sweep(&strangers::find(&BTreeSet::new())?)
     }
 
     /// The statement of the policy in force.

@@ -62,9 +62,8 @@ pub fn judging(strangers: &[Stranger]) -> Option<&str> {
         .map(|at| at.interface.as_str())
 }
 
-/// Makes room for a guard whose gates have the program ids `own`. Filters that a guard left at interfaces
-/// when it was killed before kernel 6.6, and that have nothing behind them any more, are removed. One of
-/// which that cannot be seen stays; it is told of in the value.
+/// Makes room for a guard whose gates have the program ids `own`: takes away what [`sweep`] does. What is to be
+/// told of it is the value.
 ///
 /// # Errors
 /// If another guard judges here, and what the kernel says.
@@ -77,24 +76,34 @@ pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
              ebpfkit tc-guard stop --bpffs FOLDER"
         );
     }
-    let mut unknown = None;
-    for at in &strangers {
-        match (at.judges, &at.how) {
-            (
-                Some(_),
-                How::Filter {
-                    priority, handle, ..
-                },
-            ) => hooks::remove_filter(at.index, at.side, *priority, *handle)?,
-            (Some(_), How::Tcx) => {}
-            (None, _) => {
-                unknown = Some(format!(
-                    "a gate of another guard is at {}; whether it judges cannot be seen without \
-                     CAP_SYS_ADMIN, so it stays",
-                    at.interface
-                ));
-            }
+    sweep(&strangers)?;
+    let mut all = strangers.iter();
+    let unknown = all.find(|at| at.judges.is_none());
+    Ok(unknown.map(|at| {
+        format!(
+            "a gate of another guard is at {}; whether it judges cannot be seen without CAP_SYS_ADMIN, so \
+             it stays",
+            at.interface
+        )
+    }))
+}
+
+/// Removes the filters that a guard left at interfaces when it was killed before kernel 6.6, and that have
+/// nothing behind them any more. One of which that cannot be seen stays, and one that judges.
+///
+/// # Errors
+/// What the kernel says.
+pub fn sweep(strangers: &[Stranger]) -> Result<()> {
+    for at in strangers {
+        if let (
+            Some(false),
+            How::Filter {
+                priority, handle, ..
+            },
+        ) = (at.judges, &at.how)
+        {
+            hooks::remove_filter(at.index, at.side, *priority, *handle)?;
         }
     }
-    Ok(unknown)
+    Ok(())
 }
