@@ -8,6 +8,7 @@ pub mod cgroup_follow;
 pub mod clock;
 pub mod endpoints;
 pub mod features;
+pub mod file_capabilities;
 pub mod hold;
 pub mod hooks;
 pub mod identity;
