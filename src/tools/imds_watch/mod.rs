@@ -10,6 +10,8 @@ pub mod command_line;
 pub mod event;
 pub mod flow;
 pub mod hosts;
+mod names;
+mod owners;
 pub mod packet;
 pub mod paths;
 pub mod permitted;

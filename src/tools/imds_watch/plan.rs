@@ -230,7 +230,8 @@ pub fn has_session(request: &Request) -> bool {
 /// Where clouds share an address, the path decides which of their headers it needs; where it could
 /// be any cloud's, any of them will do: nobody can tell from outside which cloud this is. A request
 /// with none is `imdsv1` if one of those that would do is a session token.
-/// Of a request that could not be read, nothing is said to be missing.
+/// Of a request of which no header could be read, nothing is said to be missing: what was cut off may
+/// have been the token.
 pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
     let all = mask & HEADERS;
@@ -239,7 +240,7 @@ pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
         of_path => of_path,
     };
     let free = request.headerless || request.open && mask & OPEN != 0;
-    let whole = !request.unparsable || !request.headers.is_empty();
+    let whole = !request.cut || !request.headers.is_empty();
     if whole && !free && required != 0 && u64::from(request.tokens) & required == 0 {
         findings.push(if required & u64::from(header_flags(SESSION)) != 0 {
             Finding::Imdsv1
@@ -292,6 +293,15 @@ mod tests {
         assert_eq!(of("azure", &bare), [Finding::MissingMetadataHeader]);
         assert_eq!(of("hetzner", &bare), []);
         assert_eq!(of("aws-ecs", &bare), [Finding::Credentials]);
+        let cut = Request {
+            unparsable: true,
+            cut: true,
+            ..Request::default()
+        };
+        assert_eq!(of("aws", &cut), [Finding::Unparsable]);
+        // All there, and none of its lines ends as it should.
+        let odd = Request { cut: false, ..cut };
+        assert_eq!(of("aws", &odd), [Finding::Imdsv1, Finding::Unparsable]);
         let metadata = Request {
             tokens: header_flag("metadata"),
             ..Request::default()
@@ -348,12 +358,12 @@ mod tests {
                 Finding::MissingMetadataHeader,
             ),
             (
-                "/metadata/instance",
+                "/metadata/instance/network",
                 "Metadata",
                 Finding::MissingMetadataHeader,
             ),
             (
-                "/opc/v2/instance/",
+                "/opc/v2/vnics/",
                 "Authorization",
                 Finding::MissingMetadataHeader,
             ),

@@ -177,10 +177,10 @@ impl<'o> Watch<'o> {
         Caller::parse(&found.ok()??)
     }
 
-    /// Whether this piece of a stream does not begin where the one before ended, as far as the filter
-    /// remembers.
-    pub fn is_disputed(&self, src: SocketAddr, dst: SocketAddr, seq: u32) -> bool {
-        is_disputed(&self.skel, src, dst, seq)
+    /// Where the piece of a stream ended that was before this one, if this does not begin there, as far
+    /// as the filter remembers.
+    pub fn expected(&self, src: SocketAddr, dst: SocketAddr, seq: u32) -> Option<u32> {
+        expected(&self.skel, src, dst, seq)
     }
 
     /// Stops the programs, gives `packet` what is still queued, and counts.
@@ -226,11 +226,16 @@ impl<'o> Watch<'o> {
     }
 }
 
-/// [`Watch::is_disputed`] of programs alone.
-pub fn is_disputed(skel: &ImdsWatchSkel<'_>, src: SocketAddr, dst: SocketAddr, seq: u32) -> bool {
+/// [`Watch::expected`] of programs alone.
+pub fn expected(
+    skel: &ImdsWatchSkel<'_>,
+    src: SocketAddr,
+    dst: SocketAddr,
+    seq: u32,
+) -> Option<u32> {
     let key = [&flow_key(src, dst)[..], &seq.to_ne_bytes()].concat();
-    let found = skel.maps.disputed.lookup(&key, MapFlags::ANY);
-    found.is_ok_and(|found| found.is_some())
+    let found = skel.maps.disputed.lookup(&key, MapFlags::ANY).ok()??;
+    Some(u32::from_ne_bytes(found.try_into().ok()?))
 }
 
 /// Loads the programs for what is planned, the hooks too if they are wanted; attaches nothing.

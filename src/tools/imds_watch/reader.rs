@@ -2,9 +2,10 @@
 
 //! Packets in, lines out.
 
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -13,20 +14,19 @@ use time::OffsetDateTime;
 use super::answers::{self, Answered, Answers};
 use super::callers::{Callers, Version};
 use super::capture::{self, Capture};
-use super::command_line;
 use super::event::{Caller, Lost, Seen};
-use super::flow::{self, Flows, Found, Key};
+use super::flow::{self, Flows, Found};
+use super::names::Names;
+use super::owners::Owners;
 use super::packet::{self, Packet};
 use super::plan::{self, Finding, Plan};
 use super::program::{self, Watch};
-use super::request::Request;
+use super::request::{Request, salvage};
 use super::scan::Scans;
 use super::watchlist::Watchlist;
 use crate::kernel::packet_socket::Received;
 use crate::kernel::stop::Stop;
-use crate::kernel::{cgroup, interfaces, lineage, socket_table};
 use crate::output::{Event as _, Line, Stdout};
-use crate::process::{Directory, Identity};
 
 /// What becomes of requests.
 #[derive(Debug, Default)]
@@ -48,16 +48,20 @@ struct Meta {
     interface: i32,
     ack: u32,
     caller: Caller,
-    packets: Vec<capture::Packet>,
+    packets: Vec<Rc<capture::Packet>>,
 }
 
-/// Packets of one request that are kept for a capture.
+/// Packets of one request that are kept for a capture,
 const MOST_PACKETS: usize = 256;
+/// and their bytes.
+const MOST_PACKET_BYTES: usize = 256 << 10;
 
 impl flow::Meta for Meta {
-    fn absorb(&mut self, later: Self) {
-        let room = MOST_PACKETS.saturating_sub(self.packets.len());
-        self.packets.extend(later.packets.into_iter().take(room));
+    fn absorb(&mut self, later: &Self) {
+        let held: usize = self.packets.iter().map(|packet| packet.bytes.len()).sum();
+        if self.packets.len() < MOST_PACKETS && held < MOST_PACKET_BYTES {
+            self.packets.extend(later.packets.iter().cloned());
+        }
     }
 }
 
@@ -71,10 +75,8 @@ pub struct Reader<'p> {
     answers: Answers<Found<Meta>>,
     scans: Scans,
     callers: Callers,
-    directory: Directory,
-    names: HashMap<i32, String>,
-    /// What `/proc` said, and when, of the owners of sockets, by inode, that no hook saw.
-    older: HashMap<u64, (Instant, Identity)>,
+    owners: Owners,
+    names: Names,
     delivered: u64,
     answered: u64,
     requests: u64,
@@ -85,10 +87,6 @@ pub struct Reader<'p> {
 const LOSS: Duration = Duration::from_secs(1);
 /// How often there is a look at what waits for an answer.
 const LOOK: Duration = Duration::from_millis(500);
-/// Sockets that no hook saw and whose owners are remembered,
-const MOST_OLDER: usize = 1024;
-/// and how long.
-const OLDER: Duration = Duration::from_secs(1);
 /// Packets that are read before the reader looks at signals again.
 const BATCH: usize = 1024;
 
@@ -98,14 +96,13 @@ impl<'p> Reader<'p> {
         Self {
             plan,
             list,
+            owners: Owners::new(options.show_secrets),
             options,
             flows: Flows::new(list),
             answers: Answers::default(),
             scans: Scans::default(),
             callers: Callers::default(),
-            directory: Directory::new(cgroup::mount()),
-            names: HashMap::new(),
-            older: HashMap::new(),
+            names: Names::default(),
             delivered: 0,
             answered: 0,
             requests: 0,
@@ -254,16 +251,13 @@ impl<'p> Reader<'p> {
             packets: Vec::new(),
         };
         if self.options.capture.is_some() {
-            meta.packets.push(capture::Packet {
+            meta.packets.push(Rc::new(capture::Packet {
                 time,
                 interface: received.interface,
                 bytes: bytes.to_vec(),
-            });
+                written: Cell::new(false),
+            }));
         }
-        let unparsable = || Request {
-            unparsable: true,
-            ..Request::default()
-        };
         match packet {
             Packet::Opaque { src, dst } => {
                 let places = (src.to_string(), dst.to_string());
@@ -271,7 +265,8 @@ impl<'p> Reader<'p> {
                 let (name, mask) = endpoint.map_or((String::new(), 0), |target| {
                     (target.endpoint.name.clone(), target.mask)
                 });
-                self.print(&name, mask, places, &meta, unparsable(), None, sink)
+                let request = salvage(&[], self.list);
+                self.print(&name, mask, places, &meta, request, None, sink)
             }
             Packet::Piece {
                 src,
@@ -299,19 +294,20 @@ impl<'p> Reader<'p> {
                 ..
             } => {
                 meta.ack = ack;
-                meta.caller = self.who(watch, (src, dst));
+                meta.caller = self.owners.of(watch, (src, dst));
                 let now = Instant::now();
                 let found = if !reliable || received.length > buffer.len() {
+                    // Of a fragment, or with urgent data in it: what can be read is told.
                     vec![Found {
                         key: (src, dst),
                         meta,
-                        request: unparsable(),
+                        request: salvage(payload, self.list),
                     }]
                 } else {
                     let piece = flow::Piece {
                         seq,
                         payload,
-                        disputed: watch.is_disputed(src, dst, seq),
+                        expected: watch.expected(src, dst, seq),
                         interface: received.interface,
                     };
                     self.flows.push((src, dst), piece, meta, now)
@@ -385,8 +381,7 @@ impl<'p> Reader<'p> {
             .collect();
         let identity = &meta.caller.identity;
         let unknown = self.plan.permitted.as_ref().is_some_and(|permitted| {
-            let root = self.directory.cgroup_root();
-            let unit = |name: &str| cgroup::find_unit(root?, name);
+            let unit = |name: &str| self.owners.unit(name);
             let place: Result<SocketAddr, _> = dst.parse();
             // A packet without ports is of nobody that could be allowed.
             place.map_or(true, |place| !permitted.allows(place, identity, unit))
@@ -400,6 +395,7 @@ impl<'p> Reader<'p> {
                 .to_owned(),
         };
         let path = request.path.as_deref();
+        let readable = !request.unparsable && path.is_some();
         let scan = self.scans.is_scan(&who, path, status, Instant::now());
         let more = [
             (!rules.is_empty(), Finding::Rule),
@@ -414,7 +410,7 @@ impl<'p> Reader<'p> {
         findings.sort_unstable();
         if self.options.summary {
             self.callers
-                .add(&meta.caller, version, path, status, meta.time);
+                .add(&meta.caller, version, path, readable, status, meta.time);
         }
         if findings.is_empty() && !self.options.all {
             return Ok(());
@@ -428,7 +424,7 @@ impl<'p> Reader<'p> {
             findings,
             rules,
             status,
-            interface: self.interface(meta.interface),
+            interface: self.names.of(meta.interface),
             src,
             dst,
             caller: meta.caller.clone(),
@@ -448,71 +444,8 @@ impl<'p> Reader<'p> {
         let mut comment = Vec::new();
         seen.text(&mut Line::new(&mut comment, false))?;
         let comment = String::from_utf8_lossy(&comment);
-        let written = capture.write(&meta.packets, &comment, |index| self.interface(index));
+        let written = capture.write(&meta.packets, &comment, |index| self.names.of(index));
         self.options.capture = Some(capture);
         written
-    }
-
-    /// Who opened the connection: as the hooks recorded it, else as `/proc` shows it.
-    ///
-    /// A record is found by addresses and ports alone: where two network namespaces have the same
-    /// flow at once, the later one is named for both.
-    fn who(&mut self, watch: &Watch<'_>, key: Key) -> Caller {
-        let (src, dst) = key;
-        let mut caller = match watch.opened(src, dst) {
-            Some(record) => Caller {
-                identity: record.identity(&mut self.directory),
-                args: record.args,
-                parents: record.parents,
-            },
-            None => Caller {
-                identity: self.older_owner(src, dst).unwrap_or_default(),
-                ..Caller::default()
-            },
-        };
-        if caller.parents.is_empty()
-            && let Some(pid) = caller.identity.pid
-        {
-            (caller.args, caller.parents) = lineage::living(pid);
-        }
-        if !self.options.show_secrets {
-            caller.args = command_line::masked(&caller.args);
-        }
-        caller
-    }
-
-    /// Who has the socket open, by its inode: the next connection may have the same ports.
-    fn older_owner(&mut self, src: SocketAddr, dst: SocketAddr) -> Option<Identity> {
-        let socket = socket_table::find(src, dst)?;
-        let now = Instant::now();
-        if let Some((since, identity)) = self.older.get(&socket.inode)
-            && now.saturating_duration_since(*since) < OLDER
-        {
-            return Some(identity.clone());
-        }
-        let mut identity = Identity {
-            uid: Some(socket.uid),
-            user: self.directory.user(socket.uid),
-            ..Identity::default()
-        };
-        if let Some(pid) = socket_table::holder(socket.inode) {
-            self.directory.fill(&mut identity, pid);
-        }
-        if self.older.len() >= MOST_OLDER {
-            self.older.clear();
-        }
-        self.older.insert(socket.inode, (now, identity.clone()));
-        Some(identity)
-    }
-
-    fn interface(&mut self, index: i32) -> Option<String> {
-        if !self.names.contains_key(&index) {
-            let all = interfaces::all().ok()?;
-            self.names = all
-                .into_iter()
-                .map(|interface| (interface.index, interface.name))
-                .collect();
-        }
-        self.names.get(&index).cloned()
     }
 }
