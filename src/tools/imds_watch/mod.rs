@@ -10,6 +10,7 @@ pub mod command_line;
 pub mod event;
 pub mod flow;
 pub mod hosts;
+mod live;
 mod names;
 mod owners;
 pub mod packet;
@@ -27,7 +28,7 @@ pub mod watchlist;
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use libbpf_rs::OpenObject;
 
 use self::capture::Capture;
@@ -38,9 +39,11 @@ use self::program::Watch;
 use self::reader::{Options, Reader};
 use self::rules::Rules;
 use crate::endpoint::Endpoint;
+use crate::failure::Failure;
 use crate::kernel::interfaces;
 use crate::kernel::stop::Stop;
-use crate::output::{self, Settings};
+use crate::output::{self, Format, Settings};
+use crate::terminal::Screen;
 use crate::tools::doctor::Diagnosis;
 
 /// The name on the command line and in events.
@@ -65,6 +68,10 @@ pub struct Args {
     /// whether it is safe to require IMDSv2
     #[arg(long)]
     summary: bool,
+    /// Show that table, its verdict and the latest findings on the whole terminal, as they change; and
+    /// the table once more at the end
+    #[arg(long, conflicts_with = "summary")]
+    live: bool,
     /// Own rules: names of the service, paths and headers to tell about (TOML)
     #[arg(long, value_name = "FILE")]
     rules: Option<PathBuf>,
@@ -102,6 +109,12 @@ impl Args {
 /// # Errors
 /// Wrong arguments, a kernel or privileges that do not allow it, or a closed output.
 pub fn run(args: &Args, settings: Settings) -> Result<()> {
+    if args.live {
+        if settings.format == Format::Json {
+            return Err(Failure::usage("--live: not together with -o json").into());
+        }
+        Screen::check("--live")?;
+    }
     let rules = match &args.rules {
         Some(path) => Rules::read(path)?,
         None => Rules::default(),
@@ -116,7 +129,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let stop = Stop::on_signals()?;
     let mut sink = output::stdout(NAME, settings);
     let mut object = MaybeUninit::<OpenObject>::uninit();
-    let every = args.all || args.summary;
+    let every = args.all || args.summary || args.live;
     let mut watch = Watch::start(&mut object, &plan, &interfaces, every)?;
     // Not before it is known to run: what it makes would be in the way of the next try.
     let capture = args.pcap.as_deref().map(Capture::create).transpose()?;
@@ -134,12 +147,28 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     })?;
     let options = Options {
         all: args.all,
-        summary: args.summary,
+        summary: args.summary || args.live,
         show_secrets: args.show_secrets,
         capture,
     };
     let mut reader = Reader::new(&plan, &list, options);
-    let ended = reader.follow(&mut watch, &chosen, &stop, &mut sink);
+    let ended = if args.live {
+        // Nothing else may write to the terminal while it is taken over.
+        let quiet = Settings {
+            quiet: true,
+            verbose: 0,
+            ..settings
+        };
+        reader
+            .open_view(output::colored(settings))
+            .context("cannot take the terminal over")?;
+        let mut nowhere = output::nowhere(NAME, quiet);
+        let ended = reader.follow(&mut watch, &chosen, &stop, &mut nowhere);
+        reader.close_view();
+        ended
+    } else {
+        reader.follow(&mut watch, &chosen, &stop, &mut sink)
+    };
     let finished = reader.finish(&mut watch, &mut sink);
     ended.and(finished)
 }

@@ -83,6 +83,24 @@ impl Finding {
             Self::Unparsable => "unparsable",
         }
     }
+
+    /// What it means, in a few words.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Imdsv1 => "no session token, where the service has them",
+            Self::MissingMetadataHeader => "not the header that the cloud wants",
+            Self::Forwarded => "a header that proxies add",
+            Self::ForeignHost => "asks for another host than the service",
+            Self::LegacyPath => "a version of the service that wants no header",
+            Self::Credentials => "the path hands out credentials",
+            Self::UserData => "the path hands out user data",
+            Self::Recursive => "asks for all that is below the path",
+            Self::Rule => "one of your own rules",
+            Self::UnknownUser => "the user is none of those that may ask",
+            Self::Scan => "its process tries many paths",
+            Self::Unparsable => "no whole request, or one that services may read differently",
+        }
+    }
 }
 
 /// What is watched.

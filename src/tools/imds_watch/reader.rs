@@ -3,6 +3,7 @@
 //! Packets in, lines out.
 
 use std::cell::Cell;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use super::callers::{Callers, Version};
 use super::capture::{self, Capture};
 use super::event::{Caller, Lost, Seen};
 use super::flow::{self, Flows, Found};
+use super::live::{self, Live};
 use super::names::Names;
 use super::owners::Owners;
 use super::packet::{self, Packet};
@@ -77,6 +79,7 @@ pub struct Reader<'p> {
     callers: Callers,
     owners: Owners,
     names: Names,
+    view: Option<Live>,
     delivered: u64,
     answered: u64,
     requests: u64,
@@ -103,11 +106,26 @@ impl<'p> Reader<'p> {
             scans: Scans::default(),
             callers: Callers::default(),
             names: Names::default(),
+            view: None,
             delivered: 0,
             answered: 0,
             requests: 0,
             lost: 0,
         }
+    }
+
+    /// Takes the terminal over; everything that is shown is on the screen from now on.
+    ///
+    /// # Errors
+    /// Those of the terminal.
+    pub fn open_view(&mut self, color: bool) -> io::Result<()> {
+        self.view = Some(Live::open(color)?);
+        Ok(())
+    }
+
+    /// Gives the terminal back.
+    pub fn close_view(&mut self) {
+        self.view = None;
     }
 
     /// Reads until it is told to stop.
@@ -126,17 +144,25 @@ impl<'p> Reader<'p> {
         let mut ask: Option<Instant> = None;
         // The kernel tells when an interface goes down, and not when it is then removed.
         let mut was_down = false;
+        let keys = io::stdin();
         loop {
+            if let Some(view) = &mut self.view
+                && view.tick(&self.callers, self.lost)?
+            {
+                return Ok(());
+            }
+            let frame = self.view.as_ref().map(|_| live::FRAME);
             let sources: Vec<_> = watch
                 .sockets()
                 .iter()
                 .map(|socket| socket.as_fd())
+                .chain(self.view.as_ref().map(|_| keys.as_fd()))
                 .collect();
             let patience = (!self.flows.is_empty()).then_some(flow::PATIENCE / 4);
             let look = (!self.answers.is_empty()).then_some(LOOK);
             let until = ask.map(|at| at.saturating_duration_since(Instant::now()));
             let retry = was_down.then_some(LOSS);
-            let waits = [patience, look, until, retry];
+            let waits = [patience, look, until, retry, frame];
             let woken = stop.wait(&sources, waits.into_iter().flatten().min())?;
             if woken.stopped {
                 return Ok(());
@@ -160,7 +186,7 @@ impl<'p> Reader<'p> {
                 self.lose(watch.dropped()?, sink)?;
             }
             if was_down {
-                Self::let_go(watch, interfaces, sink)?;
+                self.let_go(watch, interfaces, sink)?;
             }
             let given_up = self.flows.expire(Instant::now());
             self.show_all(given_up, sink)?;
@@ -185,13 +211,18 @@ impl<'p> Reader<'p> {
 
     /// Goes on without the interfaces that are gone, if any is left.
     fn let_go(
+        &mut self,
         watch: &mut Watch<'_>,
         interfaces: &[(i32, String)],
         sink: &mut Stdout,
     ) -> Result<()> {
         for gone in watch.close_gone()? {
             for (_, name) in interfaces.iter().filter(|(index, _)| *index == gone) {
-                sink.note(&format!("interface {name} is gone"));
+                let note = format!("interface {name} is gone");
+                sink.note(&note);
+                if let Some(view) = &mut self.view {
+                    view.note(&note);
+                }
             }
         }
         if watch.sockets().is_empty() {
@@ -430,7 +461,10 @@ impl<'p> Reader<'p> {
             caller: meta.caller.clone(),
         };
         self.capture(meta, &seen)?;
-        if !self.options.summary {
+        if let Some(view) = &mut self.view {
+            self.requests += 1;
+            view.request(meta.time, seen);
+        } else if !self.options.summary {
             self.requests += 1;
             sink.event(meta.time, &seen)?;
         }
