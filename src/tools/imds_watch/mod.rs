@@ -9,6 +9,7 @@ pub mod capture;
 pub mod command_line;
 pub mod event;
 pub mod flow;
+mod guard;
 pub mod hosts;
 mod live;
 mod names;
@@ -33,6 +34,7 @@ use libbpf_rs::OpenObject;
 
 use self::capture::Capture;
 use self::event::Ready;
+use self::guard::Guard;
 use self::permitted::Permitted;
 use self::plan::Plan;
 use self::program::Watch;
@@ -79,9 +81,16 @@ pub struct Args {
     /// about
     #[arg(long, value_name = "USER")]
     allow_user: Vec<String>,
-    /// A policy of tc-guard: requests of those that its rules do not name are told about
+    /// A policy of tc-guard: requests of those that its rules do not name are told about. Where
+    /// neither this nor --allow-user is given, the policy of the guard that is pinned here counts
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Where bpffs is mounted in which a guard is pinned; found if it is not given
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["allow_user", "policy"])]
+    bpffs: Option<PathBuf>,
+    /// Do not look for a guard and its policy
+    #[arg(long, conflicts_with = "bpffs")]
+    ignore_guard: bool,
     /// Write the packets of what is told about to a new file (pcapng), findings and process as
     /// comments; they are whole, tokens included
     #[arg(long, value_name = "FILE")]
@@ -119,7 +128,24 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         Some(path) => Rules::read(path)?,
         None => Rules::default(),
     };
-    let permitted = Permitted::new(&args.allow_user, args.policy.as_deref())?;
+    let mut permitted = Permitted::new(&args.allow_user, args.policy.as_deref())?;
+    let mut sink = output::stdout(NAME, settings);
+    let mut guard = None;
+    if permitted.is_none() && !args.ignore_guard {
+        match Guard::find(args.bpffs.as_deref()) {
+            Ok(None) => {}
+            Ok(Some((found, origin, policy))) => {
+                sink.note(&format!(
+                    "a guard is in force here, and requests of those that it does not let ask are told \
+                     about; {origin}"
+                ));
+                guard = Some(found);
+                permitted = Some(policy);
+            }
+            Err(err) if args.bpffs.is_some() => return Err(err),
+            Err(err) => sink.note(&format!("no user is judged by a guard's policy: {err:#}")),
+        }
+    }
     let plan = Plan::new(&args.cloud, &args.endpoint)?
         .with_rules(rules)
         .with_permitted(permitted);
@@ -127,7 +153,6 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let chosen = args.interfaces()?;
     let interfaces: Vec<_> = chosen.iter().map(|(index, _)| *index).collect();
     let stop = Stop::on_signals()?;
-    let mut sink = output::stdout(NAME, settings);
     let mut object = MaybeUninit::<OpenObject>::uninit();
     let every = args.all || args.summary || args.live;
     let mut watch = Watch::start(&mut object, &plan, &interfaces, every)?;
@@ -150,6 +175,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         summary: args.summary || args.live,
         show_secrets: args.show_secrets,
         capture,
+        guard,
     };
     let mut reader = Reader::new(&plan, &list, options);
     let ended = if args.live {

@@ -195,9 +195,15 @@ impl Plan {
     /// The users whose clean requests are of no interest to anyone; `None` where nobody said who may
     /// ask.
     pub fn known_users(&self) -> Option<BTreeSet<u32>> {
-        let permitted = self.permitted.as_ref()?;
+        self.permitted
+            .as_ref()
+            .map(|permitted| self.known(permitted))
+    }
+
+    /// The same where these may ask.
+    pub fn known(&self, permitted: &Permitted) -> BTreeSet<u32> {
         let endpoints = self.targets.iter().map(|one| one.endpoint.clone());
-        Some(permitted.everywhere(&endpoints.collect::<Vec<_>>()))
+        permitted.everywhere(&endpoints.collect::<Vec<_>>())
     }
 
     /// The names of what is watched.

@@ -2,6 +2,7 @@
 
 //! The programs of imds-watch at work: loaded, attached, read and taken off again.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -177,6 +178,24 @@ impl<'o> Watch<'o> {
         Caller::parse(&found.ok()??)
     }
 
+    /// Puts these users in the place of those whose clean requests are of no interest. Those who are
+    /// none any more go first: a request too many comes up rather than one too few.
+    ///
+    /// # Errors
+    /// If the table cannot be written.
+    pub fn know(&self, users: &BTreeSet<u32>) -> Result<()> {
+        let map = &self.skel.maps.known_users;
+        let uid = |key: &Vec<u8>| Some(u32::from_ne_bytes(key.as_slice().try_into().ok()?));
+        let old: Vec<_> = map.keys().collect();
+        let gone = old
+            .iter()
+            .filter(|key| uid(key).is_none_or(|uid| !users.contains(&uid)));
+        for key in gone {
+            map.delete(key).context("cannot write the table of users")?;
+        }
+        know(&self.skel, users.iter())
+    }
+
     /// Where the piece of a stream ended that was before this one, if this does not begin there, as far
     /// as the filter remembers.
     pub fn expected(&self, src: SocketAddr, dst: SocketAddr, seq: u32) -> Option<u32> {
@@ -224,6 +243,16 @@ impl<'o> Watch<'o> {
         }
         Ok(summary)
     }
+}
+
+/// Adds users to those whose clean requests are of no interest.
+fn know<'u>(skel: &ImdsWatchSkel<'_>, users: impl Iterator<Item = &'u u32>) -> Result<()> {
+    let map = &skel.maps.known_users;
+    for uid in users {
+        map.update(&uid.to_ne_bytes(), &[1], MapFlags::ANY)
+            .context("cannot write the table of users")?;
+    }
+    Ok(())
 }
 
 /// [`Watch::expected`] of programs alone.
@@ -291,12 +320,6 @@ fn load_with<'o>(
     let loaded = skel.load();
     let skel = loaded.map_err(|err| bpf::explain(err, "load imds-watch", NEEDED))?;
     endpoints::write(&plan.table, &skel.maps.endpoints, &skel.maps.endpoint_ports)?;
-    for uid in known.iter().flatten() {
-        let known = skel
-            .maps
-            .known_users
-            .update(&uid.to_ne_bytes(), &[1], MapFlags::ANY);
-        known.context("cannot write the table of users")?;
-    }
+    know(&skel, known.iter().flatten())?;
     Ok(skel)
 }

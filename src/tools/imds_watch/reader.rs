@@ -17,10 +17,12 @@ use super::callers::{Callers, Version};
 use super::capture::{self, Capture};
 use super::event::{Caller, Lost, Seen};
 use super::flow::{self, Flows, Found};
+use super::guard::{Change, Guard};
 use super::live::{self, Live};
 use super::names::Names;
 use super::owners::Owners;
 use super::packet::{self, Packet};
+use super::permitted::Permitted;
 use super::plan::{self, Finding, Plan};
 use super::program::{self, Watch};
 use super::request::{Request, salvage};
@@ -41,6 +43,8 @@ pub struct Options {
     pub show_secrets: bool,
     /// Where the packets of what is told about go.
     pub capture: Option<Capture>,
+    /// The guard whose policy is the plan's.
+    pub guard: Option<Guard>,
 }
 
 /// What is kept of a packet until its request is whole and answered.
@@ -73,6 +77,7 @@ pub struct Reader<'p> {
     plan: &'p Plan,
     list: &'p Watchlist,
     options: Options,
+    permitted: Option<Permitted>,
     flows: Flows<'p, Meta>,
     answers: Answers<Found<Meta>>,
     scans: Scans,
@@ -100,6 +105,7 @@ impl<'p> Reader<'p> {
             plan,
             list,
             owners: Owners::new(options.show_secrets),
+            permitted: plan.permitted.clone(),
             options,
             flows: Flows::new(list),
             answers: Answers::default(),
@@ -156,6 +162,7 @@ impl<'p> Reader<'p> {
                 .sockets()
                 .iter()
                 .map(|socket| socket.as_fd())
+                .chain(self.options.guard.as_ref().and_then(Guard::fd))
                 .chain(self.view.as_ref().map(|_| keys.as_fd()))
                 .collect();
             let patience = (!self.flows.is_empty()).then_some(flow::PATIENCE / 4);
@@ -167,6 +174,8 @@ impl<'p> Reader<'p> {
             if woken.stopped {
                 return Ok(());
             }
+            let heard = self.options.guard.as_ref().and_then(Guard::fd);
+            let is_heard = heard.is_some() && woken.ready[watch.sockets().len()];
             // A socket has no packet though it is ready where its interface is down or gone.
             for (socket, ready) in watch.sockets().iter().zip(woken.ready) {
                 let before = self.delivered;
@@ -184,6 +193,9 @@ impl<'p> Reader<'p> {
             if ask.is_some_and(|at| Instant::now() >= at) {
                 ask = None;
                 self.lose(watch.dropped()?, sink)?;
+            }
+            if is_heard {
+                self.heed(watch, sink)?;
             }
             if was_down {
                 self.let_go(watch, interfaces, sink)?;
@@ -209,6 +221,41 @@ impl<'p> Reader<'p> {
         Ok(())
     }
 
+    /// Judges by the guard's policy as it is now.
+    fn heed(&mut self, watch: &Watch<'_>, sink: &Stdout) -> Result<()> {
+        let Some(guard) = &mut self.options.guard else {
+            return Ok(());
+        };
+        match guard.change() {
+            Ok(None) => {}
+            Ok(Some(Change::Replaced(permitted))) => {
+                watch.know(&self.plan.known(&permitted))?;
+                self.permitted = Some(permitted);
+                self.note(
+                    "the guard has another policy, which counts from now on",
+                    sink,
+                );
+            }
+            Ok(Some(Change::Gone)) => {
+                self.note("the guard has gone; its last policy goes on counting", sink);
+            }
+            Err(err) => {
+                self.options.guard = None;
+                let why = format!("the guard's policy can no longer be followed: {err:#}");
+                self.note(&why, sink);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the person something that is no result.
+    fn note(&mut self, text: &str, sink: &Stdout) {
+        sink.note(text);
+        if let Some(view) = &mut self.view {
+            view.note(text);
+        }
+    }
+
     /// Goes on without the interfaces that are gone, if any is left.
     fn let_go(
         &mut self,
@@ -218,11 +265,7 @@ impl<'p> Reader<'p> {
     ) -> Result<()> {
         for gone in watch.close_gone()? {
             for (_, name) in interfaces.iter().filter(|(index, _)| *index == gone) {
-                let note = format!("interface {name} is gone");
-                sink.note(&note);
-                if let Some(view) = &mut self.view {
-                    view.note(&note);
-                }
+                self.note(&format!("interface {name} is gone"), sink);
             }
         }
         if watch.sockets().is_empty() {
@@ -411,7 +454,7 @@ impl<'p> Reader<'p> {
             .map(|rule| rule.name.clone())
             .collect();
         let identity = &meta.caller.identity;
-        let unknown = self.plan.permitted.as_ref().is_some_and(|permitted| {
+        let unknown = self.permitted.as_ref().is_some_and(|permitted| {
             let unit = |name: &str| self.owners.unit(name);
             let place: Result<SocketAddr, _> = dst.parse();
             // A packet without ports is of nobody that could be allowed.
