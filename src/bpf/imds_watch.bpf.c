@@ -11,6 +11,7 @@
  */
 #include "lib/endpoints.bpf.h"
 #include "lib/lineage.bpf.h"
+#include "lib/stacks.bpf.h"
 #include "imds_watch.h"
 
 /* linux/if_packet.h */
@@ -19,6 +20,9 @@
 #define LOOPBACK 1
 
 #define SOCK_STREAM 1
+
+/* net/tcp_states.h */
+#define TCP_SYN_SENT 2
 
 #define TCP_FLAG_URG 0x20
 
@@ -146,6 +150,14 @@ struct {
 	__type(key, struct flow);
 	__type(value, struct caller);
 } opened SEC(".maps");
+
+/* socket cookie -> the functions that called connect() (520 bytes) */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct user_stack);
+} stacks SEC(".maps");
 
 /* Inlined by the verifier where the kernel has them (6.2): a direct look at the packet, at a quarter
  * of what a helper costs.
@@ -571,6 +583,7 @@ static __always_inline void record(struct bpf_sock_addr *ctx, const union addres
 	if (!caller)
 		return;
 	identity_of_current(&caller->who);
+	caller->cookie = cookie;
 	if (record_lineage)
 		lineage_of_current(caller);
 }
@@ -607,6 +620,32 @@ int imds_connect6(struct bpf_sock_addr *ctx)
 	}
 	record(ctx, &remote);
 	return 1;
+}
+
+static const struct user_stack no_stack;
+
+/* In connect() between the hook above and the one below, which may not look at stacks: kernel 4.17
+ * for raw tracepoints, 4.16 for this one. bpf_probe_read_kernel(): 5.5.
+ */
+SEC("raw_tp/inet_sock_set_state")
+int imds_stack(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sock *sk = (const void *)ctx->args[0];
+	struct user_stack *stack;
+	__u64 cookie;
+
+	if ((int)ctx->args[2] != TCP_SYN_SENT)
+		return 0;
+	/* Given by the hook, if it concerns us. */
+	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	if (!cookie || !bpf_map_lookup_elem(&connecting, &cookie))
+		return 0;
+	/* Filled in where it lies: too long for the stack. */
+	bpf_map_update_elem(&stacks, &cookie, &no_stack, BPF_ANY);
+	stack = bpf_map_lookup_elem(&stacks, &cookie);
+	if (stack)
+		take_user_stack(ctx, stack);
+	return 0;
 }
 
 /* Runs in connect() as well, when the local port is known. */

@@ -40,6 +40,8 @@ pub struct Caller {
     pub exe: Option<String>,
     /// Whether the hook could read more than the task itself.
     pub complete: bool,
+    /// Of the socket that it connected; no two sockets have the same.
+    pub cookie: u64,
     /// The command line; without the arguments behind the first 256 bytes, and then with `…`.
     pub args: Vec<String>,
 }
@@ -69,6 +71,7 @@ impl Caller {
             parents,
             exe: path(exe, exe_length),
             args: arguments(&rest[..args_length]),
+            cookie: u64::from_ne_bytes(*rest.last_chunk()?),
         })
     }
 
@@ -159,8 +162,9 @@ mod tests {
         field.resize(EXE + NAME, 0);
         bytes.extend(field);
         let mut field = args.to_vec();
-        field.resize(ARGS + 8, 0);
+        field.resize(ARGS, 0);
         bytes.extend(field);
+        bytes.extend(99_u64.to_ne_bytes());
         bytes
     }
 
@@ -170,6 +174,7 @@ mod tests {
         let caller = Caller::parse(&bytes).unwrap();
         assert_eq!(caller.exe.as_deref(), Some("/usr/bin/curl"));
         assert_eq!(caller.args, ["curl", "-s", ""]);
+        assert_eq!(caller.cookie, 99);
         let pids: Vec<_> = caller.parents.iter().map(|one| one.pid).collect();
         assert_eq!(pids, [7, 1]);
         assert_eq!(caller.parents[0].comm.as_deref(), Some("sh"));

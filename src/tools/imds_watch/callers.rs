@@ -71,7 +71,8 @@ impl Event for Calls {
         line.styled(
             Style::Dim,
             format_args!(" last {} {}{more}", self.last, Printable(&paths)),
-        )
+        )?;
+        self.caller.opened_in.text(line)
     }
 }
 

@@ -37,7 +37,7 @@ use self::event::Ready;
 use self::guard::Guard;
 use self::permitted::Permitted;
 use self::plan::Plan;
-use self::program::Watch;
+use self::program::{Wanted, Watch};
 use self::reader::{Options, Reader};
 use self::rules::Rules;
 use crate::endpoint::Endpoint;
@@ -95,6 +95,9 @@ pub struct Args {
     /// comments; they are whole, tokens included
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
+    /// Show in which functions of the program the connection was opened
+    #[arg(long)]
+    stack: bool,
     /// Show command lines whole, with the values that are masked otherwise
     #[arg(long)]
     show_secrets: bool,
@@ -154,8 +157,11 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let interfaces: Vec<_> = chosen.iter().map(|(index, _)| *index).collect();
     let stop = Stop::on_signals()?;
     let mut object = MaybeUninit::<OpenObject>::uninit();
-    let every = args.all || args.summary || args.live;
-    let mut watch = Watch::start(&mut object, &plan, &interfaces, every)?;
+    let wanted = Wanted {
+        all: args.all || args.summary || args.live,
+        stacks: args.stack,
+    };
+    let mut watch = Watch::start(&mut object, &plan, &interfaces, wanted)?;
     // Not before it is known to run: what it makes would be in the way of the next try.
     let capture = args.pcap.as_deref().map(Capture::create).transpose()?;
     for lost in watch.lost() {
@@ -174,6 +180,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         all: args.all,
         summary: args.summary || args.live,
         show_secrets: args.show_secrets,
+        stacks: args.stack,
         capture,
         guard,
     };
@@ -204,7 +211,7 @@ pub fn diagnose() -> Diagnosis {
     let tried = || -> Result<Vec<String>> {
         let plan = Plan::new(&[], &[])?;
         let mut object = MaybeUninit::<OpenObject>::uninit();
-        let watch = Watch::start(&mut object, &plan, &[0], false)?;
+        let watch = Watch::start(&mut object, &plan, &[0], Wanted::default())?;
         Ok(watch.lost().to_vec())
     };
     match tried() {

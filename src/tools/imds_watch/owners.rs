@@ -7,9 +7,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::command_line;
-use super::event::Caller;
+use super::event::{Caller, OpenedIn};
 use super::flow::Key;
 use super::program::Watch;
+use crate::kernel::stacks::Stacks;
 use crate::kernel::{cgroup, lineage, socket_table};
 use crate::process::{Directory, Identity};
 
@@ -74,6 +75,7 @@ impl Allowance {
 pub struct Owners {
     directory: Directory,
     show_secrets: bool,
+    stacks: Option<Stacks>,
     /// By the socket's inode: the next connection may have the same ports.
     known: Remembered<u64>,
     /// Those that no socket was found for.
@@ -82,11 +84,13 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// None yet; `show_secrets`: command lines are given with what may be secret in them.
-    pub fn new(show_secrets: bool) -> Self {
+    /// None yet; `show_secrets`: command lines are given with what may be secret in them; `stacks`: the
+    /// functions that opened the connection, too.
+    pub fn new(show_secrets: bool, stacks: bool) -> Self {
         Self {
             directory: Directory::new(cgroup::mount()),
             show_secrets,
+            stacks: stacks.then(Stacks::default),
             known: Remembered::default(),
             missed: Remembered::default(),
             allowance: Allowance::default(),
@@ -107,6 +111,7 @@ impl Owners {
         let mut caller = match watch.opened(src, dst) {
             Some(record) => Caller {
                 identity: record.identity(&mut self.directory),
+                opened_in: self.stack(watch, &record),
                 args: record.args,
                 parents: record.parents,
             },
@@ -124,6 +129,24 @@ impl Owners {
             caller.args = command_line::masked(&caller.args);
         }
         caller
+    }
+
+    /// The functions that opened the connection: named while the process lives.
+    fn stack(&mut self, watch: &Watch<'_>, record: &lineage::Caller) -> OpenedIn {
+        let Some(stacks) = &mut self.stacks else {
+            return OpenedIn::default();
+        };
+        let Some(addresses) = watch.stack(record.cookie) else {
+            return OpenedIn {
+                stack: Vec::new(),
+                stack_reason: Some("it was not recorded"),
+            };
+        };
+        let stack = stacks.name(record.who.pid, &addresses);
+        OpenedIn {
+            stack: stack.frames,
+            stack_reason: stack.reason,
+        }
     }
 
     /// Who has the socket open, where no hook saw it being opened.
@@ -171,7 +194,7 @@ mod tests {
 
     #[test]
     fn packets_without_a_connection_do_not_keep_the_reader_busy() {
-        let mut owners = Owners::new(false);
+        let mut owners = Owners::new(false, false);
         let looks = Cell::new(0);
         let find = |_, _| {
             looks.set(looks.get() + 1);
@@ -193,7 +216,7 @@ mod tests {
 
     #[test]
     fn the_owner_of_a_socket_is_named_and_remembered() {
-        let mut owners = Owners::new(false);
+        let mut owners = Owners::new(false, false);
         let now = Instant::now();
         let socket = socket_table::Socket {
             uid: 0,

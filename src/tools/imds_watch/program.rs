@@ -21,13 +21,32 @@ use crate::kernel::identity::flow_key;
 use crate::kernel::lineage::Caller;
 use crate::kernel::packet_socket::{NEEDED, PacketSocket, Received};
 use crate::kernel::privileges::{self, Capabilities, Capability};
-use crate::kernel::{bpf, cgroup, endpoints, features};
+use crate::kernel::{bpf, cgroup, endpoints, features, stacks};
 use crate::skel::imds_watch::{ImdsWatchSkel, ImdsWatchSkelBuilder};
 
 /// Bytes that a socket may hold for a reader that is late: some ten thousand requests.
 const SOCKET_BUFFER: usize = 16 << 20;
 /// `SNAP_LENGTH` of `imds_watch.h`.
 const SNAP_LENGTH: usize = 131_072;
+
+/// What goes up and is recorded besides what has to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Clean requests go up, too.
+    pub all: bool,
+    /// The functions that call connect() are recorded.
+    pub stacks: bool,
+}
+
+/// What is loaded.
+#[derive(Debug, Clone, Copy)]
+struct Loading {
+    /// What records who connects.
+    hooks: bool,
+    /// And what that is.
+    lineage: bool,
+    wanted: Wanted,
+}
 
 /// Room for the longest packet that comes up.
 pub fn buffer() -> Vec<u8> {
@@ -56,16 +75,16 @@ impl fmt::Debug for Watch<'_> {
 
 impl<'o> Watch<'o> {
     /// Loads the programs, records who connects, and opens a socket for each of `interfaces` (an
-    /// index, or 0 for all of them). `all` lets clean requests up too.
+    /// index, or 0 for all of them).
     ///
     /// # Errors
-    /// If the socket filter cannot be loaded or attached. Without the hooks it goes on, and
-    /// [`Watch::lost`] says what that costs.
+    /// If the socket filter cannot be loaded or attached, or stacks cannot be recorded that are `wanted`.
+    /// Without the hooks it goes on, and [`Watch::lost`] says what that costs.
     pub fn start(
         object: &'o mut MaybeUninit<OpenObject>,
         plan: &Plan,
         interfaces: &[i32],
-        all: bool,
+        wanted: Wanted,
     ) -> Result<Self> {
         let missing = Capabilities::effective().missing(&[Capability::NetAdmin]);
         let place = if missing.is_empty() {
@@ -73,8 +92,13 @@ impl<'o> Watch<'o> {
         } else {
             Err(format!("{} is missing", privileges::list(&missing)))
         };
-        let lineage = place.is_ok() && features::cgroup_reads_tasks();
-        let skel = load_with(object, plan, all, place.is_ok(), lineage)?;
+        let loading = Loading {
+            hooks: place.is_ok(),
+            lineage: place.is_ok() && features::cgroup_reads_tasks(),
+            wanted,
+        };
+        let lineage = loading.lineage;
+        let skel = load_with(object, plan, loading)?;
         let mut watch = Self {
             hooks: Vec::new(),
             sockets: Vec::new(),
@@ -84,6 +108,16 @@ impl<'o> Watch<'o> {
             dropped: 0,
         };
         let hooked = place.and_then(|root| watch.hook(&root).map_err(|err| format!("{err:#}")));
+        if wanted.stacks {
+            let stacks = hooked.clone().and_then(|()| watch.follow_stacks());
+            stacks.map_err(|why| {
+                Failure::blocked(
+                    format!("--stack: the functions that make a call cannot be recorded: {why}"),
+                    "give it the capabilities and the cgroup2 mount that naming the process takes, too, \
+                     or leave --stack out",
+                )
+            })?;
+        }
         if let Err(why) = hooked {
             watch.hooks.clear();
             watch.lineage = false;
@@ -120,6 +154,14 @@ impl<'o> Watch<'o> {
                 .with_context(|| format!("cannot attach to the cgroup {}", root.display()))?;
             self.hooks.push(link);
         }
+        Ok(())
+    }
+
+    fn follow_stacks(&mut self) -> Result<(), String> {
+        let link = self.skel.progs.imds_stack.attach();
+        self.hooks.push(link.map_err(|err| {
+            format!("cannot attach to the tracepoint inet_sock_set_state: {err:#}")
+        })?);
         Ok(())
     }
 
@@ -176,6 +218,14 @@ impl<'o> Watch<'o> {
             .opened
             .lookup(&flow_key(src, dst), MapFlags::ANY);
         Caller::parse(&found.ok()??)
+    }
+
+    /// The instruction pointers of the thread that connected the socket with this cookie, the
+    /// innermost first; `None` if they were not recorded, or are forgotten.
+    pub fn stack(&self, cookie: u64) -> Option<Vec<u64>> {
+        let stacks = &self.skel.maps.stacks;
+        let found = stacks.lookup(&cookie.to_ne_bytes(), MapFlags::ANY);
+        stacks::parse(&found.ok()??)
     }
 
     /// Puts these users in the place of those whose clean requests are of no interest. Those who are
@@ -277,16 +327,25 @@ pub fn load<'o>(
     all: bool,
     hooks: bool,
 ) -> Result<ImdsWatchSkel<'o>> {
-    load_with(object, plan, all, hooks, false)
+    let wanted = Wanted { all, stacks: false };
+    let loading = Loading {
+        hooks,
+        lineage: false,
+        wanted,
+    };
+    load_with(object, plan, loading)
 }
 
 fn load_with<'o>(
     object: &'o mut MaybeUninit<OpenObject>,
     plan: &Plan,
-    all: bool,
-    hooks: bool,
-    lineage: bool,
+    loading: Loading,
 ) -> Result<ImdsWatchSkel<'o>> {
+    let Loading {
+        hooks,
+        lineage,
+        wanted: Wanted { all, stacks },
+    } = loading;
     let opened = ImdsWatchSkelBuilder::default().open(object);
     let mut skel = opened.map_err(|err| bpf::explain(err, "open imds-watch", NEEDED))?;
     let scanner = match Scanner::new(&plan.hosts(), &plan.rules) {
@@ -316,6 +375,13 @@ fn load_with<'o>(
         &mut programs.imds_sockops,
     ] {
         program.set_autoload(hooks);
+    }
+    programs.imds_stack.set_autoload(hooks && stacks);
+    if !stacks {
+        skel.maps
+            .stacks
+            .set_max_entries(1)
+            .context("cannot size the table of stacks")?;
     }
     let loaded = skel.load();
     let skel = loaded.map_err(|err| bpf::explain(err, "load imds-watch", NEEDED))?;

@@ -41,6 +41,8 @@ pub struct Options {
     pub summary: bool,
     /// Command lines are shown with what may be secret in them.
     pub show_secrets: bool,
+    /// The functions that opened a connection are named.
+    pub stacks: bool,
     /// Where the packets of what is told about go.
     pub capture: Option<Capture>,
     /// The guard whose policy is the plan's.
@@ -104,7 +106,7 @@ impl<'p> Reader<'p> {
         Self {
             plan,
             list,
-            owners: Owners::new(options.show_secrets),
+            owners: Owners::new(options.show_secrets, options.stacks),
             permitted: plan.permitted.clone(),
             options,
             flows: Flows::new(list),

@@ -287,5 +287,14 @@ fn process(caller: &Caller) -> Pairs {
         let value = value.filter(|value| !value.is_empty())?;
         Some((name, value))
     });
-    known.collect()
+    let opened = &caller.opened_in;
+    let frames = opened
+        .stack
+        .iter()
+        .map(|frame| ("opened in", frame.to_string()));
+    let reason = opened.stack_reason.map(str::to_owned);
+    known
+        .chain(frames)
+        .chain(reason.map(|reason| ("opened in", format!("({reason})"))))
+        .collect()
 }

@@ -6,11 +6,12 @@ use time::OffsetDateTime;
 use time::macros::datetime;
 
 use super::super::callers::{Callers, Version};
-use super::super::event::{Caller, Seen};
+use super::super::event::{Caller, OpenedIn, Seen};
 use super::super::plan::Finding;
 use super::draw::draw;
 use super::model::{List, MOST_REQUESTS, Model};
 use crate::kernel::lineage::Parent;
+use crate::kernel::stacks::Frame;
 use crate::process::Identity;
 use crate::terminal::Key;
 
@@ -30,6 +31,13 @@ fn caller(comm: &str, unit: &str) -> Caller {
             pid: 1,
             comm: Some("init".to_owned()),
         }],
+        opened_in: OpenedIn {
+            stack: vec![Frame {
+                function: Some("fetch\u{1b}".into()),
+                ..Frame::default()
+            }],
+            stack_reason: Some("for a reason"),
+        },
     }
 }
 
@@ -151,6 +159,7 @@ fn the_chosen_request_is_shown_in_full() {
             "command     cu\\u{1b}[31mrl -s\\u{202e}",
             "parents     init[1]",
             "unit        backup.service",
+            "opened in   fetch\\u{1b}",
         ],
     );
     model.key(Key::Down, &callers);
