@@ -224,11 +224,11 @@ fn of_caller(calls: &Calls) -> Pairs {
             calls.v1, calls.v1_refused, calls.v2, calls.other, calls.last
         ),
     )];
-    pairs.extend(process(&calls.caller));
     pairs.extend(calls.paths.iter().map(|path| ("path", path.clone())));
     if calls.more_paths {
         pairs.push(("path", "… and more".to_owned()));
     }
+    pairs.extend(process(&calls.caller));
     pairs
 }
 
