@@ -9,7 +9,7 @@
  *
  * Beyond those of the headers: bpf_current_task_under_cgroup (4.9), bpf_probe_read_user and its _str
  * (5.5), bpf_ktime_get_boot_ns and the ring buffer (5.8), bpf_get_attach_cookie (5.15) only in
- * any_enters and any_leaves.
+ * any_enters and any_leaves, which name bpf_tail_call (4.2) too.
  */
 #include "lib/common.bpf.h"
 #include <bpf/bpf_tracing.h>
@@ -496,6 +496,20 @@ static __always_inline int leave_fact(struct pt_regs *ctx, __u32 function)
 	return send_fact(function, call->ssl, call->library, text, length);
 }
 
+/* Nobody. A program that has a tail call, made or not, keeps its variables on the stack of the task.
+ * Without, the kernel may keep them in memory that the program has once for each processor (a private
+ * stack: kernel 6.13 on x86-64, 6.17 on arm64), for programs of this type without a look at where they
+ * run. Here they are preempted: another task that enters the program on this processor then writes over
+ * the variables of the first one, whose calls would end early or be told as another's.
+ * Key: 4 bytes. Value: a program's descriptor, 4 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} nobody SEC(".maps");
+
 /* With uprobe.multi: the cookie is that of SSL_COOKIE_FUNCTION. */
 SEC("uprobe")
 int any_enters(struct pt_regs *ctx)
@@ -503,8 +517,10 @@ int any_enters(struct pt_regs *ctx)
 	__u64 cookie = bpf_get_attach_cookie(ctx);
 	__u32 function = cookie >> SSL_COOKIE_FUNCTION;
 
-	if (function >= SSL_FUNCTIONS)
+	if (function >= SSL_FUNCTIONS) {
+		bpf_tail_call_static(ctx, &nobody, 0);
 		return 0;
+	}
 	if (HAS(FREES, function))
 		return free_connection(ctx, function, cookie);
 	if (function == SSL_FN_CTRL)
@@ -517,8 +533,10 @@ int any_leaves(struct pt_regs *ctx)
 {
 	__u32 function = bpf_get_attach_cookie(ctx) >> SSL_COOKIE_FUNCTION;
 
-	if (function >= SSL_FUNCTIONS)
+	if (function >= SSL_FUNCTIONS) {
+		bpf_tail_call_static(ctx, &nobody, 0);
 		return 0;
+	}
 	if (HAS(MOVES_DATA, function))
 		return leave_data(ctx, function);
 	if (HAS(HANDSHAKES, function))
