@@ -8,15 +8,17 @@
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::libbpf_sys;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::statfs::statfs;
 use procfs::process::Process;
 
@@ -98,6 +100,33 @@ pub struct Shelf {
     name: String,
 }
 
+/// Hears of what is done to a shelf.
+#[derive(Debug)]
+pub struct Watch {
+    inotify: Inotify,
+}
+
+impl Watch {
+    /// Becomes readable when something was done.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+
+    /// Forgets what was done until now.
+    ///
+    /// # Errors
+    /// Those of inotify.
+    pub fn drain(&self) -> Result<()> {
+        loop {
+            match self.inotify.read_events() {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(err) => return Err(err).context("cannot hear of what is pinned"),
+            }
+        }
+    }
+}
+
 /// Keeps others from changing the shelves of a folder, as long as it lives.
 #[derive(Debug)]
 pub struct Lock {
@@ -123,17 +152,48 @@ impl Shelf {
         self.path().join(name)
     }
 
+    /// In what the shelves' folder is made, others may neither move it nor put another in its place; that
+    /// they may make one first (mode 1777) is found out.
+    fn check_mount(&self) -> Result<()> {
+        let mount = self.parent.parent().unwrap_or(&self.parent);
+        let Ok(found) = fs::metadata(mount) else {
+            return Ok(());
+        };
+        let sticky = found.mode() & 0o1000 != 0;
+        let kept = found.mode() & 0o022 == 0 || sticky;
+        if is_trusted(found.uid()) && kept {
+            return Ok(());
+        }
+        Err(others_may(mount, &found))
+    }
+
     /// Whether nobody but root and this user may change it, if it is there.
     ///
     /// # Errors
     /// [`Failure::Blocked`] that names the folder.
     pub fn check(&self) -> Result<()> {
+        self.check_mount()?;
         for path in [self.parent.clone(), self.path()] {
             if let Ok(found) = fs::symlink_metadata(&path) {
                 mistrust(&path, &found)?;
             }
         }
         Ok(())
+    }
+
+    /// Hears of pins that are removed from this shelf from now on: what a policy leaves when another has
+    /// replaced it.
+    ///
+    /// # Errors
+    /// If inotify's limits are reached (`fs.inotify.max_user_instances`).
+    pub fn watch(&self) -> Result<Watch> {
+        let at = || format!("cannot watch {}", self.path().display());
+        let inotify =
+            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).with_context(at)?;
+        inotify
+            .add_watch(&self.path(), AddWatchFlags::IN_DELETE)
+            .with_context(at)?;
+        Ok(Watch { inotify })
     }
 
     /// Whether it is there.
@@ -160,6 +220,7 @@ impl Shelf {
     /// If the folder cannot be made or opened.
     pub fn lock(&self) -> Result<Lock> {
         let at = || format!("cannot lock {}", self.parent.display());
+        self.check_mount()?;
         loop {
             match DirBuilder::new().mode(0o700).create(&self.parent) {
                 Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
@@ -302,20 +363,27 @@ impl Drop for Draft {
 
 /// Refuses a folder in which another user may put or move things.
 fn mistrust(path: &Path, found: &fs::Metadata) -> Result<()> {
-    let own = nix::unistd::Uid::effective().as_raw();
-    if (found.uid() == 0 || found.uid() == own) && found.mode() & 0o022 == 0 {
+    if is_trusted(found.uid()) && found.mode() & 0o022 == 0 {
         return Ok(());
     }
-    Err(Failure::blocked(
+    Err(others_may(path, found))
+}
+
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::Uid::effective().as_raw()
+}
+
+fn others_may(path: &Path, found: &fs::Metadata) -> anyhow::Error {
+    Failure::blocked(
         format!(
             "{} is of uid {} with mode {:04o}: others may change what is pinned there",
             path.display(),
             found.uid(),
             found.mode() & 0o7777
         ),
-        "remove it, and mount bpffs for root alone (mount -t bpf -o mode=0700 bpf /sys/fs/bpf)",
+        "remove it, and have bpffs for root alone (chmod 0700 /sys/fs/bpf, or mount -t bpf -o mode=0700 bpf FOLDER)",
     )
-    .into())
+    .into()
 }
 
 fn pin(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
