@@ -196,6 +196,8 @@ static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *th
 		call = find_call(thread, function, PT_REGS_SP(ctx) - RETURN_ADDRESS_SIZE);
 	if (!call) {
 		if (lost && watched(bpf_get_current_pid_tgid() >> 32)) {
+			if (lost_bytes > INT_MAX)
+				lost_bytes = 0;
 			count(SSL_SEEN_CALLS, 1);
 			count(SSL_SEEN_BYTES, lost_bytes);
 			count_lost(SSL_LOST_STATE_FULL, 1, lost_bytes);
@@ -238,6 +240,11 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 			return 0;
 	}
 	count(SSL_SEEN_CALLS, 1);
+	/* No call moves so much (MAX_RW_COUNT, linux/fs.h): it is not what the library left there. */
+	if (length > INT_MAX) {
+		count_lost(SSL_LOST_UNREADABLE, 1, 0);
+		return 0;
+	}
 	count(SSL_SEEN_BYTES, length);
 	now = bpf_ktime_get_boot_ns();
 	connection = connection_of(pid_tgid >> 32, call->ssl, now);
@@ -345,7 +352,10 @@ static __always_inline int leave_handshake(struct pt_regs *ctx, __u32 function)
 		return 0;
 	now = bpf_ktime_get_boot_ns();
 	connection = connection_of(pid_tgid >> 32, call->ssl, now);
-	if (connection && connection->handshake_ns) {
+	if (!connection) {
+		count(SSL_SEEN_CALLS, 1);
+		count_lost(SSL_LOST_STATE_FULL, 1, 0);
+	} else if (connection->handshake_ns) {
 		send_stack(ctx, call, connection, now);
 		send_handshake(function, call->ssl, connection, now, call->library, flags);
 	}
@@ -365,7 +375,7 @@ static __always_inline int leave_closing(struct pt_regs *ctx, __u32 function)
 	__u64 now;
 
 	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
-	call = leave(ctx, thread, function, 0, false);
+	call = leave(ctx, thread, function, 0, ret >= 0);
 	if (!call || ret < 0)
 		return 0;
 	key.ssl = call->ssl;
@@ -437,12 +447,17 @@ static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, _
 	struct fact_record *record;
 	long read;
 
+	count(SSL_SEEN_CALLS, 1);
 	connection = connection_of(bpf_get_current_pid_tgid() >> 32, ssl, now);
-	if (!connection)
+	if (!connection) {
+		count_lost(SSL_LOST_STATE_FULL, 1, 0);
 		return 0;
+	}
 	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
-	if (!record)
+	if (!record) {
+		count_lost(SSL_LOST_RING_FULL, 1, 0);
 		return 0;
+	}
 	describe(&record->head, SSL_FACT, function, ssl, connection, now, library);
 	if (!text) {
 		read = 0;
@@ -458,8 +473,10 @@ static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, _
 	}
 	if (read < 0 || read >= LONGEST_FACT) {
 		bpf_ringbuf_discard(record, 0);
+		count_lost(SSL_LOST_UNREADABLE, 1, 0);
 		return 0;
 	}
+	record->head.flags = SSL_FLAG_LAST;
 	record->head.captured = read;
 	bpf_ringbuf_submit(record, 0);
 	return 0;
@@ -478,16 +495,17 @@ static __always_inline int enter_ctrl(struct pt_regs *ctx, __u32 library)
 static __always_inline int leave_fact(struct pt_regs *ctx, __u32 function)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	bool tells = function == SSL_FN_GET_ALPN || PT_REGS_RC(ctx);
 	struct thread *thread;
 	__u32 length = 0;
 	struct call *call;
 	__u64 text;
 
 	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
-	call = leave(ctx, thread, function, 0, false);
+	text = PT_REGS_RC(ctx);
+	call = leave(ctx, thread, function, 0, tells);
 	if (!call || !thread)
 		return 0;
-	text = PT_REGS_RC(ctx);
 	if (function == SSL_FN_SESSION_REUSED)
 		return (int)text == 1 ? send_fact(function, call->ssl, call->library, 0, 0) : 0;
 	if (function == SSL_FN_GET_ALPN &&
