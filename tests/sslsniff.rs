@@ -14,6 +14,7 @@ mod root {
     use std::path::PathBuf;
     use std::process::{Command, Stdio};
 
+    use ebpfkit::kernel::features::Features;
     use ebpfkit::tools::sslsniff::symbols::{self, Function};
     use nix::sched::{CpuSet, sched_setaffinity};
     use nix::unistd::Pid;
@@ -533,7 +534,13 @@ mod root {
     fn many_libraries_leave_room_for_the_machines_own() {
         let place = Place::new();
         let nginx = place.nginx();
-        let _mapped = map_copies(&place, &nginx, &[], 40);
+        // Where each probe is a perf event, 6.1 was seen to need more than a minute to take 40 libraries' off.
+        let copies = if Features::probe().uprobe_multi {
+            40
+        } else {
+            6
+        };
+        let _mapped = map_copies(&place, &nginx, &[], copies);
         let dir = place.dir.path().display().to_string();
         let skipped = |ended: &Ended| {
             let skipped = ended.events[0]["skipped"].as_array().unwrap();
@@ -544,10 +551,10 @@ mod root {
                 .filter(|one| path(one).starts_with(&dir))
                 .count()
         };
-        // The soft limit is raised; then both limits are one that 40 copies do not fit.
+        // The soft limit is raised; then both limits are one that the copies do not fit.
         assert_eq!(skipped(&starts_and_sees(&place, "-S -n 100")), 0);
         let some = skipped(&starts_and_sees(&place, "-n 200"));
-        assert!((1..=40).contains(&some), "{some}");
+        assert!((1..=copies).contains(&some), "{some}");
     }
 
     #[test]
