@@ -49,7 +49,7 @@ def as_service(name, words):
     caps = "-all," + ",".join("+" + word.removeprefix("CAP_").lower() for word in capabilities.split())
     # BindPaths= below a TemporaryFileSystem=: of what is there, the service sees one folder.
     view = []
-    for place in unit_values(name, "BindPaths"):
+    for place in (place.removeprefix("-") for place in unit_values(name, "BindPaths")):
         (above,) = unit_values(name, "TemporaryFileSystem")
         above = above.split(":")[0]
         script = (f"mkdir -p /run/kept && mount --bind {place} /run/kept && mount -t tmpfs -o mode=0755 tmpfs {above} && "
@@ -74,10 +74,12 @@ def command_of(name, key="ExecStart"):
 
 
 def prepare(name):
-    """What the unit has root do before it starts."""
+    """What the unit has root do before it starts: where systemd is, and here that would be the machine itself."""
+    elsewhere = ["/usr/bin/nsenter", "--target", "1", "--mount"]
     for line in unit_values(name, "ExecStartPre"):
-        assert line.startswith("+"), line
-        run(*shlex.split(line[1:]))
+        words = shlex.split(line)
+        assert words[0].startswith("+") and [words[0][1:], *words[1:4]] == elsewhere, line
+        run(*words[4:])
 
 
 class Service:
@@ -253,8 +255,8 @@ def try_guard():
         assert b"[options]" in answer.read()
     (request,) = [line for line in watch.end() if line["kind"] == "request"]
     assert (request["method"], request["path"], request["user"]) == ("GET", "/pacman.conf", "root"), request
-    # Another user's: that needs SYS_PTRACE.
-    assert (request["pid"], request["exe"]) == (os.getpid(), os.readlink("/proc/self/exe")), request
+    # The kernel's path of the executable begins above the copy of the machine that this runs in.
+    assert request["pid"] == os.getpid() and request["exe"].endswith(os.readlink("/proc/self/exe")), request
 
 
 def try_sslsniff():
