@@ -10,7 +10,9 @@ anywhere else."""
 import json
 import os
 import pathlib
+import pty
 import re
+import select
 import shlex
 import signal
 import socket
@@ -159,10 +161,38 @@ def try_documents():
                         ("fish", "fish/vendor_completions.d/ebpfkit.fish")]:
         (script,) = pathlib.Path("/usr/share").glob(path)
         run(shell, "-n", str(script))
-    # What bash would offer after `ebpfkit imd`.
+    # What each shell makes of `ebpfkit imd`, from where it looks by itself.
     offered = run("bash", "--norc", "-c", ". /usr/share/bash-completion/completions/ebpfkit;"
                   "COMP_WORDS=(ebpfkit imd) COMP_CWORD=1; _ebpfkit ebpfkit imd ebpfkit; echo ${COMPREPLY[@]}")
     assert offered == "imds-watch\n", offered
+    offered = run("fish", "--no-config", "-c", "source /usr/share/fish/vendor_completions.d/ebpfkit.fish;"
+                  "complete -C 'ebpfkit imd'")
+    assert offered.split()[0] == "imds-watch", offered
+    try_zsh()
+
+
+def try_zsh():
+    """On a terminal, as zsh's completion works nowhere else. Debian's zsh looks below vendor-completions, others' below
+    site-functions."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {"PATH": os.environ["PATH"], "TERM": "vt100", "PS1": "% ", "HOME": "/run"})
+
+    def until(text):
+        said = b""
+        while text not in said:
+            assert select.select([terminal], [], [], PATIENCE)[0], said
+            said += os.read(terminal, 4096)
+    try:
+        os.write(terminal, b"fpath=(/usr/share/zsh/{vendor-completions,site-functions} $fpath); "
+                           b"autoload -Uz compinit; compinit -D -u; echo rea''dy\n")
+        until(b"ready\r\n")
+        os.write(terminal, b"ebpfkit imd\t")
+        until(b"ebpfkit imds-watch")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
 
 
 def try_units():
