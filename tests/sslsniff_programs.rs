@@ -212,6 +212,76 @@ mod root {
         assert_eq!(Vec::from_iter(functions(&ended, "read")), ["SSL_read_ex"]);
     }
 
+    /// The stack of a process's first write.
+    fn stack(ended: &Ended, pid: u32) -> Vec<Value> {
+        let write = ended
+            .kind("data")
+            .into_iter()
+            .find(|event| event["pid"] == pid && event["direction"] == "write");
+        write.unwrap()["stack"].as_array().unwrap().clone()
+    }
+
+    const PYTHON: &str = "import socket, ssl, sys\n\
+        context = ssl._create_unverified_context()\n\
+        sys.stdin.readline()\n\
+        tls = context.wrap_socket(socket.create_connection(('127.0.0.1', int(sys.argv[1]))))\n\
+        tls.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')\n\
+        sys.stdin.readline()\n";
+
+    #[test]
+    fn stacks_name_functions_of_programs() {
+        let place = Place::new();
+        let _nginx = place.nginx_with("location / { return 200 'here'; }");
+        let source = place.dir.path().join("caller.c");
+        std::fs::write(&source, include_str!("sslsniff/caller.c")).unwrap();
+        let caller = place.dir.path().join("caller");
+        let mut build = std::process::Command::new("cc");
+        build.args(["-O1", "-fno-omit-frame-pointer", "-o"]);
+        super::common::sh(build.arg(&caller).arg(&source).arg("-ldl"));
+        let stays = NODE.replace(
+            "process.exit()",
+            "process.stdin.once('data', () => process.exit())",
+        );
+        let mut clients = [
+            Peer::start(place.netns.command(&caller).arg(PORT)),
+            Peer::start(place.netns.command("node").args(["-e", &stays, PORT, "/"])),
+            Peer::start(place.netns.command(python3()).args(["-c", PYTHON, PORT])),
+        ];
+        let tool = Tool::start(&place.netns, &["sslsniff", "--stack"]);
+        for client in &mut clients {
+            client.go();
+            let pid = client.pid();
+            tool.wait_for("a write", |event| {
+                event["pid"] == pid && event["kind"] == "data" && event["direction"] == "write"
+            });
+            // It stays until its files were read.
+            client.go();
+            client.rest();
+        }
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let [c, node, python] = clients.map(|client| stack(&ended, client.pid()));
+        let names = |stack: &[Value], count: usize| -> Vec<String> {
+            let name = |frame: &Value| frame["function"].as_str().unwrap_or("?").to_owned();
+            stack.iter().take(count).map(name).collect()
+        };
+        assert_eq!(names(&c, 4), ["SSL_write", "say_hello", "talk", "main"]);
+        for frame in &c[1..4] {
+            assert_eq!(frame["file"], caller.to_str().unwrap());
+            assert!(frame["offset"].as_u64().unwrap() > 0, "{frame}");
+        }
+        assert_eq!(
+            names(&node, 2),
+            ["SSL_write", "node::crypto::TLSWrap::ClearIn"]
+        );
+        assert!(names(&node, 64).contains(&"node::Start".to_owned()));
+        // Built without frame pointers, and its functions are in no table: the module is known.
+        assert!(names(&python, 1)[0].starts_with("SSL_write"));
+        let module = python[1]["file"].as_str().unwrap();
+        assert!(module.contains("_ssl"), "{python:?}");
+        assert!(python[1]["file_offset"].as_str().unwrap().starts_with("0x"));
+    }
+
     #[test]
     fn doctor_names_what_a_process_has() {
         let diagnosed = |pid: u32| {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use ebpfkit::process::Identity;
-use ebpfkit::tools::sslsniff::event::{Data, Ends};
+use ebpfkit::tools::sslsniff::event::{Data, Ends, MadeIn};
 use ebpfkit::tools::sslsniff::payload::Payload;
 use ebpfkit::tools::sslsniff::pcap::Pcap;
 use time::OffsetDateTime;
@@ -34,6 +34,7 @@ fn call<'a>(
         ends,
         masked: false,
         data: Payload::None {},
+        made: MadeIn::default(),
         who,
         bytes,
         raw: bytes,

@@ -8,7 +8,7 @@
  * counters, and those are added to atomically.
  *
  * Beyond those of the headers: bpf_current_task_under_cgroup (4.9), bpf_probe_read_user and its _str
- * (5.5), bpf_ktime_get_boot_ns and the ring buffer (5.8), bpf_get_attach_cookie (5.15) only in
+ * (5.5), bpf_get_stack (4.18), bpf_ktime_get_boot_ns and the ring buffer (5.8), bpf_get_attach_cookie (5.15) only in
  * any_enters and any_leaves.
  */
 #include "lib/common.bpf.h"
@@ -264,6 +264,7 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 			connection->offset[SSL_READ] += length;
 	}
 	count(SSL_CUT_BYTES, transfer->cut);
+	send_stack(ctx, call, connection, now);
 	describe(&transfer->head, SSL_DATA, function, call->ssl, connection, now, call->library);
 	transfer->head.direction = direction;
 	transfer->head.call_length = length;
@@ -344,8 +345,10 @@ static __always_inline int leave_handshake(struct pt_regs *ctx, __u32 function)
 		return 0;
 	now = bpf_ktime_get_boot_ns();
 	connection = connection_of(pid_tgid >> 32, call->ssl, now);
-	if (connection && connection->handshake_ns)
+	if (connection && connection->handshake_ns) {
+		send_stack(ctx, call, connection, now);
 		send_handshake(function, call->ssl, connection, now, call->library, flags);
+	}
 	return 0;
 }
 

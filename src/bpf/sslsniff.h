@@ -52,6 +52,8 @@ enum ssl_kind {
 	SSL_PEER,
 	/* What the program asked or told the library, as text: `function` says what it is. */
 	SSL_FACT,
+	/* Where the call that the thread's next record is about was made: a struct user_stack follows. */
+	SSL_STACK,
 };
 
 enum ssl_direction {
@@ -89,6 +91,8 @@ enum ssl_counter {
 	SSL_CUT_BYTES,
 	/* Children of watched processes that found the table of processes full. */
 	SSL_MISSED_CHILDREN,
+	/* Calls whose stack the ring had no room for. */
+	SSL_LOST_STACKS,
 	/* + enum ssl_lost */
 	SSL_LOST_CALLS,
 	SSL_LOST_BYTES = SSL_LOST_CALLS + SSL_LOST_CAUSES,

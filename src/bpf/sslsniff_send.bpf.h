@@ -4,6 +4,7 @@
 #define EBPFKIT_SSLSNIFF_SEND_BPF_H
 
 #include "sslsniff_state.bpf.h"
+#include "lib/stacks.bpf.h"
 
 /* Payload capacities of records. */
 #define SMALL 512
@@ -95,6 +96,33 @@ static __always_inline void describe(struct ssl_record *head, __u8 kind, __u8 fu
 	head->via = 0;
 	__builtin_memset(head->pad, 0, sizeof(head->pad));
 	bpf_get_current_comm(head->comm, sizeof(head->comm));
+}
+
+struct call_stack {
+	struct ssl_record head;
+	struct user_stack stack;
+};
+
+/* Where the call that returns was made, ahead of what it did: the kernel has put the registers to what
+ * the caller will find. No stack is no lost call.
+ */
+static __always_inline void send_stack(struct pt_regs *ctx, const struct call *call,
+				       const struct connection *connection, __u64 now)
+{
+	struct call_stack *record;
+
+	if (!targ_stacks)
+		return;
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	if (!record) {
+		count(SSL_LOST_STACKS, 1);
+		return;
+	}
+	describe(&record->head, SSL_STACK, call->function, call->ssl, connection, now,
+		 call->library);
+	record->head.captured = sizeof(record->stack);
+	take_user_stack(ctx, &record->stack);
+	bpf_ringbuf_submit(record, 0);
 }
 
 /* Sends `length` bytes, CAPACITY at most, of the transfer's payload. `length` is bounded by a

@@ -37,6 +37,8 @@ const volatile __u64 targ_max_bytes = ~0ULL;
 const volatile __u8 has_cookie;
 /* The ring has room for several HUGE records. */
 const volatile __u8 huge_records = 1;
+/* Where calls were made is told. */
+const volatile __u8 targ_stacks;
 
 /* A call between its entry and its return. */
 struct call {

@@ -44,7 +44,11 @@ pub fn hurry() {
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
 }
 
-fn open(pid: u32) -> io::Result<OwnedFd> {
+/// A descriptor of the process `pid`, which stays the same process's (pidfd_open(2), kernel 5.3).
+///
+/// # Errors
+/// `ESRCH` if there is none.
+pub(super) fn open(pid: u32) -> io::Result<OwnedFd> {
     #[allow(unsafe_code)]
     // SAFETY: two numbers; the descriptor that it returns is ours.
     unsafe {
@@ -56,7 +60,11 @@ fn open(pid: u32) -> io::Result<OwnedFd> {
     }
 }
 
-fn signal(process: &OwnedFd, signal: i32) -> io::Result<()> {
+/// Sends `signal` to the process of a descriptor.
+///
+/// # Errors
+/// Those of pidfd_send_signal(2): `ESRCH` if it has ended.
+pub(super) fn signal(process: &OwnedFd, signal: i32) -> io::Result<()> {
     #[allow(unsafe_code)]
     // SAFETY: numbers, and no information to go with the signal.
     let ret = unsafe {

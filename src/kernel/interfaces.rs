@@ -23,12 +23,71 @@ pub struct Interface {
     pub name: String,
     /// Whether it is the loopback interface.
     pub loopback: bool,
-    /// Whether its packets begin with an Ethernet header (ARPHRD_ETHER or ARPHRD_LOOPBACK of
-    /// `linux/if_arp.h`).
-    pub ethernet: bool,
+    /// What its packets begin with.
+    pub layout: Layout,
     /// Whether it is one end of a veth pair, by its driver's name: what arrives here was sent by a
     /// container, as a rule.
     pub veth: bool,
+}
+
+/// What the packets of an interface begin with, as a TC program at its egress sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// An Ethernet header.
+    Ethernet,
+    /// The network header.
+    Network,
+    /// A link header of a kind that is not known: the hardware type (`linux/if_arp.h`).
+    Unknown(u16),
+}
+
+impl Layout {
+    /// Of an interface of this hardware type and with these IFF_* flags.
+    fn of(hardware: u16, flags: i32) -> Self {
+        match hardware {
+            libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Self::Ethernet,
+            // Without header_ops of their own, or with some that add nothing before TC: tun, WireGuard and
+            // other devices with no link layer; PPP, which adds its header later; IPIP, SIT and
+            // IPv6 tunnels; modems.
+            libc::ARPHRD_NONE
+            | libc::ARPHRD_PPP
+            | libc::ARPHRD_SLIP
+            | libc::ARPHRD_TUNNEL
+            | libc::ARPHRD_TUNNEL6
+            | libc::ARPHRD_SIT
+            | ARPHRD_RAWIP => Self::Network,
+            // To one end; to many, the outer header is there already (ipgre_header of net/ipv4/ip_gre.c).
+            libc::ARPHRD_IPGRE | ARPHRD_IP6GRE
+                if flags & libc::IFF_POINTOPOINT != 0 && flags & libc::IFF_BROADCAST == 0 =>
+            {
+                Self::Network
+            }
+            other => Self::Unknown(other),
+        }
+    }
+}
+
+/// `linux/if_arp.h`
+const ARPHRD_RAWIP: u16 = 519;
+/// `linux/if_arp.h`
+const ARPHRD_IP6GRE: u16 = 823;
+
+impl Interface {
+    /// Whether the network header of its packets can be found.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] that names it and its hardware type, if not.
+    pub fn readable(&self) -> Result<()> {
+        match self.layout {
+            Layout::Unknown(hardware) => Err(Failure::usage(format!(
+                "{}: its packets begin with a link header of a kind that is not known (hardware type \
+                 {hardware}); expected Ethernet, or none",
+                self.name
+            ))
+            .into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// All of them, by index.
@@ -58,7 +117,7 @@ pub fn all() -> Result<Vec<Interface>> {
             index: i32::try_from(entry.index()).context("an interface index")?,
             name: name.to_string_lossy().into_owned(),
             loopback: flags & libc::IFF_LOOPBACK != 0,
-            ethernet: matches!(kind, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK),
+            layout: Layout::of(kind, flags),
             veth: driver(&socket, name)?.as_deref() == Some(c"veth"),
         });
     }
@@ -212,13 +271,37 @@ mod tests {
     #[test]
     fn loopback_is_listed_and_left_out_unless_named() {
         let lo = chosen(&["lo".to_owned()]).unwrap();
-        assert!(lo[0].loopback && lo[0].ethernet && lo[0].index == 1);
+        assert!(lo[0].loopback && lo[0].layout == Layout::Ethernet && lo[0].index == 1);
         assert!(
             chosen(&[])
                 .unwrap()
                 .iter()
                 .all(|interface| !interface.loopback)
         );
+    }
+
+    #[test]
+    fn a_link_header_that_is_not_known_is_not_taken_for_the_network_s() {
+        let to_one = libc::IFF_POINTOPOINT | libc::IFF_NOARP;
+        for hardware in [
+            libc::ARPHRD_NONE,
+            libc::ARPHRD_PPP,
+            libc::ARPHRD_TUNNEL,
+            libc::ARPHRD_SIT,
+        ] {
+            assert_eq!(Layout::of(hardware, 0), Layout::Network);
+        }
+        assert_eq!(Layout::of(libc::ARPHRD_IPGRE, to_one), Layout::Network);
+        let infiniband = Layout::of(libc::ARPHRD_INFINIBAND, 0);
+        assert_eq!(infiniband, Layout::Unknown(32));
+        for flags in [0, libc::IFF_BROADCAST | libc::IFF_POINTOPOINT] {
+            assert_eq!(Layout::of(libc::ARPHRD_IPGRE, flags), Layout::Unknown(778));
+        }
+        let mut interface = chosen(&["lo".to_owned()]).unwrap().remove(0);
+        assert!(interface.readable().is_ok());
+        interface.layout = infiniband;
+        let said = interface.readable().unwrap_err().to_string();
+        assert!(said.contains("lo") && said.contains("type 32"), "{said}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::mount::{MsFlags, mount};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::statfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -102,6 +103,33 @@ pub struct Shelf {
     name: String,
 }
 
+/// Hears of what is done to a shelf.
+#[derive(Debug)]
+pub struct Watch {
+    inotify: Inotify,
+}
+
+impl Watch {
+    /// Becomes readable when something was done.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+
+    /// Forgets what was done until now.
+    ///
+    /// # Errors
+    /// Those of inotify.
+    pub fn drain(&self) -> Result<()> {
+        loop {
+            match self.inotify.read_events() {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(err) => return Err(err).context("cannot hear of what is pinned"),
+            }
+        }
+    }
+}
+
 /// Keeps others from changing the shelves of a folder, as long as it lives.
 #[derive(Debug)]
 pub struct Lock {
@@ -127,12 +155,28 @@ impl Shelf {
         self.path().join(name)
     }
 
+    /// In what the shelves' folder is made, others may neither move it nor put another in its place; that
+    /// they may make one first (mode 1777) is found out.
+    fn check_mount(&self) -> Result<()> {
+        let mount = self.parent.parent().unwrap_or(&self.parent);
+        let Ok(found) = fs::metadata(mount) else {
+            return Ok(());
+        };
+        let sticky = found.mode() & 0o1000 != 0;
+        let kept = found.mode() & 0o022 == 0 || sticky;
+        if is_trusted(found.uid()) && kept {
+            return Ok(());
+        }
+        Err(others_may(mount, &found))
+    }
+
     /// Whether nobody but root and this user may change it, if it is there, or the user of a service
     /// whom root has given the folder.
     ///
     /// # Errors
     /// [`Failure::Blocked`] that names the folder.
     pub fn check(&self) -> Result<()> {
+        self.check_mount()?;
         let owner = self.given_to();
         for path in [self.parent.clone(), self.path()] {
             if let Ok(found) = fs::symlink_metadata(&path) {
@@ -153,6 +197,21 @@ impl Shelf {
         let by_root = above.is_dir() && above.uid() == 0 && above.mode() & 0o022 == 0;
         let to_one = folder.is_dir() && folder.uid() != 0 && folder.mode() & 0o077 == 0;
         (by_root && to_one).then(|| folder.uid())
+    }
+
+    /// Hears of pins that are removed from this shelf from now on: what a policy leaves when another has
+    /// replaced it.
+    ///
+    /// # Errors
+    /// If inotify's limits are reached (`fs.inotify.max_user_instances`).
+    pub fn watch(&self) -> Result<Watch> {
+        let at = || format!("cannot watch {}", self.path().display());
+        let inotify =
+            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).with_context(at)?;
+        inotify
+            .add_watch(&self.path(), AddWatchFlags::IN_DELETE)
+            .with_context(at)?;
+        Ok(Watch { inotify })
     }
 
     /// Whether it is there.
@@ -200,6 +259,7 @@ impl Shelf {
     /// If the folder cannot be made or opened.
     pub fn lock_to_remove(&self) -> Result<Lock> {
         let at = || format!("cannot lock {}", self.parent.display());
+        self.check_mount()?;
         loop {
             match DirBuilder::new().mode(0o700).create(&self.parent) {
                 Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
@@ -359,21 +419,28 @@ impl Drop for Draft {
 
 /// Refuses a folder in which another user may put or move things, but for `owner`.
 fn mistrust(path: &Path, found: &fs::Metadata, owner: Option<u32>) -> Result<()> {
-    let own = nix::unistd::Uid::effective().as_raw();
-    let known = found.uid() == 0 || found.uid() == own || Some(found.uid()) == owner;
+    let known = is_trusted(found.uid()) || Some(found.uid()) == owner;
     if known && found.mode() & 0o022 == 0 {
         return Ok(());
     }
-    Err(Failure::blocked(
+    Err(others_may(path, found))
+}
+
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::Uid::effective().as_raw()
+}
+
+fn others_may(path: &Path, found: &fs::Metadata) -> anyhow::Error {
+    Failure::blocked(
         format!(
             "{} is of uid {} with mode {:04o}: others may change what is pinned there",
             path.display(),
             found.uid(),
             found.mode() & 0o7777
         ),
-        "remove it, and mount bpffs for root alone (mount -t bpf -o mode=0700 bpf /sys/fs/bpf)",
+        "remove it, and have bpffs for root alone (chmod 0700 /sys/fs/bpf, or mount -t bpf -o mode=0700 bpf FOLDER)",
     )
-    .into())
+    .into()
 }
 
 fn pin(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {

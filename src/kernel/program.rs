@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::libbpf_sys;
+use libbpf_rs::{MapHandle, libbpf_sys};
 
 /// What the kernel's own test run of a program says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,4 +117,40 @@ pub fn id(program: BorrowedFd<'_>) -> io::Result<u32> {
         return Err(io::Error::from_raw_os_error(-ret));
     }
     Ok(info.id)
+}
+
+/// The maps of the program with this number, whosever it is.
+///
+/// # Errors
+/// What the kernel says: to see another's takes CAP_SYS_ADMIN.
+pub fn maps(program: u32) -> io::Result<Vec<MapHandle>> {
+    #[allow(unsafe_code)]
+    // SAFETY: the descriptor that it returns is ours.
+    let program = unsafe {
+        let fd = libbpf_sys::bpf_prog_get_fd_by_id(program);
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd));
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    // MAX_USED_MAPS of linux/bpf_verifier.h
+    let mut ids = [0_u32; 64];
+    let mut info = libbpf_sys::bpf_prog_info {
+        nr_map_ids: 64,
+        map_ids: ids.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    let mut length = size_of_val(&info) as u32;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel writes at most `length` bytes of a C struct of integers, and as many numbers of
+    // maps as there is room for.
+    let ret = unsafe {
+        libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut length)
+    };
+    if ret < 0 {
+        return Err(io::Error::from_raw_os_error(-ret));
+    }
+    let count = (info.nr_map_ids as usize).min(ids.len());
+    let open = |id: &u32| MapHandle::from_map_id(*id).map_err(io::Error::other);
+    ids[..count].iter().map(open).collect()
 }

@@ -19,10 +19,10 @@ use anyhow::{Context as _, Result};
 use super::descriptors;
 use super::discover::{FileId, Found, Library, MappedAs};
 use super::event::{Arrived, Skipped};
-use super::maps::{self, Mapping};
 use super::probes::Attacher;
 use super::symbols::Function;
 use crate::kernel::hold::{self, Held};
+use crate::kernel::maps::{self, Mapping};
 use crate::kernel::mmap_events::{Mapped, MmapEvents};
 use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::stop::Stop;
@@ -283,6 +283,8 @@ impl Arrivals {
                 }
                 let mapping = Mapping {
                     range: mapped.range,
+                    // Of no interest here.
+                    offset: 0,
                     device: mapped.device,
                     inode,
                     path,

@@ -8,9 +8,9 @@
 
 use std::cell::Cell;
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -18,9 +18,10 @@ use object::ReadCache;
 
 use super::descriptors;
 use super::event::Skipped;
-use super::maps::{self, Mapping};
 use super::symbols::{self, Offsets};
 use crate::failure::Failure;
+pub(super) use crate::kernel::maps::open as open_mapping;
+use crate::kernel::maps::{self, Mapping, open_file as open};
 use crate::kernel::uprobes::Method;
 
 /// A file with functions to probe.
@@ -327,15 +328,6 @@ impl Found {
     }
 }
 
-/// Opens without waiting for the other end of what may be a pipe, and without becoming the owner of
-/// what may be a terminal.
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-}
-
 /// Which regular file it is, and the seconds and nanoseconds of its last change.
 fn regular(file: &File) -> Option<(FileId, i64, i64)> {
     let metadata = file.metadata().ok()?;
@@ -343,23 +335,6 @@ fn regular(file: &File) -> Option<(FileId, i64, i64)> {
     metadata
         .is_file()
         .then(|| (id, metadata.ctime(), metadata.ctime_nsec()))
-}
-
-/// Opens what is mapped: by the mapping itself (`CAP_CHECKPOINT_RESTORE`, kernel 5.9, or
-/// `CAP_SYS_ADMIN`), which is exact also if the file was deleted or replaced; else by its path in the
-/// process's root, where the inode must be the same. The device may be another: overlayfs and btrfs
-/// show one in `maps` and another to stat(2).
-pub(super) fn open_mapping(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
-    let (start, end) = mapping.range;
-    if let Ok(file) = open(Path::new(&format!(
-        "/proc/{pid}/map_files/{start:x}-{end:x}"
-    ))) {
-        return Some(file);
-    }
-    let path = mapping.path.strip_prefix("/").ok()?;
-    let file = open(&Path::new(&format!("/proc/{pid}/root")).join(path)).ok()?;
-    let ((_, inode), ..) = regular(&file)?;
-    (inode == mapping.inode).then_some(file)
 }
 
 /// All processes.

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::payload::{self, Payload};
+pub use super::places::MadeIn;
 use super::record::Direction;
 use crate::output::{Event, Line, Printable, Style};
 use crate::process::Identity;
@@ -245,6 +246,9 @@ pub struct Data<'a> {
     /// The bytes, as JSON has them.
     #[serde(flatten)]
     pub data: Payload<'a>,
+    /// Where the call was made; of its first part.
+    #[serde(flatten)]
+    pub made: MadeIn,
     /// The connection's ends.
     #[serde(flatten)]
     pub ends: &'a Ends,
@@ -296,6 +300,7 @@ impl Event for Data<'_> {
         if let Some(missing) = self.missing {
             line.styled(Style::Bad, format_args!(", {missing} lost before"))?;
         }
+        self.made.text(line)?;
         if self.bytes.is_empty() {
             return Ok(());
         }
@@ -320,6 +325,9 @@ pub struct Handshake<'a> {
     /// What is known of what was agreed upon.
     #[serde(flatten)]
     pub facts: &'a Facts,
+    /// Where the call was made that ended it.
+    #[serde(flatten)]
+    pub made: MadeIn,
     /// The connection's ends.
     #[serde(flatten)]
     pub ends: &'a Ends,
@@ -344,7 +352,8 @@ impl Event for Handshake<'_> {
         line.styled(style, format_args!("handshake {}", self.result))?;
         #[allow(clippy::cast_precision_loss)]
         let milliseconds = self.duration_ns as f64 / 1e6;
-        write!(line, " after {milliseconds:.3} ms")
+        write!(line, " after {milliseconds:.3} ms")?;
+        self.made.text(line)
     }
 }
 
@@ -426,6 +435,12 @@ impl Event for Lost<'_> {
     }
 }
 
+/// serde's way to call it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 /// All of it, at the end. Calls: `seen` = `delivered` + `lost`. Bytes: `bytes_seen` =
 /// `bytes_delivered` + `bytes_cut` + `bytes_lost`.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -448,6 +463,9 @@ pub struct Summary {
     pub lost_by_cause: BTreeMap<&'static str, Amount>,
     /// Children of watched processes that were not watched because there were too many.
     pub missed_children: u64,
+    /// Calls whose stack was lost as the ring was full (`--stack`).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub lost_stacks: u64,
     /// Connections that were seen.
     pub connections: u64,
     /// The exit status of the command, if it ended by itself.

@@ -16,8 +16,8 @@ use object::{LittleEndian, ReadCache, ReadRef};
 use serde::Serialize;
 
 use super::discover;
-use super::maps;
 use super::symbols;
+use crate::kernel::maps;
 use crate::output::{Event, Line, Printable, Style};
 
 /// A TLS implementation in a process.

@@ -15,10 +15,10 @@ pub mod http;
 pub mod inspect;
 mod live;
 mod losses;
-pub mod maps;
 pub mod mask;
 pub mod payload;
 pub mod pcap;
+mod places;
 pub mod plan;
 pub mod probes;
 pub mod record;
@@ -126,6 +126,9 @@ pub struct Args {
     /// Show how long each call took
     #[arg(long)]
     latency: bool,
+    /// Show in which functions of the program each call was made
+    #[arg(long, conflicts_with_all = ["http", "live"])]
+    stack: bool,
     /// Show the values of headers that hold secrets
     #[arg(long)]
     show_secrets: bool,
@@ -216,6 +219,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         hex: args.hex,
         show_secrets: args.show_secrets,
         latency: args.latency,
+        stacks: args.stack,
     };
     if args.live {
         // Nothing else may write to the terminal while it is taken over.

@@ -518,6 +518,7 @@ mod tests {
             ends,
             masked: false,
             data: Payload::None {},
+            made: event::MadeIn::default(),
             who,
             bytes,
             raw: bytes,

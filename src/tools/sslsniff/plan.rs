@@ -35,6 +35,8 @@ pub struct Plan {
     pub max_bytes: u64,
     /// Bytes of the ring; a power of two.
     pub ring: u32,
+    /// Where calls were made is told.
+    pub stacks: bool,
     /// The only files to probe, if any.
     pub only: Vec<PathBuf>,
     /// What to run and watch: the program and its arguments.
@@ -51,6 +53,7 @@ impl Default for Plan {
             cgroups: Vec::new(),
             max_bytes: u64::MAX,
             ring: 64 << 10,
+            stacks: false,
             only: Vec::new(),
             command: None,
         }
@@ -74,6 +77,7 @@ impl Plan {
                 args.max_bytes.unwrap_or(u64::MAX)
             },
             ring: u32::try_from(args.buffer).unwrap_or(u32::MAX),
+            stacks: args.stack,
             only: args.lib.clone(),
             command: args
                 .command

@@ -93,6 +93,11 @@ pub enum What<'a> {
         /// How that is known.
         via: &'static str,
     },
+    /// Where the call was made that the thread's next record is about.
+    Stack {
+        /// A `struct user_stack`.
+        stack: &'a [u8],
+    },
     /// What the program asked or told the library.
     Fact {
         /// With which call.
@@ -173,6 +178,7 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
                 },
             }
         }
+        ssl_kind::SSL_STACK => What::Stack { stack: payload()? },
         ssl_kind::SSL_FACT => What::Fact {
             function,
             text: payload()?,

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::arrivals::Names;
-use super::event::{Close, Data, Ends, Facts, Handshake, Negotiated, Shutdown};
+use super::event::{Close, Data, Ends, Facts, Handshake, MadeIn, Negotiated, Shutdown};
 use super::mask::Masker;
 use super::payload::Payload;
+use super::places::Places;
 use super::record::{self, Direction, FLAG_GAP, FLAG_LAST, Header, Outcome, Record, What};
 use super::symbols::Function;
 use super::views::Views;
@@ -30,6 +31,8 @@ pub struct Style {
     pub show_secrets: bool,
     /// The time that calls take is shown.
     pub latency: bool,
+    /// Where calls were made is shown.
+    pub stacks: bool,
 }
 
 /// What was shown so far.
@@ -84,6 +87,7 @@ pub struct Session<W: Write> {
     masked: Vec<u8>,
     encoded: String,
     views: Views,
+    places: Option<Places>,
 }
 
 impl<W: Write> std::fmt::Debug for Session<W> {
@@ -110,6 +114,7 @@ impl<W: Write> Session<W> {
             masked: Vec::new(),
             encoded: String::new(),
             views: Views::default(),
+            places: style.stacks.then(Places::default),
         }
     }
 
@@ -176,6 +181,9 @@ impl<W: Write> Session<W> {
             connection.identify(header, &mut self.directory, &self.libraries);
             if fresh {
                 self.directory.fill(&mut connection.who, header.pid);
+                if let Some(places) = &mut self.places {
+                    places.meet(header.pid);
+                }
             }
         }
         self.show(key, &record, time(header.time_ns))?;
@@ -226,7 +234,18 @@ impl<W: Write> Session<W> {
         };
         let header = &record.header;
         let library = connection.library.1.as_deref();
+        let made = match (&mut self.places, record.what) {
+            (Some(places), What::Stack { stack }) => {
+                places.keep(header, stack);
+                return Ok(());
+            }
+            (Some(places), What::Data { function, .. } | What::Handshake { function, .. }) => {
+                places.take(header, function, connection.library.1.as_ref())
+            }
+            _ => MadeIn::default(),
+        };
         match record.what {
+            What::Stack { .. } => Ok(()),
             What::Handshake { function, outcome } => {
                 let done = outcome == Outcome::Done;
                 if done && connection.next == [None, None] {
@@ -240,6 +259,7 @@ impl<W: Write> Session<W> {
                     result: if done { "ok" } else { "failed" },
                     duration_ns: header.duration_ns,
                     facts: &connection.facts,
+                    made,
                     ends: &connection.ends,
                     who: &connection.who,
                 };
@@ -347,6 +367,7 @@ impl<W: Write> Session<W> {
                     repeated,
                     masked,
                     data,
+                    made,
                     ends: &connection.ends,
                     who: &connection.who,
                     bytes,
@@ -492,6 +513,40 @@ mod tests {
             let events = events(session);
             assert_eq!(events.last().unwrap()["data"], shown, "{events:?}");
         }
+    }
+
+    #[test]
+    fn a_stack_is_told_with_the_next_call_on_its_object_and_once() {
+        let style = Style {
+            stacks: true,
+            ..Style::default()
+        };
+        let mut session = session(Format::Json, style);
+        let size = crate::kernel::stacks::STACK_BYTES;
+        let stack = Header {
+            kind: crate::skel::sslsniff::types::ssl_kind::SSL_STACK
+                .0
+                .try_into()
+                .unwrap(),
+            captured: size.try_into().unwrap(),
+            ..written(0, 0)
+        };
+        let other = Header {
+            ssl: written(0, 0).ssl + 1,
+            ..stack
+        };
+        feed(&mut session, &stack, &vec![0; size]);
+        feed(&mut session, &written(0, 1), b"a");
+        feed(&mut session, &written(1, 1), b"b");
+        feed(&mut session, &other, &vec![0; size]);
+        feed(&mut session, &written(2, 1), b"c");
+        let told = events(session);
+        let stacks: Vec<_> = told.iter().map(|event| &event["stack"]).collect();
+        assert_eq!(stacks.len(), 3);
+        assert_eq!(stacks[0][0]["function"], "SSL_write");
+        assert_eq!(stacks[0][0]["file"], "/lib/libssl.so.3");
+        assert_eq!(told[0]["stack_reason"], "the stack could not be read");
+        assert!(stacks[1].is_null() && stacks[2].is_null(), "{stacks:?}");
     }
 
     #[test]

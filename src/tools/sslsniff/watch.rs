@@ -123,6 +123,7 @@ impl<'obj> Watch<'obj> {
         rodata.targ_cgroups = u32::try_from(plan.cgroups.len())?;
         rodata.targ_max_bytes = plan.max_bytes;
         rodata.huge_records = u8::from(plan.huge_records());
+        rodata.targ_stacks = u8::from(plan.stacks);
         open.maps.records.set_max_entries(plan.ring)?;
         let progs = &mut open.progs;
         progs.process_forks.set_autoload(plan.by_pid());
@@ -297,6 +298,7 @@ impl<'obj> Watch<'obj> {
             },
             cut: self.counter(ssl_counter::SSL_CUT_BYTES.0)?,
             missed_children: self.counter(ssl_counter::SSL_MISSED_CHILDREN.0)?,
+            lost_stacks: self.counter(ssl_counter::SSL_LOST_STACKS.0)?,
             lost: [Amount::default(); 3],
         };
         for (amount, (cause, _)) in totals.lost.iter_mut().zip(CAUSES) {
@@ -360,6 +362,7 @@ pub struct Totals {
     seen: Amount,
     cut: u64,
     missed_children: u64,
+    lost_stacks: u64,
     /// In the order of [`CAUSES`].
     lost: [Amount; 3],
 }
@@ -391,6 +394,7 @@ impl Totals {
                 .zip(self.lost)
                 .collect(),
             missed_children: self.missed_children,
+            lost_stacks: self.lost_stacks,
             connections: shown.connections,
             ..Summary::default()
         }

@@ -2,20 +2,23 @@
 
 //! `ebpfkit tc-guard check`: what can get past the guard on this machine, and what closes that.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::gates;
 use super::guard::Guard;
 use super::holders::{self, Survey};
 use super::pinned::{self, Found};
 use super::plan::Plan;
+use super::raw_senders::{self, PrivilegedFile, RawSocket};
 use super::run::Place;
 use super::statement::Statement;
 use super::status::{self, InterfaceStatus};
-use super::{NAME, trial};
+use super::{NAME, strangers, trial};
 use crate::kernel::hooks;
 use crate::kernel::interfaces;
 use crate::kernel::tc::{Method, Side};
@@ -118,7 +121,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         Some(bpffs) => pinned::look(bpffs)?,
         None => (pin::Shelf::new("/".as_ref(), "", ""), Found::Nothing),
     };
-    let pid = pinned::process();
+    let pid = pinned::process_id();
     let root = cgroup::mount();
     match found {
         (shelf, Found::Guard(guard)) => {
@@ -129,7 +132,9 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
             let plan = Plan::new(&statement.policy()?, root.as_deref())?;
             findings.extend(own_addresses(&plan, &all)?);
             if !args.no_trial {
-                findings.extend(trial::run(&plan, statement.deny()));
+                findings.extend(trial::run(&plan, statement.deny(), |uid| {
+                    guard.denials(uid)
+                }));
             }
         }
         _ => match pid {
@@ -143,6 +148,13 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
                 ));
                 findings.extend(interface_findings(&foreground_interfaces()?));
             }
+            None if strangers::judging(&strangers::find(&BTreeSet::new())?).is_some() => {
+                findings.push(Finding::note(
+                    "guard",
+                    "a guard is in force whose pins are not in this bpffs: name another one with --bpffs",
+                ));
+                findings.extend(interface_findings(&foreground_interfaces()?));
+            }
             None => findings.push(Finding::gap(
                 "guard",
                 "no guard is in force in this network namespace",
@@ -151,8 +163,11 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         },
     }
     let (processes, hidden) = holders::processes();
-    let survey = holders::survey(&processes, &mut Directory::new(None));
+    let mut directory = Directory::new(None);
+    let survey = holders::survey(&processes, &mut directory);
     findings.extend(process_findings(&survey, hidden));
+    findings.extend(socket_findings(&raw_senders::sockets(), &mut directory));
+    findings.extend(file_findings(&raw_senders::files()));
     findings.extend(kernel_findings(
         Guard::method(),
         features::tc_knows_namespaces(),
@@ -198,7 +213,13 @@ fn interface_findings(interfaces: &[InterfaceStatus]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for interface in interfaces {
         let name = &interface.name;
-        if !interface.whole {
+        if let Some(why) = &interface.unreadable {
+            findings.push(Finding::gap(
+                "interface",
+                format!("{name} cannot be guarded: {why}"),
+                "route what is guarded by another interface, or guard one on its way",
+            ));
+        } else if !interface.whole {
             findings.push(Finding::gap(
                 "interface",
                 format!("{name} is not guarded"),
@@ -227,7 +248,7 @@ fn interface_findings(interfaces: &[InterfaceStatus]) -> Vec<Finding> {
 
 /// What a guard that is not pinned is attached to, by the names of its programs.
 fn foreground_interfaces() -> Result<Vec<InterfaceStatus>> {
-    let ours = |at: &hooks::Attached| at.name.as_deref().is_some_and(pinned::is_gate);
+    let ours = |at: &hooks::Attached| at.name.as_deref().is_some_and(gates::is_gate);
     let mut found = Vec::new();
     for interface in interfaces::all()?.iter().filter(|at| !at.loopback) {
         let egress = hooks::at(interface.index, Side::Egress)?;
@@ -328,6 +349,43 @@ fn process_findings(survey: &Survey, hidden: usize) -> Vec<Finding> {
     findings
 }
 
+/// A socket stays good for raw packets when its owner has given the capability up.
+fn socket_findings(sockets: &[RawSocket], directory: &mut Directory) -> Vec<Finding> {
+    let others = sockets.iter().filter(|socket| socket.uid != 0);
+    others
+        .map(|socket| {
+            let user = directory.user(socket.uid);
+            let user = user.unwrap_or_else(|| format!("uid {}", socket.uid));
+            Finding::gap(
+                "privileges",
+                format!(
+                    "{} of {user} has a packet socket open, which may send past TC: process {}",
+                    socket.comm, socket.pid
+                ),
+                "end it, or see that it hands its socket to nobody",
+            )
+        })
+        .collect()
+}
+
+/// Files that give their user what sends past TC; no gap by themselves, as most of them let nobody say what
+/// is sent.
+fn file_findings(files: &[PrivilegedFile]) -> Vec<Finding> {
+    files
+        .iter()
+        .map(|file| {
+            Finding::note(
+                "privileges",
+                format!(
+                    "{} gives whoever may run it {}: a fault in it is a way past the guard (getcap, setcap -r)",
+                    file.path.display(),
+                    file.capabilities.join(" and ")
+                ),
+            )
+        })
+        .collect()
+}
+
 fn kernel_findings(method: Method, namespaces: bool, cgroup2: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     if method == Method::Clsact {
@@ -377,6 +435,7 @@ mod tests {
             name: "eth0".to_owned(),
             guarded: vec!["egress"],
             whole,
+            unreadable: None,
             ahead: ahead.iter().map(|&text| text.to_owned()).collect(),
         };
         let group = |who: &str| holders::Group {
@@ -404,6 +463,7 @@ mod tests {
             name: "eth0".to_owned(),
             guarded: vec!["egress"],
             whole: true,
+            unreadable: None,
             ahead: Vec::new(),
         };
         let mut all = interface_findings(&[interface]);

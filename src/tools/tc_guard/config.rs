@@ -2,10 +2,12 @@
 
 //! A policy in a TOML file. Pure: text in, a [`Policy`] or an error with its place out.
 
+use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
@@ -50,19 +52,43 @@ struct FileRule {
 }
 
 /// A user or group: a name, or a number with or without quotes.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a name in quotes or a number")]
-enum Id {
-    Number(u32),
-    Name(String),
-}
+#[derive(Debug)]
+struct Id(String);
 
-impl Id {
-    fn text(&self) -> String {
-        match self {
-            Self::Number(number) => number.to_string(),
-            Self::Name(name) => name.clone(),
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = Id;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name in quotes or a number of 0 to 4294967294")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Id, E> {
+                Ok(Id(name.to_owned()))
+            }
+
+            // Numbers that are no id are found out, with the others, where names are looked up.
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+
+            fn visit_i128<E: Error>(self, number: i128) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+
+            fn visit_u128<E: Error>(self, number: u128) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
         }
+
+        deserializer.deserialize_any(Text)
     }
 }
 
@@ -117,7 +143,7 @@ impl Places<'_> {
             ));
         }
         let ids = |ids: &[Spanned<Id>]| -> Vec<_> {
-            let subject = |id: &Spanned<Id>| self.subject(id.get_ref().text(), &id.span());
+            let subject = |id: &Spanned<Id>| self.subject(id.get_ref().0.clone(), &id.span());
             ids.iter().map(subject).collect()
         };
         let cgroups = written.cgroups.iter();
@@ -256,8 +282,7 @@ mode = "audit"
             ),
             (
                 "[[rule]]\nclouds = [\"aws\"]\nusers = [true]\n",
-                // The list: which of its entries it is, the reader does not say.
-                "f:3:9:",
+                "f:3:10:",
                 "expected a name in quotes or a number",
             ),
             ("[[rule]\n", "f:1:8:", "unclosed array table, expected"),
@@ -273,6 +298,28 @@ mode = "audit"
                 "{text:?}: {err}"
             );
         }
+    }
+
+    #[test]
+    fn a_number_that_is_no_id_is_named_with_its_place() {
+        for number in ["-1", "4294967295", "99999999999999999999"] {
+            let text = format!("[[rule]]\nclouds = [\"aws\"]\nusers = [0, {number}]\n");
+            let policy = parse("f", &text).unwrap();
+            let err = super::super::plan::Plan::new(&policy, None).unwrap_err();
+            let said = err.to_string();
+            assert!(
+                said.starts_with("f:3:13: ")
+                    && said.contains(number)
+                    && said.contains("4294967294"),
+                "{said}"
+            );
+        }
+        let err = parse(
+            "f",
+            "[[rule]]\nusers = [999999999999999999999999999999999999999999]\n",
+        );
+        let said = err.unwrap_err().to_string();
+        assert!(said.starts_with("f:2:10: "), "{said}");
     }
 
     #[test]

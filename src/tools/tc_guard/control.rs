@@ -4,12 +4,9 @@
 //! not.
 
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use time::OffsetDateTime;
 
 use super::NAME;
@@ -19,6 +16,7 @@ use super::policy::Policy;
 use super::run::{self, Place};
 use super::statement::Statement;
 use crate::failure::Failure;
+use crate::kernel::instance::Running;
 use crate::kernel::{cgroup, pin};
 use crate::output::{self, Settings};
 
@@ -43,7 +41,7 @@ pub struct StopArgs {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn nothing_here() -> anyhow::Error {
-    match pinned::process() {
+    match pinned::process_id() {
         Some(pid) => anyhow::anyhow!(
             "the guard here is not pinned: it is process {pid}'s, and ends with it (kill {pid})"
         ),
@@ -123,24 +121,22 @@ pub fn stop(args: &StopArgs, settings: Settings) -> Result<()> {
         return Err(nothing_here());
     }
     // It would go on to guard interfaces as they come.
-    if let Some(pid) = pinned::process() {
-        end(pid)?;
+    if let Some(process) = pinned::process() {
+        end(&process)?;
     }
     Pinned::lock_to_remove(&bpffs)?.remove()?;
     output::stdout(NAME, settings).note("the guard has been taken away");
     Ok(())
 }
 
-fn end(pid: u32) -> Result<()> {
-    let process = Pid::from_raw(pid.cast_signed());
+fn end(process: &Running) -> Result<()> {
     // It may have ended by itself.
-    let _ = kill(process, Signal::SIGTERM);
-    let start = Instant::now();
-    while pinned::process() == Some(pid) {
-        if start.elapsed() > PATIENCE {
-            bail!("the guard's process {pid} does not end; nothing was changed");
-        }
-        thread::sleep(Duration::from_millis(10));
+    let _ = process.terminate();
+    if !process.ended(PATIENCE)? {
+        bail!(
+            "the guard's process {} does not end; nothing was changed",
+            process.pid
+        );
     }
     Ok(())
 }

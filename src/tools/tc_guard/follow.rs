@@ -59,7 +59,7 @@ mod tests {
             index,
             name: name.to_owned(),
             loopback: name == "lo",
-            ethernet: true,
+            layout: crate::kernel::interfaces::Layout::Ethernet,
             veth: false,
         }
     }

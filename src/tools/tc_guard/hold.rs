@@ -2,6 +2,7 @@
 
 //! A guard that is attached and armed, by this process or by pins, and the interfaces that it follows.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,8 +15,10 @@ use super::pinned::{self, Found, Pinned};
 use super::plan::Plan;
 use super::policy::Policy;
 use super::statement::Statement;
+use super::strangers;
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::netlink::Monitor;
+use crate::kernel::pin::Watch;
 use crate::kernel::tc::Attachment;
 
 /// What keeps the guard in place.
@@ -27,7 +30,7 @@ enum Holder {
         _calls: Vec<OwnedFd>,
     },
     /// Pins in this bpffs.
-    Pins(PathBuf),
+    Pins { bpffs: PathBuf, watch: Watch },
 }
 
 /// A guard at work.
@@ -36,8 +39,12 @@ pub struct Hold {
     pub guard: Guard,
     /// The interfaces that it is attached to.
     pub interfaces: Vec<Interface>,
+    /// Those that it cannot be attached to, as the place of the network header is not known.
+    pub unreadable: Vec<Interface>,
     /// Whether it was at work before.
     pub taken_over: bool,
+    /// What is to be told of how it began.
+    pub notes: Vec<String>,
     holder: Holder,
     wanted: Vec<String>,
     monitor: Monitor,
@@ -82,16 +89,18 @@ impl Hold {
                 shelf.path().display()
             );
         }
-        pinned::sweep(None)?;
+        let notes = Vec::from_iter(strangers::clear(&BTreeSet::new())?);
         let monitor = Monitor::new()?;
-        let interfaces = interfaces::chosen(&policy.interfaces)?;
+        let (interfaces, unreadable) = chosen(policy)?;
         let guard = Guard::load(plan, Guard::method(), cgroup_root)?;
         let (packets, calls) = attach(&guard, plan, &interfaces, cgroup_root)?;
         guard.arm()?;
         Ok(Self {
             guard,
             interfaces,
+            unreadable,
             taken_over: false,
+            notes,
             holder: Holder::Process {
                 packets,
                 _calls: calls,
@@ -114,55 +123,52 @@ impl Hold {
         bpffs: &Path,
     ) -> Result<Self> {
         let monitor = Monitor::new()?;
-        let interfaces = interfaces::chosen(&policy.interfaces)?;
+        let (interfaces, unreadable) = chosen(policy)?;
         let pinned = Pinned::lock(bpffs)?;
-        let (guard, attached, taken_over) = match pinned.find()? {
+        let (guard, attached, taken_over, notes) = match pinned.find()? {
             Found::Guard(mut guard) => {
-                pinned::sweep(Some(&guard))?;
+                let notes = strangers::clear(&pinned::gate_ids(&guard)?)?;
+                // What can fail comes first: until the policy is replaced, the old one judges at all of them.
+                let attached = complete(&pinned, &guard, &interfaces)?;
                 pinned.replace(&mut guard, plan, statement, cgroup_root)?;
-                let mut attached = Vec::new();
-                let there = pinned::attached(&guard)?;
-                for (interface, _) in &there {
-                    if pinned::is_whole(interface, &there) && !attached.contains(interface) {
-                        attached.push(interface.clone());
-                    }
-                }
-                (*guard, attached, true)
+                (*guard, attached, true, notes)
             }
             found => {
                 if matches!(found, Found::Remains) {
                     pinned.remove()?;
                 }
-                pinned::sweep(None)?;
+                let notes = strangers::clear(&BTreeSet::new())?;
                 let guard = Guard::load(plan, Guard::method(), cgroup_root)?;
                 let (packets, calls) = attach(&guard, plan, &interfaces, cgroup_root)?;
                 pinned.keep(&guard, packets, &calls, statement)?;
                 guard.arm()?;
-                (guard, interfaces, false)
+                (guard, interfaces, false, notes)
             }
         };
+        let watch = pinned.watch()?;
         drop(pinned);
-        let mut hold = Self {
+        Ok(Self {
             guard,
             interfaces: attached,
+            unreadable,
             taken_over,
-            holder: Holder::Pins(bpffs.to_owned()),
+            notes: notes.into_iter().collect(),
+            holder: Holder::Pins {
+                bpffs: bpffs.to_owned(),
+                watch,
+            },
             wanted: policy.interfaces.clone(),
             monitor,
-        };
-        if taken_over {
-            for change in hold.compare(&[])? {
-                if let Change::Failed(_, err) = change {
-                    return Err(err);
-                }
-            }
-        }
-        Ok(hold)
+        })
     }
 
-    /// Becomes readable when interfaces have come or gone.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.monitor.fd()
+    /// Become readable when interfaces have come or gone, or another process has changed what is pinned.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        let mut fds = vec![self.monitor.fd()];
+        if let Holder::Pins { watch, .. } = &self.holder {
+            fds.push(watch.fd());
+        }
+        fds
     }
 
     /// Looks whether another process has given the pinned guard another policy, and what it says of
@@ -171,9 +177,10 @@ impl Hold {
     /// # Errors
     /// If what is pinned cannot be opened.
     pub fn catch_up(&mut self) -> Result<Option<Statement>> {
-        let Holder::Pins(bpffs) = &self.holder else {
+        let Holder::Pins { bpffs, watch } = &self.holder else {
             return Ok(None);
         };
+        watch.drain()?;
         let (_, generation, _) = self.guard.facts()?;
         if generation == self.guard.generation() {
             return Ok(None);
@@ -216,12 +223,23 @@ impl Hold {
             }
         }
         for interface in steps.forget {
-            if let Holder::Pins(bpffs) = &self.holder {
+            if let Holder::Pins { bpffs, .. } = &self.holder {
                 Pinned::lock(bpffs)?.forget(&interface)?;
             }
             changes.push(Change::Gone(interface));
         }
+        self.unreadable
+            .retain(|told| !gone.contains(&told.index) && now.contains(told));
         for interface in steps.guard {
+            // Told of once.
+            if self.unreadable.contains(&interface) {
+                continue;
+            }
+            if let Err(err) = interface.readable() {
+                self.unreadable.push(interface.clone());
+                changes.push(Change::Failed(interface, err));
+                continue;
+            }
             match self.guard(&interface) {
                 Ok(()) => {
                     self.interfaces.push(interface.clone());
@@ -241,7 +259,7 @@ impl Hold {
                 packets.extend(self.guard.attach(std::slice::from_ref(interface))?);
                 Ok(())
             }
-            Holder::Pins(bpffs) => {
+            Holder::Pins { bpffs, .. } => {
                 let pinned = Pinned::lock(bpffs)?;
                 // Whoever stops the guard has it end this process first; without one there is
                 // nothing to attach to.
@@ -257,7 +275,7 @@ impl Hold {
     pub fn bpffs(&self) -> Option<&Path> {
         match &self.holder {
             Holder::Process { .. } => None,
-            Holder::Pins(bpffs) => Some(bpffs),
+            Holder::Pins { bpffs, .. } => Some(bpffs),
         }
     }
 
@@ -280,6 +298,40 @@ fn attach(
     };
     guard.allow_cgroups(plan, cgroup_root)?;
     Ok((packets, calls))
+}
+
+/// The interfaces that `policy` names, or all but loopback; then those of them that cannot be guarded.
+fn chosen(policy: &Policy) -> Result<(Vec<Interface>, Vec<Interface>)> {
+    let all = interfaces::chosen(&policy.interfaces)?;
+    let (readable, unreadable): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|at| at.readable().is_ok());
+    match unreadable.first() {
+        // Whoever names one counts on it.
+        Some(first) if !policy.interfaces.is_empty() => Err(first.readable().unwrap_err()),
+        _ => Ok((readable, unreadable)),
+    }
+}
+
+/// Attaches a pinned guard to those of `interfaces` that it is not at, and gives all that it is at.
+fn complete(pinned: &Pinned, guard: &Guard, interfaces: &[Interface]) -> Result<Vec<Interface>> {
+    let there = pinned::attached(guard)?;
+    let mut attached: Vec<Interface> = Vec::new();
+    for (interface, _) in &there {
+        if pinned::is_whole(interface, &there) && !attached.contains(interface) {
+            attached.push(interface.clone());
+        }
+    }
+    for interface in interfaces {
+        if attached.iter().any(|at| at.index == interface.index) {
+            continue;
+        }
+        match pinned.attach(guard, interface) {
+            Ok(()) => attached.push(interface.clone()),
+            Err(_) if !is_there(interface) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(attached)
 }
 
 fn is_there(interface: &Interface) -> bool {

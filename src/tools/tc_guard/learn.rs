@@ -274,7 +274,8 @@ fn watch(
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
         let wait = left.map_or(SWEEP, |left| left.min(SWEEP));
-        let woken = stop.wait(&[ring.fd(), hold.fd()], Some(wait))?;
+        let sources: Vec<_> = [ring.fd()].into_iter().chain(hold.fds()).collect();
+        let woken = stop.wait(&sources, Some(wait))?;
         if woken.ready[1] {
             hold.follow()?;
         }

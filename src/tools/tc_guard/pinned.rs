@@ -16,14 +16,16 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::MapHandle;
 
-use super::guard::{Guard, Hook};
+use super::gates::Hook;
+use super::guard::Guard;
 use super::plan::Plan;
 use super::statement::Statement;
+use super::strangers;
 use crate::kernel::hooks::{self, How};
-use crate::kernel::instance::{self, Claim, Instance};
+use crate::kernel::instance::{self, Claim, Instance, Running};
 use crate::kernel::interfaces::{self, Interface};
-use crate::kernel::pin::{FOLDER, Lock, Shelf};
-use crate::kernel::tc::{Attachment, Method, Side};
+use crate::kernel::pin::{FOLDER, Lock, Shelf, Watch};
+use crate::kernel::tc::{Attachment, Side};
 use crate::kernel::{namespace, program, text};
 
 /// What a process that guards this network namespace is known by.
@@ -51,46 +53,38 @@ pub enum Found {
     Guard(Box<Guard>),
 }
 
-/// Makes this the only process that guards this network namespace. Where the name is held by another
-/// user, who has nothing to do with it, that is told in the second value.
+/// Makes this the only process that guards this network namespace. Where the name is held by somebody
+/// who has nothing to do with it, that is told in the second value.
 ///
 /// # Errors
 /// If a guard runs here already.
 pub fn only() -> Result<(Option<Instance>, Option<String>)> {
     match instance::claim(INSTANCE)? {
         Claim::Ours(instance) => Ok((Some(instance), None)),
-        // Anybody may have hidden the socket, in the queue of another one, say.
-        Claim::Taken(None) => Ok((
-            None,
-            Some(format!(
-                "nobody can be found who holds the socket name @{INSTANCE}, so that a second guard \
-                 would not be noticed"
-            )),
-        )),
-        Claim::Taken(Some(pid)) => {
+        Claim::Taken(Running { pid, .. }) => {
             bail!(
                 "a guard runs in this network namespace already (process {pid}); a second one is not stacked \
                  on it: end it first, or give it another policy with ebpfkit tc-guard reload"
             )
         }
-        Claim::Squatted { pid, uid } => Ok((
+        Claim::Squatted(who) => Ok((
             None,
             Some(format!(
-                "process {pid} of uid {uid} holds the socket name @{INSTANCE}, so that a second \
-                 guard would not be noticed"
+                "the socket name @{INSTANCE} is held by {who}, so that status and stop will not find this \
+                 process"
             )),
         )),
     }
 }
 
 /// The process that guards here, if one runs.
-pub fn process() -> Option<u32> {
+pub fn process() -> Option<Running> {
     instance::running(INSTANCE)
 }
 
-/// Whether an attached program or filter of this name is a gate.
-pub fn is_gate(name: &str) -> bool {
-    name.starts_with("gate_egress_") || name.starts_with("gate_ingress_")
+/// Its id.
+pub fn process_id() -> Option<u32> {
+    process().map(|running| running.pid)
 }
 
 impl Pinned {
@@ -120,6 +114,14 @@ impl Pinned {
     /// If something is there that is not of this version, or that may not be opened.
     pub fn find(&self) -> Result<Found> {
         find(&self.shelf)
+    }
+
+    /// Hears of what is done to these pins from now on.
+    ///
+    /// # Errors
+    /// If inotify's limits are reached.
+    pub fn watch(&self) -> Result<Watch> {
+        self.shelf.watch()
     }
 
     /// Pins a guard that is attached and not armed.
@@ -234,7 +236,7 @@ impl Pinned {
     }
 
     /// Takes away a guard, whole or in part: it stops to judge in one step, then its filters and pins
-    /// go. Nothing of others is touched.
+    /// go. Of others' filters only those go that have nothing behind them any more.
     ///
     /// # Errors
     /// What the kernel says.
@@ -245,10 +247,20 @@ impl Pinned {
                 filters(&guard)?
             }
             // Of another version, whose links go with their pins.
-            Err(_) => every_filter(|at| at.name.as_deref().is_some_and(is_gate))?,
+            Err(_) => {
+                let gates = self.shelf.names().into_iter();
+                let gates = gates.filter(|name| name.starts_with("gate_"));
+                let ids: BTreeSet<u32> = gates
+                    .filter_map(|name| program::open(&self.shelf.pin(&name)).ok())
+                    .filter_map(|gate| program::id(gate.as_fd()).ok())
+                    .collect();
+                every_filter(|at| at.program.is_some_and(|id| ids.contains(&id)))?
+            }
         };
         left.iter().try_for_each(Filter::remove)?;
-        self.shelf.remove(&self.lock)
+        self.shelf.remove(&self.lock)?;
+        // A process that was killed before it had pinned anything has left filters that no pin names.
+        strangers::sweep(&strangers::find(&BTreeSet::new())?)
     }
 
     /// The statement of the policy in force.
@@ -390,23 +402,6 @@ impl Filter {
 fn filters(guard: &Guard) -> Result<Vec<Filter>> {
     let ids = gate_ids(guard)?;
     every_filter(|at| at.program.is_some_and(|id| ids.contains(&id)))
-}
-
-/// Removes the filters that a guard left at interfaces when it was killed before kernel 6.6. They let
-/// everything pass, as there is nothing behind them any more. To be called by the only guard here,
-/// before it attaches anything; those of a pinned guard are spared.
-///
-/// # Errors
-/// What the kernel says.
-pub fn sweep(pinned: Option<&Guard>) -> Result<()> {
-    if Guard::method() != Method::Clsact {
-        return Ok(());
-    }
-    let spared = pinned.map(gate_ids).transpose()?.unwrap_or_default();
-    let left = every_filter(|at| {
-        at.name.as_deref().is_some_and(is_gate) && at.program.is_none_or(|id| !spared.contains(&id))
-    })?;
-    left.iter().try_for_each(Filter::remove)
 }
 
 fn every_filter(wanted: impl Fn(&hooks::Attached) -> bool) -> Result<Vec<Filter>> {

@@ -3,9 +3,9 @@
 //! `ebpfkit tc-guard run`: from arguments to a guard at work, and from what it reports to lines.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,25 +14,24 @@ use libbpf_rs::MapHandle;
 use time::OffsetDateTime;
 
 use super::config;
-use super::event::{Checked, InterfaceEvent, Ready, Summary, VerdictEvent};
-use super::hold::{Change, Hold};
+use super::event::{Checked, Ready, Summary};
+use super::hold::Hold;
 use super::pinned::{self, Found};
 use super::plan::Plan;
 use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
-use super::report::{Reported, Sample, Tally};
+use super::reporter::Reporter;
 use super::statement::Statement;
 use super::{Guard, NAME};
 use crate::endpoint::Endpoint;
 use crate::endpoint_table::Table;
 use crate::failure::{self, Failure};
 use crate::kernel::cgroup_follow::Follower;
-use crate::kernel::interfaces::{self, Interface};
+use crate::kernel::interfaces;
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
-use crate::kernel::{cgroup, clock, pin};
+use crate::kernel::{cgroup, pin};
 use crate::metadata;
 use crate::output::{self, Settings};
-use crate::process::Directory;
 
 /// How long after the last event the kernel's table is read for packets that came without one: a
 /// little longer than the kernel's own pause between two events of a key, of a second.
@@ -189,7 +188,6 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let bpffs = pin::bpffs(args.place.bpffs.as_deref(), args.pin)?;
 
     let stop = Stop::on_signals()?;
-    let mut sink = output::stdout(NAME, settings);
     let (_instance, squatted) = pinned::only()?;
     let hold = match &bpffs {
         Some(bpffs) if args.pin => {
@@ -208,51 +206,12 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let kernel = &hold.guard;
     let mut cgroups = Cgroups::new(&plan, root.as_deref())?;
     cgroups.follow(kernel)?;
-    sink.ready(&ready(&plan, &hold))?;
-    if let Some(squatted) = squatted {
-        sink.note(&squatted);
-    }
-    if hold.taken_over {
-        sink.note("took over the guard that was pinned here, with this policy");
-    }
-    if hold.interfaces.is_empty() {
-        sink.note("there is no network interface to guard yet; each will be guarded as it comes");
-    }
-    if policy.interfaces.is_empty() {
-        for local in interfaces::addresses()? {
-            let own = plan
-                .endpoints
-                .iter()
-                .find(|target| target.endpoint.contains(local));
-            if let Some(target) = own {
-                sink.note(&format!(
-                    "{local} ({}) is an address of this machine, and what goes there stays on the \
-                     loopback interface, which is not guarded: name it with -i lo, too",
-                    target.endpoint.name
-                ));
-            }
-        }
-    }
-    if plan.allows_nobody() {
-        sink.note("nobody is allowed: not even root reaches the endpoints");
-    }
-    if !kernel.calls() && !plan.packets_only {
-        sink.note(
-            "connect() and sendmsg() are not guarded, only packets, as there is no cgroup2 whose hooks \
-             could be used: denials do not name the process",
-        );
-    }
-
-    let mut reporter = Reporter {
-        sink,
-        tally: Tally::default(),
-        directory: Directory::new(root),
-        endpoints: HashMap::new(),
-        interfaces: hold.interfaces.clone(),
-        unwritten: 0,
-        bpffs: hold.bpffs().map(Path::to_owned),
-    };
+    let mut reporter = Reporter::new(settings, root.as_deref(), hold.bpffs())?;
+    reporter.interfaces.clone_from(&hold.interfaces);
     reporter.know(kernel.generation(), &plan);
+    reporter.ready(&ready(&plan, &hold))?;
+    tell_of_the_start(&reporter, &policy, &plan, &hold, squatted)?;
+
     let mut before = Summary::default();
     if hold.taken_over {
         // Whoever had it before has told of these.
@@ -268,22 +227,72 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     if let Err(err) = &drained
         && failure::is_closed_pipe(err)
     {
+        reporter.finish();
         return drained;
     }
-    // The summary is due whatever else went wrong.
-    let mut summary = kernel
-        .summary(plan.report_allowed, reporter.tally.delivered())?
-        .since(&before);
-    summary.unwritten = reporter.unwritten;
-    let written = reporter.sink.summary(&summary);
     if pinned && process_leaves_a_guard(bpffs.as_deref()) {
-        reporter.sink.note(
+        reporter.note(
             "the guard stays, and follows no new interfaces until run --pin takes it over; \
              ebpfkit tc-guard stop takes it away",
         );
     }
+    // The summary is due whatever else went wrong.
+    let summary = kernel
+        .summary(plan.report_allowed, reporter.tally.delivered())?
+        .since(&before);
+    let ended = reporter.end(summary);
     drained?;
-    Ok(written?)
+    ended
+}
+
+/// What is worth knowing of a guard that has just begun.
+fn tell_of_the_start(
+    reporter: &Reporter,
+    policy: &Policy,
+    plan: &Plan,
+    hold: &Hold,
+    squatted: Option<String>,
+) -> Result<()> {
+    for note in squatted.iter().chain(&hold.notes) {
+        reporter.note(note);
+    }
+    if hold.taken_over {
+        reporter.note("took over the guard that was pinned here, with this policy");
+    }
+    if hold.interfaces.is_empty() {
+        reporter
+            .note("there is no network interface to guard yet; each will be guarded as it comes");
+    }
+    for interface in &hold.unreadable {
+        if let Err(why) = interface.readable() {
+            reporter.note(&format!("{} is not guarded: {why}", interface.name));
+        }
+    }
+    if policy.interfaces.is_empty() {
+        for local in interfaces::addresses()? {
+            let own = plan
+                .endpoints
+                .iter()
+                .find(|target| target.endpoint.contains(local));
+            if let Some(target) = own {
+                reporter.note(&format!(
+                    "{local} ({}) is an address of this machine, and what goes there stays on the \
+                     loopback interface, which is not guarded: name it with -i lo, too",
+                    target.endpoint.name
+                ));
+            }
+        }
+    }
+    if plan.allows_nobody() {
+        reporter.note("nobody is allowed: not even root reaches the endpoints");
+    }
+    if !hold.guard.calls() && !plan.packets_only {
+        reporter.note(
+            "connect() and sendmsg() are not guarded, only packets, as there is no cgroup2 whose hooks \
+             could be used: denials do not name the process",
+        );
+    }
+    Ok(())
 }
 
 /// Whether a guard is pinned here still: `stop` may be why this process ends.
@@ -346,6 +355,18 @@ impl Cgroups {
         })
     }
 
+    /// Those of a policy that another process has put in force. Users and groups do not matter here, and
+    /// may have names that mean nothing any more.
+    fn of(statement: &Statement) -> Result<Self> {
+        let root = cgroup::mount();
+        let mut policy = statement.policy()?;
+        for rule in &mut policy.rules {
+            rule.users.clear();
+            rule.groups.clear();
+        }
+        Self::new(&Plan::new(&policy, root.as_deref())?, root.as_deref())
+    }
+
     fn follow(&mut self, kernel: &Guard) -> Result<()> {
         let Some(follower) = &mut self.follower else {
             return Ok(());
@@ -379,8 +400,7 @@ fn drain(
         let events = events?;
         let ring = Ring::new(&events, |record| reporter.borrow_mut().record(record))?;
         while ring.drain()? > 0 {}
-        reporter.borrow_mut().sweep(&kernel)?;
-        reporter.borrow_mut().flush()
+        reporter.borrow_mut().sweep(&kernel).map(drop)
     };
     let rest = rest();
     (kernel, rest)
@@ -399,14 +419,27 @@ fn drain_until_stop(
     let mut sweep_at: Option<Instant> = None;
     loop {
         let left = sweep_at.map(|at| at.saturating_duration_since(Instant::now()));
-        let mut sources = vec![ring.fd(), hold.fd()];
-        sources.extend(cgroups.follower.as_ref().map(Follower::fd));
-        let woken = stop.wait(&sources, left)?;
+        let woken = {
+            let told = reporter.borrow();
+            let mut sources = vec![ring.fd()];
+            sources.extend(hold.fds());
+            sources.push(told.fd());
+            sources.extend(cgroups.follower.as_ref().map(Follower::fd));
+            stop.wait(&sources, left)?
+        };
         if woken.stopped {
             return Ok(());
         }
         if let Some(statement) = hold.catch_up()? {
-            *cgroups = reporter.borrow_mut().another(&statement)?;
+            let reporter = reporter.borrow();
+            reporter.note("another policy is in force");
+            match Cgroups::of(&statement) {
+                Ok(named) => *cgroups = named,
+                // It judges all the same: only services that are started anew are not followed.
+                Err(err) => reporter.note(&format!(
+                    "its cgroups cannot be followed, those of the policy before are: {err:#}"
+                )),
+            }
         }
         cgroups.follow(&hold.guard)?;
         if woken.ready[1] {
@@ -424,130 +457,6 @@ fn drain_until_stop(
             let more = reporter.borrow_mut().sweep(&hold.guard)?;
             sweep_at = more.then(|| Instant::now() + SWEEP);
         }
-        reporter.borrow_mut().flush()?;
-    }
-}
-
-/// From records to lines.
-struct Reporter {
-    sink: output::Stdout,
-    tally: Tally,
-    directory: Directory,
-    /// Names of the endpoints of each generation of the policy.
-    endpoints: HashMap<u16, Vec<String>>,
-    interfaces: Vec<Interface>,
-    unwritten: u64,
-    /// Where the guard is pinned: another process may give it another policy.
-    bpffs: Option<PathBuf>,
-}
-
-impl Reporter {
-    /// Tells of an interface: of one that cannot be guarded aloud, else for who wants to know.
-    fn change(&mut self, change: &Change) -> Result<()> {
-        if let Change::Failed(interface, err) = change {
-            self.sink
-                .note(&format!("{} is not guarded: {err:#}", interface.name));
-        }
-        if self.sink.settings().format == output::Format::Text {
-            let event = InterfaceEvent::from(change);
-            self.sink
-                .detail(&format!("{}: {}", event.interface, event.change));
-            return Ok(());
-        }
-        let told = self
-            .sink
-            .event(OffsetDateTime::now_utc(), &InterfaceEvent::from(change));
-        self.written(told)
-    }
-
-    /// Another process has given the guard another policy: its cgroups are to be followed.
-    fn another(&mut self, statement: &Statement) -> Result<Cgroups> {
-        self.sink.note("another policy is in force");
-        let root = cgroup::mount();
-        let plan = Plan::new(&statement.policy()?, root.as_deref())?;
-        Cgroups::new(&plan, root.as_deref())
-    }
-
-    /// The names of a policy's endpoints, for its reports.
-    fn know(&mut self, generation: u16, plan: &Plan) {
-        let names = plan.endpoints.iter();
-        let names = names.map(|target| target.endpoint.name.clone()).collect();
-        self.endpoints.insert(generation, names);
-    }
-
-    /// Only a closed pipe ends the guard: whoever can fill the disk that its lines go to must not be
-    /// able to open the way.
-    fn written(&mut self, result: io::Result<()>) -> Result<()> {
-        match result {
-            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Err(err.into()),
-            Err(err) => {
-                if self.unwritten == 0 {
-                    self.sink
-                        .note(&format!("cannot write ({err}); guarding on without"));
-                }
-                self.unwritten += 1;
-                Ok(())
-            }
-            Ok(()) => Ok(()),
-        }
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let flushed = self.sink.flush();
-        self.written(flushed)
-    }
-
-    fn record(&mut self, record: &[u8]) -> Result<()> {
-        let sample = Sample::from_bytes(record)?;
-        let time = clock::wall(sample.time_ns);
-        match self.tally.sample(sample) {
-            Some(reported) => self.tell(time, &reported),
-            None => Ok(()),
-        }
-    }
-
-    /// Tells of what the table knows and no record told; says whether there was any.
-    fn sweep(&mut self, kernel: &Guard) -> Result<bool> {
-        let mut any = false;
-        for (key, total) in kernel.reports()? {
-            if let Some(reported) = self.tally.total(key, total) {
-                self.tell(OffsetDateTime::now_utc(), &reported)?;
-                any = true;
-            }
-        }
-        let mut dropped = Vec::new();
-        kernel.make_room(
-            |key, total| self.tally.knows(key, total),
-            |key| dropped.push(key),
-        )?;
-        for key in dropped {
-            self.tally.forget(key);
-        }
-        Ok(any)
-    }
-
-    fn tell(&mut self, time: OffsetDateTime, reported: &Reported) -> Result<()> {
-        let interface = |index| {
-            let found = self
-                .interfaces
-                .iter()
-                .find(|i| u32::try_from(i.index) == Ok(index));
-            found.map(|interface| interface.name.clone())
-        };
-        let generation = reported.key.generation;
-        if !self.endpoints.contains_key(&generation)
-            && let Some(names) = self
-                .bpffs
-                .as_deref()
-                .and_then(|at| pinned::names(at, generation))
-        {
-            self.endpoints.insert(generation, names);
-        }
-        let names = self.endpoints.get(&generation);
-        let endpoint = names.and_then(|names| names.get(reported.key.endpoint));
-        let endpoint = endpoint.map_or("", String::as_str);
-        let event = VerdictEvent::new(reported, endpoint, interface, &mut self.directory);
-        let told = self.sink.event(time, &event);
-        self.written(told)
+        reporter.borrow_mut().look()?;
     }
 }

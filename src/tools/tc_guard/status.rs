@@ -2,6 +2,7 @@
 
 //! `ebpfkit tc-guard status`: what is known of the guard of this network namespace.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 
 use anyhow::{Result, bail};
@@ -14,6 +15,7 @@ use super::guard::Guard;
 use super::pinned::{self, Found};
 use super::run::Place;
 use super::statement::Statement;
+use super::strangers;
 use crate::kernel::hooks::{self, Attached, How};
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::tc::Side;
@@ -30,8 +32,9 @@ pub struct Args {
 /// What there is.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// `pinned`; `foreground`: a process's own, of which only that is known; `remains`: of a guard that
-    /// never judged, or of a network namespace that has gone; `none`.
+    /// `pinned`; `foreground`: a process's own, of which only that is known; `elsewhere`: one whose pins
+    /// are not in this bpffs; `remains`: of a guard that never judged, or of a network namespace that has
+    /// gone; `none`.
     pub state: &'static str,
     /// The process that writes events and follows new interfaces, if one runs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,6 +90,9 @@ pub struct InterfaceStatus {
     pub guarded: Vec<&'static str>,
     /// Whether all of it is guarded that should be.
     pub whole: bool,
+    /// Why it cannot be guarded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
     /// What sees packets before the guard, and may let them pass it by.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ahead: Vec<String>,
@@ -145,19 +151,26 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
 /// # Errors
 /// If what is pinned cannot be opened.
 pub fn find(bpffs: Option<&std::path::Path>) -> Result<Status> {
-    let pid = pinned::process();
+    let pid = pinned::process_id();
     let state = |state| Status {
         state,
         pid,
         guard: None,
     };
-    let none = || state(if pid.is_some() { "foreground" } else { "none" });
+    let none = || {
+        let strangers = strangers::find(&BTreeSet::new())?;
+        Ok(state(match (pid, strangers::judging(&strangers)) {
+            (Some(_), _) => "foreground",
+            (None, Some(_)) => "elsewhere",
+            (None, None) => "none",
+        }))
+    };
     let Some(bpffs) = pin::bpffs(bpffs, false)? else {
-        return Ok(none());
+        return none();
     };
     let (shelf, found) = pinned::look(&bpffs)?;
     Ok(match found {
-        Found::Nothing => none(),
+        Found::Nothing => return none(),
         Found::Remains => state("remains"),
         Found::Guard(guard) => Status {
             state: "pinned",
@@ -236,6 +249,7 @@ pub fn interface_status(
         name: interface.name.clone(),
         guarded: Vec::new(),
         whole: true,
+        unreadable: interface.readable().err().map(|err| err.to_string()),
         ahead: Vec::new(),
     };
     for (side, there, needed) in [
@@ -280,6 +294,13 @@ impl Event for Status {
             ("foreground", Some(pid)) => {
                 line.styled(Style::Good, "guarding")?;
                 write!(line, " by process {pid}, not pinned: its lines say more")?;
+            }
+            ("elsewhere", _) => {
+                line.styled(Style::Good, "guarding")?;
+                write!(
+                    line,
+                    ", by a guard whose pins are not in this bpffs: name another one with --bpffs"
+                )?;
             }
             ("remains", _) => {
                 line.styled(Style::Bad, "not guarding")?;
@@ -342,6 +363,9 @@ impl PinnedStatus {
                 line.styled(Style::Bad, "not guarded ")?;
             }
             write!(line, "{}", interface.guarded.join(" and "))?;
+            if let Some(why) = &interface.unreadable {
+                write!(line, "({})", Printable(why))?;
+            }
             for ahead in &interface.ahead {
                 line.styled(
                     Style::Note,

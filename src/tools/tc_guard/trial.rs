@@ -105,8 +105,8 @@ fn place(target: &Target) -> Option<SocketAddr> {
     (whole && tcp).then(|| SocketAddr::new(*address, port))
 }
 
-/// Tries both.
-pub fn run(plan: &Plan, deny: Deny) -> Vec<Finding> {
+/// Tries both. `denials` says how many packets and calls of a user the guard has denied so far.
+pub fn run(plan: &Plan, deny: Deny, denials: impl Fn(u32) -> Option<u64>) -> Vec<Finding> {
     let (allowed, denied) = trials(plan);
     let mut findings = Vec::new();
     if let Some(trial) = allowed {
@@ -117,7 +117,12 @@ pub fn run(plan: &Plan, deny: Deny) -> Vec<Finding> {
             "trial",
             "a denied user was not tried, as this process is in a cgroup that is allowed",
         )),
-        Some(trial) => findings.push(judge_denied(&trial, attempt(&trial), deny)),
+        Some(trial) => {
+            let before = denials(trial.uid);
+            let outcome = attempt(&trial);
+            let by_the_guard = denials(trial.uid) > before;
+            findings.push(judge_denied(&trial, outcome, deny, by_the_guard));
+        }
         None => {}
     }
     findings
@@ -171,7 +176,9 @@ fn judge_allowed(trial: &Trial, outcome: Outcome) -> Finding {
     }
 }
 
-fn judge_denied(trial: &Trial, outcome: Outcome, deny: Deny) -> Finding {
+/// A refusal may also be the service's, or another program's: what counts is that the guard has denied
+/// something to this user meanwhile.
+fn judge_denied(trial: &Trial, outcome: Outcome, deny: Deny, by_the_guard: bool) -> Finding {
     let Trial { uid, to, .. } = trial;
     let who = format!("uid {uid}, who is not allowed");
     match outcome {
@@ -179,6 +186,13 @@ fn judge_denied(trial: &Trial, outcome: Outcome, deny: Deny) -> Finding {
             "trial",
             format!("{who}, reached {to}"),
             "see the gaps above; if there is none, report this as a fault of ebpfkit",
+        ),
+        Outcome::Untried => Finding::note("trial", format!("{who}, could not be tried at {to}")),
+        _ if !by_the_guard => Finding::gap(
+            "trial",
+            format!("{who}, did not reach {to}, but it was not this guard that refused"),
+            "see that what goes there leaves by an interface that is guarded (ip route get), and that no \
+             other program refuses first",
         ),
         Outcome::NotPermitted | Outcome::Refused => {
             Finding::ok("trial", format!("{who}, was refused {to} at once"))
@@ -188,9 +202,8 @@ fn judge_denied(trial: &Trial, outcome: Outcome, deny: Deny) -> Finding {
         }
         Outcome::NoAnswer => Finding::note(
             "trial",
-            format!("{who}, got no answer from {to}, not even a refusal: there may be no route"),
+            format!("{who}, was denied {to}, but heard of no refusal"),
         ),
-        Outcome::Untried => Finding::note("trial", format!("{who}, could not be tried at {to}")),
     }
 }
 
@@ -235,11 +248,16 @@ mod tests {
             gid: 7,
             to: "10.1.1.1:80".parse().unwrap(),
         };
-        let state = |outcome, deny| judge_denied(&trial, outcome, deny).state;
+        let state = |outcome, deny| judge_denied(&trial, outcome, deny, true).state;
         assert_eq!(state(Outcome::Connected, Deny::Reset), State::Gap);
         assert_eq!(state(Outcome::NotPermitted, Deny::Reset), State::Ok);
         assert_eq!(state(Outcome::NoAnswer, Deny::Reset), State::Note);
         assert_eq!(state(Outcome::NoAnswer, Deny::Drop), State::Ok);
+        // The service's own refusal says nothing of the guard.
+        for outcome in [Outcome::NotPermitted, Outcome::Refused, Outcome::NoAnswer] {
+            let found = judge_denied(&trial, outcome, Deny::Drop, false);
+            assert_eq!(found.state, State::Gap);
+        }
         assert_eq!(
             judge_allowed(&trial, Outcome::NotPermitted).state,
             State::Gap

@@ -4,6 +4,7 @@ use loona_hpack::Encoder;
 use proptest::prelude::*;
 use time::macros::datetime;
 
+use super::super::event::MadeIn;
 use super::super::payload::Payload;
 use super::*;
 use crate::output::{Event as _, Line};
@@ -107,6 +108,7 @@ fn data<'a>(
         ends: NOWHERE,
         masked: false,
         data: Payload::None {},
+        made: MadeIn::default(),
         who,
         bytes,
         raw: bytes,

@@ -5,7 +5,7 @@ use ratatui::backend::TestBackend;
 use time::OffsetDateTime;
 use time::macros::datetime;
 
-use super::super::event::{Close, Data, Ends, Facts};
+use super::super::event::{Close, Data, Ends, Facts, MadeIn};
 use super::super::http::Http;
 use super::super::payload::Payload;
 use super::draw::draw;
@@ -50,6 +50,7 @@ fn data<'a>(
         ends: NOWHERE,
         masked: false,
         data: Payload::None {},
+        made: MadeIn::default(),
         who,
         bytes,
         raw: bytes,

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Gates at this network namespace's hooks that are not this guard's: of a guard that is pinned in
+//! another bpffs, or of one that was killed.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+
+use super::gates::{self, is_gate};
+use super::guard::Guard;
+use crate::kernel::bpf;
+use crate::kernel::hooks::{self, How};
+use crate::kernel::interfaces;
+use crate::kernel::tc::Side;
+
+/// A gate of another guard.
+#[derive(Debug)]
+pub struct Stranger {
+    interface: String,
+    index: i32,
+    side: Side,
+    how: How,
+    /// Whether there is a policy behind it; nothing if that cannot be seen.
+    judges: Option<bool>,
+}
+
+/// All gates at interfaces here but those with the program ids `own`.
+///
+/// # Errors
+/// [`Failure::Blocked`](crate::failure::Failure::Blocked) without the capabilities to ask, and whatever
+/// else keeps the kernel from saying what is attached.
+pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
+    let mut found = Vec::new();
+    for interface in interfaces::all()? {
+        for side in [Side::Egress, Side::Ingress] {
+            let attached = hooks::at(interface.index, side).map_err(|err| {
+                bpf::explain_any(err, "look at the hooks", gates::needed(Guard::method()))
+            })?;
+            for at in attached {
+                let known = at.program.is_some_and(|id| own.contains(&id));
+                if known || !at.name.as_deref().is_some_and(is_gate) {
+                    continue;
+                }
+                found.push(Stranger {
+                    interface: interface.name.clone(),
+                    index: interface.index,
+                    side,
+                    how: at.how,
+                    judges: at.program.and_then(gates::judges),
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The interface at which one of them judges, if any does.
+pub fn judging(strangers: &[Stranger]) -> Option<&str> {
+    let mut all = strangers.iter();
+    all.find(|at| at.judges == Some(true))
+        .map(|at| at.interface.as_str())
+}
+
+/// Makes room for a guard whose gates have the program ids `own`: takes away what [`sweep`] does. What is to be
+/// told of it is the value.
+///
+/// # Errors
+/// If another guard judges here, and what the kernel says.
+pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
+    let strangers = find(own)?;
+    if let Some(interface) = judging(&strangers) {
+        bail!(
+            "another guard is in force at {interface}, whose pins are not here: it is pinned in another bpffs, \
+             or in one that this mount namespace hides; a second one is not stacked on it: take it away with \
+             ebpfkit tc-guard stop --bpffs FOLDER"
+        );
+    }
+    sweep(&strangers)?;
+    let mut all = strangers.iter();
+    let unknown = all.find(|at| at.judges.is_none());
+    Ok(unknown.map(|at| {
+        format!(
+            "a gate of another guard is at {}; whether it judges cannot be seen without CAP_SYS_ADMIN, so \
+             it stays",
+            at.interface
+        )
+    }))
+}
+
+/// Removes the filters that a guard left at interfaces when it was killed before kernel 6.6, and that have
+/// nothing behind them any more. One of which that cannot be seen stays, and one that judges.
+///
+/// # Errors
+/// What the kernel says.
+pub fn sweep(strangers: &[Stranger]) -> Result<()> {
+    for at in strangers {
+        if let (
+            Some(false),
+            How::Filter {
+                priority, handle, ..
+            },
+        ) = (at.judges, &at.how)
+        {
+            hooks::remove_filter(at.index, at.side, *priority, *handle)?;
+        }
+    }
+    Ok(())
+}
