@@ -204,16 +204,19 @@ static __always_inline bool granted_before(struct __sk_buff *skb, const struct e
 ALLOWED_BEFORE(eth, ETH_HLEN)
 ALLOWED_BEFORE(ip, 0)
 
-/* Lets the packet go at once if it may. `network` is a constant. */
+/* Lets the packet go at once if it may. `network` is a constant. Which of the two looks at it is taken from
+ * skb->protocol, at no cost: a sender of raw frames may lie in it, and is then judged in full, as each
+ * looks at the header's own version.
+ */
 static __always_inline bool allowed_before(struct __sk_buff *skb, __u32 network)
 {
 	/* Each packet of these is to be told of, or counted. */
 	if (report_allowed || limit_interval_ns)
 		return false;
 	if (network == ETH_HLEN)
-		return allowed_before_v4_eth(skb) || allowed_before_v6_eth(skb);
+		return v6 ? allowed_before_v6_eth(skb) : allowed_before_v4_eth(skb);
 	if (network == 0)
-		return allowed_before_v4_ip(skb) || allowed_before_v6_ip(skb);
+		return v6 ? allowed_before_v6_ip(skb) : allowed_before_v4_ip(skb);
 	return false;
 }
 
@@ -228,6 +231,8 @@ static __always_inline void remember(struct __sk_buff *skb, __u64 rules)
 
 	if (!sk)
 		return;
+	bool v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return;
