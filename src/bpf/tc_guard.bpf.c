@@ -15,6 +15,7 @@
 #include "lib/answer.bpf.h"
 
 /* sys/socket.h */
+#define AF_UNSPEC 0
 #define SOCK_RAW 3
 
 /* Where a program runs, and what it may ask. Constants in each program. */
@@ -59,11 +60,19 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	owner->raw = sk->type == SOCK_RAW;
 	owner->caller = bpf_sk_storage_get(&callers, sk, NULL, 0);
 	owner->reason = GUARD_FOREIGN_SOCKET;
-	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth is a
-	 * container's, unless the kernel can tell; a container's macvlan sends through the machine's
-	 * interface with its socket.
+	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth, or has arrived
+	 * and leaves with its socket, is a container's, unless the kernel can tell; a container's macvlan sends
+	 * through the machine's interface with its socket.
 	 */
-	if (place.namespaces ? bpf_get_netns_cookie(skb) != home_netns : place.ingress)
+	if (place.namespaces ? bpf_get_netns_cookie(skb) != home_netns :
+			       place.ingress || skb->ingress_ifindex)
+	/* It came in with a socket of no family, if that is still there: a tap's (drivers/net/tun.c, tap.c),
+	 * of whoever opened it, often root, and not of the virtual machine that sends.
+	 */
+	if (skb->ingress_ifindex && sk->family == AF_UNSPEC) {
+		owner->reason = GUARD_NO_SOCKET;
+		return;
+	}
 		return;
 	owner->reason = GUARD_USER;
 	owner->uid = bpf_get_socket_uid(skb);
