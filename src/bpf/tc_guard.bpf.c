@@ -31,8 +31,13 @@ struct place {
 };
 
 struct owner {
-	/* Who connected the socket, or NULL. */
-	struct caller *caller;
+	/* Who connected the socket, or nobody. Not NULL for none: of a constant that is asked about later the
+	 * verifier follows what a CPU might guess, and without CAP_PERFMON refuses what is behind it (until
+	 * 6.16, where it puts a barrier there).
+	 */
+	const struct identity *who;
+	/* Those that the groups of whoever connected it are subjects of. */
+	__u64 group_rules;
 	__u32 uid;
 	/* enum guard_reason */
 	__u8 reason;
@@ -47,8 +52,12 @@ struct owner {
  */
 static __always_inline void owner_of(struct __sk_buff *skb, struct place place, struct owner *owner)
 {
+	const struct identity *who = (const struct identity *)&nobody;
 	struct bpf_sock *sk = skb->sk;
+	struct caller *caller;
 
+	barrier_var(who);
+	owner->who = who;
 	owner->reason = GUARD_NO_SOCKET;
 	if (!sk)
 		return;
@@ -56,16 +65,6 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return;
-	owner->socket = true;
-	owner->raw = sk->type == SOCK_RAW;
-	owner->caller = bpf_sk_storage_get(&callers, sk, NULL, 0);
-	owner->reason = GUARD_FOREIGN_SOCKET;
-	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth, or has arrived
-	 * and leaves with its socket, is a container's, unless the kernel can tell; a container's macvlan sends
-	 * through the machine's interface with its socket.
-	 */
-	if (place.namespaces ? bpf_get_netns_cookie(skb) != home_netns :
-			       place.ingress || skb->ingress_ifindex)
 	/* It came in with a socket of no family, if that is still there: a tap's (drivers/net/tun.c, tap.c),
 	 * of whoever opened it, often root, and not of the virtual machine that sends.
 	 */
@@ -73,6 +72,22 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 		owner->reason = GUARD_NO_SOCKET;
 		return;
 	}
+	owner->socket = true;
+	owner->raw = sk->type == SOCK_RAW;
+	caller = bpf_sk_storage_get(&callers, sk, NULL, 0);
+	if (caller) {
+		owner->who = &caller->who;
+		/* Of another policy's rules they say nothing. */
+		if (caller->generation == generation)
+			owner->group_rules = caller->group_rules;
+	}
+	owner->reason = GUARD_FOREIGN_SOCKET;
+	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth, or has arrived
+	 * and leaves with its socket, is a container's, unless the kernel can tell; a container's macvlan sends
+	 * through the machine's interface with its socket.
+	 */
+	if (place.namespaces ? bpf_get_netns_cookie(skb) != home_netns :
+			       place.ingress || skb->ingress_ifindex)
 		return;
 	owner->reason = GUARD_USER;
 	owner->uid = bpf_get_socket_uid(skb);
@@ -120,7 +135,6 @@ unanswered:
 static __noinline __u64 opened(struct __sk_buff *skb, const struct owner *owner, __u64 mask,
 			       __u8 *reason, __u64 *cgroup)
 {
-	const struct caller *caller = owner->caller;
 	__u64 rules;
 
 	mask &= ~GUARD_ENFORCED;
@@ -129,12 +143,10 @@ static __noinline __u64 opened(struct __sk_buff *skb, const struct owner *owner,
 		rules = rules_of_user(owner->uid) & mask;
 		if (rules)
 			return rules;
-		if (caller && caller->generation == generation) {
-			rules = caller->group_rules & mask;
-			if (rules) {
-				*reason = GUARD_GROUP;
-				return rules;
-			}
+		rules = owner->group_rules & mask;
+		if (rules) {
+			*reason = GUARD_GROUP;
+			return rules;
 		}
 	}
 	if (owner->socket && cgroup_level[0]) {
@@ -219,6 +231,8 @@ ALLOWED_BEFORE(ip, 0)
  */
 static __always_inline bool allowed_before(struct __sk_buff *skb, __u32 network)
 {
+	bool v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+
 	/* Each packet of these is to be told of, or counted. */
 	if (report_allowed || limit_interval_ns)
 		return false;
@@ -240,8 +254,6 @@ static __always_inline void remember(struct __sk_buff *skb, __u64 rules)
 
 	if (!sk)
 		return;
-	bool v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
-
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return;
@@ -304,7 +316,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 	if (!counted)
 		count(key.verdict);
 	if (!counted && (key.verdict != GUARD_ALLOWED || report_allowed)) {
-		seen.who = owner.caller ? &owner.caller->who : (const struct identity *)&nobody;
+		seen.who = owner.who;
 		/* Zero where there is no socket. */
 		seen.cgroup = bpf_skb_cgroup_id(skb);
 		seen.ifindex = skb->ifindex;
