@@ -212,6 +212,38 @@ fn commands_in_documents_are_understood() {
     understood(&commands, 5);
 }
 
+#[test]
+fn words_of_make_and_scripts_in_documents_are_there() {
+    let makefile = read(&root().join("Makefile"));
+    let mut missing = Vec::new();
+    let mut found = 0;
+    for document in documents() {
+        for (code, line) in lines(&read(&document)) {
+            let line = line.trim().trim_start_matches("$ ");
+            let line = line.strip_prefix("sudo ").unwrap_or(line);
+            let Some(words) = code.then(|| words(line)).filter(|words| !words.is_empty()) else {
+                continue;
+            };
+            let there = match words[0].as_str() {
+                "make" => words[1..]
+                    .iter()
+                    .filter(|word| !word.contains('='))
+                    .all(|word| makefile.contains(&format!("\n{word}:"))),
+                script if script.starts_with("packaging/") || script.starts_with("tests/") => {
+                    root().join(script).is_file()
+                }
+                _ => continue,
+            };
+            found += 1;
+            if !there {
+                missing.push(format!("{}: {line}", document.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(found >= 15, "only {found} found");
+}
+
 fn written_pages() -> Vec<PathBuf> {
     files(&root().join("docs/man"), &|_| true)
 }

@@ -124,7 +124,7 @@ pub fn stop(args: &StopArgs, settings: Settings) -> Result<()> {
     if let Some(process) = pinned::process() {
         end(&process)?;
     }
-    Pinned::lock(&bpffs)?.remove()?;
+    Pinned::lock_to_remove(&bpffs)?.remove()?;
     output::stdout(NAME, settings).note("the guard has been taken away");
     Ok(())
 }

@@ -98,6 +98,16 @@ impl Pinned {
         Ok(Self { shelf, lock })
     }
 
+    /// The same for `stop`: root also takes away the guard of a service with a user of its own.
+    ///
+    /// # Errors
+    /// If it cannot be.
+    pub fn lock_to_remove(bpffs: &Path) -> Result<Self> {
+        let shelf = shelf(bpffs)?;
+        let lock = shelf.lock_to_remove()?;
+        Ok(Self { shelf, lock })
+    }
+
     /// What is there.
     ///
     /// # Errors
