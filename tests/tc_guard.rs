@@ -561,7 +561,18 @@ mod root {
         let network = Network::new();
         let _service = MetadataService::start(&network);
         let machine = &network.machine;
-        let mut command = machine.command_with(BOB, "+bpf,+net_admin", ebpfkit_path());
+        // Some kernels take the programs without CAP_PERFMON; where one refuses, it is named.
+        let few = "+bpf,+net_admin";
+        let mut doctor = machine.command_with(BOB, few, ebpfkit_path());
+        let tried = doctor.args(["doctor", "tc-guard"]).output().unwrap();
+        let capabilities = if tried.status.success() {
+            few
+        } else {
+            let said = String::from_utf8_lossy(&tried.stdout);
+            assert!(said.contains("CAP_PERFMON is missing"), "{said}");
+            "+bpf,+net_admin,+perfmon"
+        };
+        let mut command = machine.command_with(BOB, capabilities, ebpfkit_path());
         command.args(["-o", "json", "tc-guard", "run", "--cloud", "aws"]);
         let guard = Tool::run(command);
         assert!(!network.curl(ALICE, &[V4]).status.success());
