@@ -446,3 +446,49 @@ fn policies_in_manual_pages_and_packages_are_good() {
             .success();
     }
 }
+
+/// Names of tests in a document: words in backticks that are too long for anything else.
+fn named_tests(text: &str) -> BTreeSet<&str> {
+    let code = text.split('`').skip(1).step_by(2);
+    code.filter(|word| {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        word.bytes().all(plain) && word.matches('_').count() >= 3
+    })
+    .collect()
+}
+
+#[test]
+fn tests_that_the_threat_model_names_are_there() {
+    let model = read(&root().join("docs/threat-model.md"));
+    let named = named_tests(&model);
+    assert!(named.len() >= 60, "{named:?}");
+    let sources = files(root(), &|path| {
+        path.extension().is_some_and(|end| end == "rs")
+    });
+    let sources: Vec<_> = sources.iter().map(|path| read(path)).collect();
+    for name in named {
+        let test = format!("#[test]\n    fn {name}()");
+        let there = |source: &String| {
+            let source = source.replace("#[test]\nfn ", "#[test]\n    fn ");
+            source.contains(&test)
+        };
+        assert!(sources.iter().any(there), "there is no test {name}");
+    }
+}
+
+/// Each row of the tables of what is stopped and of what the kernel shows has a test.
+#[test]
+fn every_row_of_the_threat_model_that_is_to_have_a_test_has_one() {
+    let model = read(&root().join("docs/threat-model.md"));
+    let mut rows = 0;
+    for heading in ["### It stops", "### What the kernel shows"] {
+        let (_, section) = model.split_once(heading).expect(heading);
+        let section = section.split("\n#").next().unwrap_or_default();
+        let table = section.lines().filter(|line| line.starts_with('|'));
+        for row in table.skip(2) {
+            rows += 1;
+            assert!(!named_tests(row).is_empty(), "no test is named: {row}");
+        }
+    }
+    assert!(rows >= 50, "{rows}");
+}
