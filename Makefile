@@ -27,7 +27,16 @@ UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib,/etc)/systemd/system
 SYSUSERSDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib,/etc)/sysusers.d
 # The program that is installed, and asked for its manual pages and completions.
 BINARY ?= target/release/ebpfkit
-export DESTDIR BINDIR DATADIR MANDIR DOCDIR SYSCONFDIR UNITDIR SYSUSERSDIR BINARY
+# For these alone: a package that another word builds has places of its own.
+install uninstall: export DESTDIR := $(DESTDIR)
+install uninstall: export BINDIR := $(BINDIR)
+install uninstall: export DATADIR := $(DATADIR)
+install uninstall: export MANDIR := $(MANDIR)
+install uninstall: export DOCDIR := $(DOCDIR)
+install uninstall: export SYSCONFDIR := $(SYSCONFDIR)
+install uninstall: export UNITDIR := $(UNITDIR)
+install uninstall: export SYSUSERSDIR := $(SYSUSERSDIR)
+install uninstall: export BINARY := $(BINARY)
 
 help: ## this list
 	@echo 'make WORD, where WORD is one of:'

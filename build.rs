@@ -36,6 +36,8 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-env-changed=CLANG");
 
     let clang = find_clang()?;
+    let headers = out.join("headers");
+    libbpf_headers(&headers.join("bpf"))?;
     for source in sources(&bpf)? {
         let name = source
             .file_name()
@@ -45,25 +47,45 @@ fn main() -> Result<()> {
         SkeletonBuilder::new()
             .source(&source)
             .clang(&clang)
-            .clang_args(clang_args(&root, &vmlinux))
+            .clang_args(clang_args(&root, &vmlinux, &headers))
             .build_and_generate(out.join(format!("{name}.skel.rs")))
             .with_context(|| format!("cannot compile {}", source.display()))?;
     }
     Ok(())
 }
 
+/// Libbpf's headers, `bpf/bpf_helpers.h` and the like. libbpf-cargo has them, too, in a folder with
+/// another name each time, and the programs' line information names it.
+fn libbpf_headers(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for (name, text) in libbpf_rs::libbpf_sys::API_HEADERS {
+        let path = folder.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
 /// The vmlinux folder goes in by `-isystem`: its declarations trip `-Wall -Werror`. Line information
 /// names sources as if the repository were `/usr/src/ebpfkit`: two builds in different folders make
-/// the same programs.
-fn clang_args(root: &Path, vmlinux: &Path) -> Vec<OsString> {
+/// the same programs. None of the folders is in another, as clangs differ in which comes first.
+fn clang_args(root: &Path, vmlinux: &Path, headers: &Path) -> Vec<OsString> {
     let mut args: Vec<OsString> = ["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-mcpu=v3"]
         .iter()
         .map(OsString::from)
         .collect();
-    let mut prefix_map = OsString::from("-fdebug-prefix-map=");
-    prefix_map.push(root);
-    prefix_map.push("=/usr/src/ebpfkit");
-    args.push(prefix_map);
+    for (folder, name) in [
+        (root.join("src"), "src"),
+        (root.join("vmlinux"), "vmlinux"),
+        (headers.to_owned(), "headers"),
+    ] {
+        let mut prefix_map = OsString::from("-fdebug-prefix-map=");
+        prefix_map.push(folder);
+        prefix_map.push("=/usr/src/ebpfkit/");
+        prefix_map.push(name);
+        args.push(prefix_map);
+    }
+    args.push("-I".into());
+    args.push(headers.into());
     args.push("-isystem".into());
     args.push(vmlinux.into());
     args

@@ -212,6 +212,38 @@ fn commands_in_documents_are_understood() {
     understood(&commands, 5);
 }
 
+#[test]
+fn words_of_make_and_scripts_in_documents_are_there() {
+    let makefile = read(&root().join("Makefile"));
+    let mut missing = Vec::new();
+    let mut found = 0;
+    for document in documents() {
+        for (code, line) in lines(&read(&document)) {
+            let line = line.trim().trim_start_matches("$ ");
+            let line = line.strip_prefix("sudo ").unwrap_or(line);
+            let Some(words) = code.then(|| words(line)).filter(|words| !words.is_empty()) else {
+                continue;
+            };
+            let there = match words[0].as_str() {
+                "make" => words[1..]
+                    .iter()
+                    .filter(|word| !word.contains('='))
+                    .all(|word| makefile.contains(&format!("\n{word}:"))),
+                script if script.starts_with("packaging/") || script.starts_with("tests/") => {
+                    root().join(script).is_file()
+                }
+                _ => continue,
+            };
+            found += 1;
+            if !there {
+                missing.push(format!("{}: {line}", document.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(found >= 15, "only {found} found");
+}
+
 fn written_pages() -> Vec<PathBuf> {
     files(&root().join("docs/man"), &|_| true)
 }
@@ -413,4 +445,50 @@ fn policies_in_manual_pages_and_packages_are_good() {
             .assert()
             .success();
     }
+}
+
+/// Names of tests in a document: words in backticks that are too long for anything else.
+fn named_tests(text: &str) -> BTreeSet<&str> {
+    let code = text.split('`').skip(1).step_by(2);
+    code.filter(|word| {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        word.bytes().all(plain) && word.matches('_').count() >= 3
+    })
+    .collect()
+}
+
+#[test]
+fn tests_that_the_threat_model_names_are_there() {
+    let model = read(&root().join("docs/threat-model.md"));
+    let named = named_tests(&model);
+    assert!(named.len() >= 60, "{named:?}");
+    let sources = files(root(), &|path| {
+        path.extension().is_some_and(|end| end == "rs")
+    });
+    let sources: Vec<_> = sources.iter().map(|path| read(path)).collect();
+    for name in named {
+        let test = format!("#[test]\n    fn {name}()");
+        let there = |source: &String| {
+            let source = source.replace("#[test]\nfn ", "#[test]\n    fn ");
+            source.contains(&test)
+        };
+        assert!(sources.iter().any(there), "there is no test {name}");
+    }
+}
+
+/// Each row of the tables of what is stopped and of what the kernel shows has a test.
+#[test]
+fn every_row_of_the_threat_model_that_is_to_have_a_test_has_one() {
+    let model = read(&root().join("docs/threat-model.md"));
+    let mut rows = 0;
+    for heading in ["### It stops", "### What the kernel shows"] {
+        let (_, section) = model.split_once(heading).expect(heading);
+        let section = section.split("\n#").next().unwrap_or_default();
+        let table = section.lines().filter(|line| line.starts_with('|'));
+        for row in table.skip(2) {
+            rows += 1;
+            assert!(!named_tests(row).is_empty(), "no test is named: {row}");
+        }
+    }
+    assert!(rows >= 50, "{rows}");
 }

@@ -195,11 +195,61 @@ mod root {
         std::fs::create_dir(&folder).unwrap();
         chown(&folder, Some(12345), None).unwrap();
         assert!(shelf.lock().is_err() && shelf.check().is_err());
+        assert!(shelf.lock_to_remove().is_err());
         chown(&folder, Some(0), None).unwrap();
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o1777)).unwrap();
         assert!(shelf.lock().is_err() && shelf.check().is_err());
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert!(shelf.lock().is_ok() && shelf.check().is_ok());
+    }
+
+    #[test]
+    fn root_takes_away_what_a_service_s_user_has_pinned_and_pins_nothing_there() {
+        use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+        const SERVICE: u32 = 12345;
+        let bpffs = Bpffs::new();
+        let mode = |path: &std::path::Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let folder = bpffs.path().join("folder");
+        let shelf = Shelf::new(bpffs.path(), "folder", "shelf");
+        for path in [&folder, &shelf.path()] {
+            std::fs::create_dir(path).unwrap();
+            mode(path, 0o700);
+            chown(path, Some(SERVICE), None).unwrap();
+        }
+        // Who else may make folders could have made this one.
+        for open_to_others in [0o1777, 0o777, 0o720] {
+            mode(bpffs.path(), open_to_others);
+            assert!(shelf.check().is_err() && shelf.lock_to_remove().is_err());
+        }
+        mode(bpffs.path(), 0o700);
+        assert!(shelf.check().is_ok());
+        let err = shelf.lock().unwrap_err().to_string();
+        assert!(err.contains("12345"), "{err}");
+
+        // A shelf of a third user's is none of root's or the service's.
+        chown(shelf.path(), Some(SERVICE + 1), None).unwrap();
+        assert!(shelf.check().is_err());
+
+        // What the user has put there in place of the shelf is removed, not what it points to.
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::write(elsewhere.path().join("kept"), "").unwrap();
+        std::fs::remove_dir(shelf.path()).unwrap();
+        symlink(elsewhere.path(), shelf.path()).unwrap();
+        assert!(shelf.check().is_err());
+        let lock = shelf.lock_to_remove().unwrap();
+        assert!(shelf.remove(&lock).is_err());
+        std::fs::remove_file(shelf.path()).unwrap();
+        symlink(elsewhere.path(), bpffs.path().join("folder/shelf:new")).unwrap();
+        assert!(shelf.remove(&lock).is_err());
+        assert!(elsewhere.path().join("kept").exists());
+        std::fs::remove_file(bpffs.path().join("folder/shelf:new")).unwrap();
+
+        std::fs::create_dir(shelf.path()).unwrap();
+        chown(shelf.path(), Some(SERVICE), None).unwrap();
+        shelf.remove(&lock).unwrap();
+        assert!(!folder.exists());
     }
 
     fn value(shelf: &Shelf, name: &str) -> u32 {

@@ -284,6 +284,42 @@ mod root {
         assert_eq!(ended.kind("verdict")[0]["interface"], "veth0");
     }
 
+    /// Its packets cross the bridge with their socket, or without.
+    #[test]
+    fn root_of_a_bridged_container_is_not_the_machine_s_where_only_the_uplink_is_guarded() {
+        let network = Network::new();
+        let container = Netns::new();
+        veth(&network, &container);
+        let machine = &network.machine;
+        machine.ip(&["link", "add", "br0", "type", "bridge"]);
+        for port in ["veth0", "eth0"] {
+            machine.ip(&["link", "set", port, "master", "br0"]);
+        }
+        for interface in ["veth0", "br0"] {
+            machine.ip(&["link", "set", interface, "up"]);
+        }
+        container.ip(&["addr", "add", "10.213.0.3/24", "dev", "eth0"]);
+        container.ip(&["link", "set", "eth0", "up"]);
+        container.ip(&["route", "add", IMDS4, "dev", "eth0"]);
+        let _service = MetadataService::start(&network);
+        let pod = Cgroup::new();
+        assert!(pod.curl(&container, V4).status.success());
+        let common = ["-i", "eth0", "--cloud", "aws", "--allow-user", "root"];
+        let guard = guard(&network, &common);
+        let refused = pod.curl(&container, V4);
+        assert_eq!(
+            refused.status.code(),
+            Some(CONNECTION_REFUSED),
+            "{refused:?}"
+        );
+        let ended = guard.stop();
+        let reason = &ended.kind("verdict")[0]["reason"];
+        assert!(
+            reason == "foreign-socket" || reason == "no-socket",
+            "{reason}"
+        );
+    }
+
     #[test]
     fn root_of_a_container_is_not_the_machine_s_even_with_the_same_number() {
         let network = Network::new();
@@ -370,5 +406,49 @@ mod root {
             "{events:?}"
         );
         assert!(ended.summary()["would_deny"].as_u64().unwrap() >= 4);
+    }
+    /// Ten packets are what a limit of one a second lets through at once.
+    #[test]
+    fn a_container_s_cgroups_below_the_named_one_share_its_limit() {
+        let network = Network::new();
+        let container = routed(&network);
+        let pod = Cgroup::new();
+        for below in ["a", "b"] {
+            fs::create_dir(pod.at.join(below)).unwrap();
+        }
+        let limit = ["--limit", "1/s", "--allow-cgroup", &pod.path];
+        let endpoint = format!("{IMDS4}:9999/udp");
+        let guard = guard(
+            &network,
+            &[&limit[..], &["--endpoint", &endpoint, "--packets-only"]].concat(),
+        );
+        // A socket of each, before any packet: the two send one after the other, in no time.
+        let program = "import os, socket, sys\n\
+            all = []\n\
+            for below in 'a', 'b':\n\
+            \x20   open(sys.argv[1] + '/' + below + '/cgroup.procs', 'w').write(str(os.getpid()))\n\
+            \x20   all.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))\n\
+            for s in all:\n\
+            \x20   for _ in range(500): s.sendto(b'x', ('169.254.169.254', 9999))\n";
+        sh(container
+            .command(python3())
+            .args(["-c", program])
+            .arg(&pod.at));
+        // They come in on their own.
+        guard.wait_for("limited packets", |event| event["reason"] == "over-limit");
+        let served = |summary: &serde_json::Value| {
+            let of = |name: &str| summary[name].as_u64().unwrap();
+            (of("allowed"), of("limited"), of("denied"))
+        };
+        let (allowed, limited, denied) = served(guard.stop().summary());
+        for below in ["a", "b"] {
+            let _ = fs::remove_dir(pod.at.join(below));
+        }
+        assert_eq!(limited, denied);
+        // Twenty and more if each had a limit of its own.
+        assert!(
+            (10..19).contains(&allowed) && limited > 0,
+            "{allowed} and {limited}"
+        );
     }
 }

@@ -7,7 +7,7 @@ mod common;
 
 mod root {
     use std::io::{BufRead as _, BufReader, Write as _};
-    use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+    use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
     use super::common::{
         ALICE, BOB, Background, IMDS4, MACHINE4, MetadataService, Netns, Network, Tool, python3, sh,
@@ -139,8 +139,8 @@ mod root {
         assert!(summary["passed"].as_u64().unwrap() >= 1, "{summary}");
     }
 
-    #[test]
-    fn what_a_socket_sends_after_its_close_still_has_its_user() {
+    /// Whoever `client` is sends for a while after its end, with all of it allowed.
+    fn sends_after_its_close(allowed: &[&str], client: impl FnOnce(&Netns) -> Command) {
         let network = Network::new();
         let mut server = Dialogue::start(
             &network.cloud,
@@ -161,22 +161,45 @@ mod root {
              print(total)\n",
         );
         assert_eq!(server.hear(), "listening");
-        let guard = guard(
-            &network,
-            &["--cloud", "aws", "--allow-user", &ALICE.to_string()],
-        );
+        // Each packet is judged anew, with none remembered.
+        let guard = guard(&network, &[&["--cloud", "aws", "--all"], allowed].concat());
         // Most of it is still in the socket when its process has ended.
-        python(
-            &network.machine,
-            ALICE,
+        sh(client(&network.machine).args([
+            "-c",
             "import socket\n\
              s = socket.create_connection(('169.254.169.254', 80))\n\
              s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 400000)\n\
              s.sendall(b'x' * 200000)\n",
-        );
+        ]));
         server.say();
         assert_eq!(server.hear(), "200000");
         assert_eq!(guard.stop().summary()["denied"], 0);
+    }
+
+    #[test]
+    fn what_a_socket_sends_after_its_close_still_has_its_user() {
+        sends_after_its_close(&["--allow-user", &ALICE.to_string()], |machine| {
+            machine.command_as(ALICE, python3())
+        });
+    }
+
+    #[test]
+    fn what_a_socket_sends_after_its_close_still_has_its_cgroup() {
+        let root = ebpfkit::kernel::cgroup::mount().expect("cgroup2 is mounted");
+        let path = format!("/ebpfkit-closed-{}", std::process::id());
+        let at = root.join(&path[1..]);
+        std::fs::create_dir(&at).unwrap();
+        sends_after_its_close(&["--allow-cgroup", &path], |machine| {
+            let mut command = machine.command("sh");
+            command.args([
+                "-c",
+                "echo $$ >\"$1/cgroup.procs\" && shift && exec \"$@\"",
+                "sh",
+            ]);
+            command.arg(&at).arg(python3());
+            command
+        });
+        std::fs::remove_dir(&at).unwrap();
     }
 
     #[test]

@@ -7,56 +7,19 @@ mod common;
 
 mod root {
     use std::io::{BufRead as _, BufReader};
-    use std::process::{Command, Output, Stdio};
+    use std::process::{Command, Stdio};
     use std::thread;
-    use std::time::Instant;
 
     use ebpfkit::kernel::tc::Method;
     use ebpfkit::tools::tc_guard::Guard;
     use nix::sys::signal::Signal;
     use serde_json::Value;
 
+    use super::common::tc_guard::{V4, allowed, check, finding, start, status, stderr, tc_guard};
     use super::common::{
-        ALICE, BOB, Background, Bpffs, CLOUD4, IMDS4, MetadataService, Netns, Network, Tool,
+        ALICE, BOB, Background, Bpffs, CLOUD4, IMDS4, MetadataService, Netns, Network, TOKEN, Tool,
         ebpfkit_path, python3, sh,
     };
-
-    const V4: &str = "http://169.254.169.254/latest/meta-data/";
-
-    /// A guard of the AWS addresses that allows Bob.
-    fn args<'a>(bpffs: &'a Bpffs, bob: &'a str) -> Vec<&'a str> {
-        let guarded = ["--cloud", "aws", "--allow-user", bob];
-        let mut all = vec!["tc-guard", "run", "--bpffs", bpffs.text()];
-        all.extend(guarded);
-        all
-    }
-
-    fn start(network: &Network, bpffs: &Bpffs, more: &[&str]) -> Tool {
-        let bob = BOB.to_string();
-        let mut all = args(bpffs, &bob);
-        all.extend(more);
-        Tool::start(&network.machine, &all)
-    }
-
-    fn tc_guard(network: &Network, bpffs: &Bpffs, args: &[&str]) -> Output {
-        let mut command = network.machine.command(ebpfkit_path());
-        command.args(["-o", "json", "tc-guard"]).args(args);
-        command.args(["--bpffs", bpffs.text()]);
-        command.output().expect("ebpfkit runs")
-    }
-
-    fn status(network: &Network, bpffs: &Bpffs) -> Value {
-        let output = tc_guard(network, bpffs, &["status"]);
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|err| panic!("{err}: {output:?}"))
-    }
-
-    fn stderr(output: &Output) -> String {
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-
-    fn allowed(network: &Network, uid: u32) -> bool {
-        network.curl(uid, &[V4]).status.success()
-    }
 
     /// What is at an interface's hooks, as `tc` and, where it can, bpftool see it.
     fn filters(network: &Network, side: &str) -> String {
@@ -333,60 +296,6 @@ mod root {
         );
     }
 
-    /// Twenty starts, each killed at another moment, from right away to when it was ready.
-    #[test]
-    fn a_guard_that_is_killed_as_it_starts_is_whole_or_judges_nothing() {
-        let network = Network::new();
-        let _service = MetadataService::start(&network);
-        let bpffs = Bpffs::new();
-        let bob = BOB.to_string();
-        let took = {
-            let start = Instant::now();
-            let guard = self::start(&network, &bpffs, &["--pin"]);
-            let took = start.elapsed();
-            guard.stop();
-            assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
-            took
-        };
-        let (mut whole, mut nothing) = (0, 0);
-        for round in 0..20_u32 {
-            let mut command = network.machine.command(ebpfkit_path());
-            command.args(args(&bpffs, &bob)).arg("--pin");
-            let tool = Tool::spawn(command);
-            if round < 19 {
-                thread::sleep(took * round / 18);
-            } else {
-                tool.wait("ready", |tool| tool.stderr().contains("ready"));
-            }
-            tool.signal(Signal::SIGKILL);
-            tool.ended();
-            let status = status(&network, &bpffs);
-            let denied = !allowed(&network, ALICE);
-            match status["state"].as_str().unwrap() {
-                "pinned" => {
-                    assert!(denied && allowed(&network, BOB), "{status}");
-                    assert_eq!(status["interfaces"][0]["whole"], true, "{status}");
-                    assert_eq!(status["layers"], serde_json::json!(["tc", "connect"]));
-                    whole += 1;
-                }
-                "none" | "remains" => {
-                    assert!(!denied, "{status}");
-                    nothing += 1;
-                }
-                other => panic!("{other}"),
-            }
-            if round % 3 == 0 {
-                // What is left is cleared away; else the next start finds it.
-                tc_guard(&network, &bpffs, &["stop"]);
-                assert_eq!(self::status(&network, &bpffs)["state"], "none");
-                assert_eq!(
-                    filters(&network, "egress") + &filters(&network, "ingress"),
-                    ""
-                );
-            }
-        }
-        assert!(whole > 0, "{whole} whole, {nothing} nothing");
-    }
     /// Two endpoints, one of which is open to Alice by each policy.
     fn policies(folder: &std::path::Path) -> [String; 2] {
         [("9001", "9002"), ("9002", "9001")].map(|(open, closed)| {
@@ -539,91 +448,6 @@ print(sent, flush=True)
     }
 
     #[test]
-    fn a_reload_that_is_killed_leaves_the_old_policy_or_the_new_one() {
-        let network = Network::new();
-        let _service = MetadataService::start(&network);
-        let bpffs = Bpffs::new();
-        let folder = tempfile::tempdir().unwrap();
-        let policies = [ALICE, BOB].map(|user| {
-            let path = folder.path().join(format!("{user}.toml"));
-            std::fs::write(
-                &path,
-                format!("[[rule]]\nclouds = [\"aws\"]\nusers = [{user}]\n"),
-            )
-            .unwrap();
-            path.to_str().unwrap().to_owned()
-        });
-        Tool::start(
-            &network.machine,
-            &[
-                "tc-guard",
-                "run",
-                "--pin",
-                "--bpffs",
-                bpffs.text(),
-                "--config",
-                &policies[0],
-            ],
-        )
-        .stop();
-        let reload = |policy: &str| {
-            let mut command = network.machine.command(ebpfkit_path());
-            command.args([
-                "tc-guard",
-                "reload",
-                "--bpffs",
-                bpffs.text(),
-                "--config",
-                policy,
-            ]);
-            Tool::spawn(command)
-        };
-        let start = Instant::now();
-        assert_eq!(reload(&policies[1]).ended().code, Some(0));
-        let took = start.elapsed();
-        let mut in_force = 1;
-        let (mut old, mut new) = (0, 0);
-        for round in 0..12_u32 {
-            let tool = reload(&policies[1 - in_force]);
-            if round < 11 {
-                thread::sleep(took * round / 10);
-                tool.signal(Signal::SIGKILL);
-                tool.ended();
-            } else {
-                // And what the killed ones have left is in nobody's way.
-                assert_eq!(tool.ended().code, Some(0));
-            }
-            let open = [ALICE, BOB].map(|user| allowed(&network, user));
-            assert_ne!(open[0], open[1], "round {round}");
-            if open[in_force] {
-                old += 1;
-            } else {
-                in_force = 1 - in_force;
-                new += 1;
-            }
-            let status = status(&network, &bpffs);
-            assert_eq!(status["config"], policies[in_force].as_str(), "{status}");
-        }
-        assert!(new > 0, "{old} old, {new} new");
-        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
-    }
-    /// The findings of `check`, and its exit code.
-    fn check(network: &Network, bpffs: &Bpffs) -> (Vec<Value>, Option<i32>) {
-        let output = tc_guard(network, bpffs, &["check"]);
-        let lines = String::from_utf8(output.stdout).unwrap();
-        let parsed = lines
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap());
-        (parsed.collect(), output.status.code())
-    }
-
-    fn finding<'a>(findings: &'a [Value], check: &str, what: &str) -> &'a Value {
-        let mut all = findings.iter();
-        all.find(|at| at["check"] == check && at["what"].as_str().unwrap().contains(what))
-            .unwrap_or_else(|| panic!("no {check} with {what:?} in {findings:#?}"))
-    }
-
-    #[test]
     fn a_check_tries_the_guard_and_names_every_gap_with_its_remedy() {
         let network = Network::new();
         let _service = MetadataService::start(&network);
@@ -711,6 +535,9 @@ print(sent, flush=True)
         );
         // Nothing is denied meanwhile, and a guard would be in the way.
         assert!(allowed(&network, ALICE));
+        let carol = ALICE + 2;
+        let token = format!("X-aws-ec2-metadata-token: {TOKEN}");
+        assert!(network.curl(carol, &["-H", &token, V4]).status.success());
         let second = tc_guard(&network, &bpffs, &["run", "--cloud", "aws"]);
         assert_eq!(second.status.code(), Some(1), "{second:?}");
         let ended = learn.stop();
@@ -720,9 +547,29 @@ print(sent, flush=True)
         let text = std::fs::read_to_string(file).unwrap();
         let learned = ended.kind("learned")[0];
         assert_eq!(learned["toml"], text.as_str());
-        assert_eq!(learned["subjects"], 1, "{text}");
-        assert!(text.contains("curl"), "{text}");
-        assert!(text.contains("without a session token (IMDSv1)"), "{text}");
+        assert_eq!(learned["subjects"], 2, "{text}");
+        // Who it was, by which program, and whether it needs IMDSv1.
+        let rule = |user: u32| {
+            let named = format!("\nusers = [{user}]\n");
+            let mut rules = text.split("\n\n").map(|rule| format!("\n{rule}\n"));
+            let found = rules.find(|rule| rule.contains(&named));
+            found.unwrap_or_else(|| panic!("no rule for {user} in {text}"))
+        };
+        for user in [ALICE, carol] {
+            let caller = rule(user)
+                .lines()
+                .find(|line| line.starts_with("# by "))
+                .map(str::to_owned);
+            let caller = caller.unwrap_or_else(|| panic!("no caller in {text}"));
+            assert!(
+                caller.contains("/curl, ") && caller.ends_with(&format!("uid {user}")),
+                "{caller}"
+            );
+        }
+        assert!(!text.contains("is not known"), "{text}");
+        let v1 = "# 1 requests without a session token (IMDSv1)";
+        assert!(rule(ALICE).contains(v1), "{text}");
+        assert!(!rule(carol).contains("IMDSv1"), "{text}");
         let kept = tc_guard(
             &network,
             &bpffs,
@@ -734,7 +581,7 @@ print(sent, flush=True)
             &network.machine,
             &["tc-guard", "run", "--bpffs", bpffs.text(), "--config", file],
         );
-        assert!(allowed(&network, ALICE));
+        assert!(allowed(&network, ALICE) && allowed(&network, carol));
         assert!(!allowed(&network, BOB) && !allowed(&network, 0));
         let v6 = "http://[fd00:ec2::254]/";
         assert!(
@@ -821,6 +668,9 @@ print(sent, flush=True)
         }
         assert!(seen, "{ended:?}");
         assert!(text.contains(&format!("cgroups = [\"{unit}\"]")), "{text}");
+        let caller = format!("/curl, uid {ALICE}, unit {unit}\n");
+        assert!(text.contains(&caller), "{text}");
+        assert!(text.contains("without a session token (IMDSv1)"), "{text}");
         assert_eq!(results, (true, true, false), "{text}");
     }
 }

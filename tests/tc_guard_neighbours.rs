@@ -9,46 +9,18 @@ mod root {
     use std::io::{BufRead as _, BufReader};
     use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
-    use std::process::{Child, Command, Output, Stdio};
+    use std::process::{Child, Command, Stdio};
 
+    use ebpfkit::kernel::cgroup;
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
     use serde_json::Value;
 
+    use super::common::tc_guard::{V4, allowed, finding, start, status, stderr, tc_guard};
     use super::common::{
-        ALICE, BOB, Background, Bpffs, IMDS4, MetadataService, Netns, Network, Tool, ebpfkit_path,
+        ALICE, BOB, Background, Bpffs, IMDS4, MetadataService, Netns, Network, ebpfkit_path,
         python3,
     };
-
-    const V4: &str = "http://169.254.169.254/latest/meta-data/";
-
-    fn start(network: &Network, bpffs: &Bpffs, more: &[&str]) -> Tool {
-        let bob = BOB.to_string();
-        let mut all = vec!["tc-guard", "run", "--bpffs", bpffs.text()];
-        all.extend(["--cloud", "aws", "--allow-user", &bob]);
-        all.extend(more);
-        Tool::start(&network.machine, &all)
-    }
-
-    fn tc_guard(network: &Network, bpffs: &Bpffs, args: &[&str]) -> Output {
-        let mut command = network.machine.command(ebpfkit_path());
-        command.args(["-o", "json", "tc-guard"]).args(args);
-        command.args(["--bpffs", bpffs.text()]);
-        command.output().expect("ebpfkit runs")
-    }
-
-    fn status(network: &Network, bpffs: &Bpffs) -> Value {
-        let output = tc_guard(network, bpffs, &["status"]);
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|err| panic!("{err}: {output:?}"))
-    }
-
-    fn stderr(output: &Output) -> String {
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-
-    fn allowed(network: &Network, uid: u32) -> bool {
-        network.curl(uid, &[V4]).status.success()
-    }
 
     /// A program of another user in `netns` that has said a line and waits.
     fn python(netns: &Netns, uid: u32, program: &str) -> Background {
@@ -235,6 +207,82 @@ mod root {
         guard.ended();
     }
 
+    /// Whoever reloads may know users that the running process does not, or not any more.
+    #[test]
+    fn a_user_who_is_not_known_any_more_does_not_end_the_following_of_cgroups() {
+        let root = cgroup::mount().expect("cgroup2 is mounted");
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let named = format!("ebpfkit-late-{}", std::process::id());
+        let policy = write(
+            "guard.toml",
+            &format!(
+                "[[rule]]\nclouds = [\"aws\"]\nusers = [\"ebpfkit-gone\"]\n\
+                 groups = [\"ebpfkit-gone\"]\ncgroups = [\"/{named}\"]\n"
+            ),
+        );
+        let known = |file: &str, line: &str| {
+            let now = std::fs::read_to_string(format!("/etc/{file}")).unwrap();
+            write(file, &format!("{now}\n{line}\n"))
+        };
+        let passwd = known("passwd", "ebpfkit-gone:x:54323:54323::/:/bin/false");
+        let group = known("group", "ebpfkit-gone:x:54323:");
+
+        let guard = start(&network, &bpffs, &["--pin"]);
+        let mut reload = network.machine.command("unshare");
+        reload.args(["--mount", "sh", "-ec"]);
+        reload.arg(
+            "mount --bind \"$1\" /etc/passwd; mount --bind \"$2\" /etc/group; shift 2; exec \"$@\"",
+        );
+        reload.args(["sh", &passwd, &group]).arg(ebpfkit_path());
+        reload.args(["tc-guard", "reload", "--bpffs", bpffs.text()]);
+        let reloaded = reload.args(["--config", &policy]).output().unwrap();
+        assert!(reloaded.status.success(), "{}", stderr(&reloaded));
+        guard.wait("woken", |guard| {
+            guard.stderr().contains("another policy is in force")
+        });
+        assert!(allowed(&network, 54323) && !allowed(&network, BOB));
+
+        let at = root.join(&named);
+        std::fs::create_dir(&at).unwrap();
+        let inside = || {
+            let mut command = network.machine.command("sh");
+            command.args([
+                "-c",
+                "echo $$ >\"$1/cgroup.procs\" && shift && exec \"$@\"",
+                "sh",
+            ]);
+            command
+                .arg(&at)
+                .args(["setpriv", "--reuid", "54321", "--clear-groups"]);
+            command.args(["curl", "-sS", "--noproxy", "*", "--max-time", "10", V4]);
+            command.output().unwrap().status.success()
+        };
+        let begun = std::time::Instant::now();
+        let mut followed = inside();
+        while !followed && begun.elapsed() < super::common::PATIENCE {
+            followed = inside();
+        }
+        for _ in 0..1000 {
+            // A process that has just ended may still be there for a moment.
+            if std::fs::remove_dir(&at).is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let said = guard.stderr();
+        assert!(followed && !said.contains("cannot be followed"), "{said}");
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+        guard.ended();
+    }
+
     #[test]
     fn a_takeover_that_fails_leaves_the_old_policy_in_force() {
         let network = Network::new();
@@ -275,12 +323,6 @@ mod root {
         let lines = String::from_utf8(output.stdout).unwrap();
         let parse = |line| serde_json::from_str(line).unwrap();
         lines.lines().map(parse).collect()
-    }
-
-    fn finding<'a>(findings: &'a [Value], check: &str, what: &str) -> &'a Value {
-        let mut all = findings.iter();
-        all.find(|at| at["check"] == check && at["what"].as_str().unwrap().contains(what))
-            .unwrap_or_else(|| panic!("no {check} with {what:?} in {findings:#?}"))
     }
 
     /// Nobody serves the address, so that the other end itself refuses; and nothing of it passes the

@@ -40,6 +40,7 @@ pkgs.rustPlatform.buildRustPackage {
 
   meta = {
     description = "Guard the cloud metadata service and watch TLS with eBPF";
+    homepage = "https://ebpfkit.example/";
     license = with pkgs.lib.licenses; [
       bsd2
       gpl2Only

@@ -15,6 +15,7 @@
 #include "lib/answer.bpf.h"
 
 /* sys/socket.h */
+#define AF_UNSPEC 0
 #define SOCK_RAW 3
 
 /* Where a program runs, and what it may ask. Constants in each program. */
@@ -30,8 +31,13 @@ struct place {
 };
 
 struct owner {
-	/* Who connected the socket, or NULL. */
-	struct caller *caller;
+	/* Who connected the socket, or nobody. Not NULL for none: of a constant that is asked about later the
+	 * verifier follows what a CPU might guess, and without CAP_PERFMON refuses what is behind it (until
+	 * 6.16, where it puts a barrier there).
+	 */
+	const struct identity *who;
+	/* Those that the groups of whoever connected it are subjects of. */
+	__u64 group_rules;
 	__u32 uid;
 	/* enum guard_reason */
 	__u8 reason;
@@ -46,8 +52,12 @@ struct owner {
  */
 static __always_inline void owner_of(struct __sk_buff *skb, struct place place, struct owner *owner)
 {
+	const struct identity *who = (const struct identity *)&nobody;
 	struct bpf_sock *sk = skb->sk;
+	struct caller *caller;
 
+	barrier_var(who);
+	owner->who = who;
 	owner->reason = GUARD_NO_SOCKET;
 	if (!sk)
 		return;
@@ -55,15 +65,29 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return;
+	/* It came in with a socket of no family, if that is still there: a tap's (drivers/net/tun.c, tap.c),
+	 * of whoever opened it, often root, and not of the virtual machine that sends.
+	 */
+	if (skb->ingress_ifindex && sk->family == AF_UNSPEC) {
+		owner->reason = GUARD_NO_SOCKET;
+		return;
+	}
 	owner->socket = true;
 	owner->raw = sk->type == SOCK_RAW;
-	owner->caller = bpf_sk_storage_get(&callers, sk, NULL, 0);
+	caller = bpf_sk_storage_get(&callers, sk, NULL, 0);
+	if (caller) {
+		owner->who = &caller->who;
+		/* Of another policy's rules they say nothing. */
+		if (caller->generation == generation)
+			owner->group_rules = caller->group_rules;
+	}
 	owner->reason = GUARD_FOREIGN_SOCKET;
-	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth is a
-	 * container's, unless the kernel can tell; a container's macvlan sends through the machine's
-	 * interface with its socket.
+	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth, or has arrived
+	 * and leaves with its socket, is a container's, unless the kernel can tell; a container's macvlan sends
+	 * through the machine's interface with its socket.
 	 */
-	if (place.namespaces ? bpf_get_netns_cookie(skb) != home_netns : place.ingress)
+	if (place.namespaces ? bpf_get_netns_cookie(skb) != home_netns :
+			       place.ingress || skb->ingress_ifindex)
 		return;
 	owner->reason = GUARD_USER;
 	owner->uid = bpf_get_socket_uid(skb);
@@ -111,7 +135,6 @@ unanswered:
 static __noinline __u64 opened(struct __sk_buff *skb, const struct owner *owner, __u64 mask,
 			       __u8 *reason, __u64 *cgroup)
 {
-	const struct caller *caller = owner->caller;
 	__u64 rules;
 
 	mask &= ~GUARD_ENFORCED;
@@ -120,12 +143,10 @@ static __noinline __u64 opened(struct __sk_buff *skb, const struct owner *owner,
 		rules = rules_of_user(owner->uid) & mask;
 		if (rules)
 			return rules;
-		if (caller && caller->generation == generation) {
-			rules = caller->group_rules & mask;
-			if (rules) {
-				*reason = GUARD_GROUP;
-				return rules;
-			}
+		rules = owner->group_rules & mask;
+		if (rules) {
+			*reason = GUARD_GROUP;
+			return rules;
 		}
 	}
 	if (owner->socket && cgroup_level[0]) {
@@ -204,16 +225,21 @@ static __always_inline bool granted_before(struct __sk_buff *skb, const struct e
 ALLOWED_BEFORE(eth, ETH_HLEN)
 ALLOWED_BEFORE(ip, 0)
 
-/* Lets the packet go at once if it may. `network` is a constant. */
+/* Lets the packet go at once if it may. `network` is a constant. Which of the two looks at it is taken from
+ * skb->protocol, at no cost: a sender of raw frames may lie in it, and is then judged in full, as each
+ * looks at the header's own version.
+ */
 static __always_inline bool allowed_before(struct __sk_buff *skb, __u32 network)
 {
+	bool v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+
 	/* Each packet of these is to be told of, or counted. */
 	if (report_allowed || limit_interval_ns)
 		return false;
 	if (network == ETH_HLEN)
-		return allowed_before_v4_eth(skb) || allowed_before_v6_eth(skb);
+		return v6 ? allowed_before_v6_eth(skb) : allowed_before_v4_eth(skb);
 	if (network == 0)
-		return allowed_before_v4_ip(skb) || allowed_before_v6_ip(skb);
+		return v6 ? allowed_before_v6_ip(skb) : allowed_before_v4_ip(skb);
 	return false;
 }
 
@@ -290,7 +316,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 	if (!counted)
 		count(key.verdict);
 	if (!counted && (key.verdict != GUARD_ALLOWED || report_allowed)) {
-		seen.who = owner.caller ? &owner.caller->who : (const struct identity *)&nobody;
+		seen.who = owner.who;
 		/* Zero where there is no socket. */
 		seen.cgroup = bpf_skb_cgroup_id(skb);
 		seen.ifindex = skb->ifindex;

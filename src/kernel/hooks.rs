@@ -149,6 +149,7 @@ fn program_name(id: u32) -> Option<String> {
     if ret < 0 {
         return None;
     }
-    let bytes: Vec<u8> = info.name.iter().map(|c| c.cast_unsigned()).collect();
+    // C's char has a sign on x86-64, and none on arm64.
+    let bytes: Vec<u8> = info.name.iter().map(|c| c.to_ne_bytes()[0]).collect();
     crate::process::comm(&bytes)
 }

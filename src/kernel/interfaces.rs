@@ -125,9 +125,21 @@ pub fn all() -> Result<Vec<Interface>> {
     Ok(found)
 }
 
+/// The number of a request of ioctl(2): `unsigned long` with glibc, `int` with musl. Those of sockets
+/// are below 0x10000.
+fn ioctl_number(number: libc::c_ulong) -> libc::Ioctl {
+    #[allow(
+        trivial_numeric_casts,
+        clippy::unnecessary_cast,
+        clippy::cast_possible_truncation
+    )]
+    let number = number as libc::Ioctl;
+    number
+}
+
 /// IFF_* of `netdevice(7)`.
 fn flags(socket: &OwnedFd, name: &CStr) -> Result<Option<i32>> {
-    let Some(answer) = ask(socket, libc::SIOCGIFFLAGS, name)? else {
+    let Some(answer) = ask(socket, ioctl_number(libc::SIOCGIFFLAGS), name)? else {
         return Ok(None);
     };
     #[allow(unsafe_code)]
@@ -138,7 +150,7 @@ fn flags(socket: &OwnedFd, name: &CStr) -> Result<Option<i32>> {
 
 /// ARPHRD_* of `linux/if_arp.h`.
 fn hardware_type(socket: &OwnedFd, name: &CStr) -> Result<Option<u16>> {
-    let Some(answer) = ask(socket, libc::SIOCGIFHWADDR, name)? else {
+    let Some(answer) = ask(socket, ioctl_number(libc::SIOCGIFHWADDR), name)? else {
         return Ok(None);
     };
     #[allow(unsafe_code)]
@@ -170,7 +182,13 @@ fn driver(socket: &OwnedFd, name: &CStr) -> Result<Option<CString>> {
     #[allow(unsafe_code)]
     // SAFETY: the request reads the name and the pointer and writes a `struct ethtool_drvinfo`, of the
     // size of `info`, which outlives the call.
-    let answered = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut asked) };
+    let answered = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            ioctl_number(libc::SIOCETHTOOL),
+            &raw mut asked,
+        )
+    };
     match Errno::result(answered) {
         Ok(_) => Ok(CStr::from_bytes_until_nul(&info.driver)
             .ok()

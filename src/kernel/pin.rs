@@ -15,11 +15,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::libbpf_sys;
+use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::mount::{MsFlags, mount};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::Mode;
 use nix::sys::statfs::statfs;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use procfs::process::Process;
 
 use crate::failure::Failure;
@@ -167,18 +170,33 @@ impl Shelf {
         Err(others_may(mount, &found))
     }
 
-    /// Whether nobody but root and this user may change it, if it is there.
+    /// Whether nobody but root and this user may change it, if it is there, or the user of a service
+    /// whom root has given the folder.
     ///
     /// # Errors
     /// [`Failure::Blocked`] that names the folder.
     pub fn check(&self) -> Result<()> {
         self.check_mount()?;
+        let owner = self.given_to();
         for path in [self.parent.clone(), self.path()] {
             if let Ok(found) = fs::symlink_metadata(&path) {
-                mistrust(&path, &found)?;
+                mistrust(&path, &found, owner)?;
             }
         }
         Ok(())
+    }
+
+    /// The user to whom root has given the folder of the shelves: it is that user's alone, and it is
+    /// where nobody but root can make or rename one. Only root looks at another user's.
+    fn given_to(&self) -> Option<u32> {
+        if !nix::unistd::Uid::effective().is_root() {
+            return None;
+        }
+        let above = fs::symlink_metadata(self.parent.parent()?).ok()?;
+        let folder = fs::symlink_metadata(&self.parent).ok()?;
+        let by_root = above.is_dir() && above.uid() == 0 && above.mode() & 0o022 == 0;
+        let to_one = folder.is_dir() && folder.uid() != 0 && folder.mode() & 0o077 == 0;
+        (by_root && to_one).then(|| folder.uid())
     }
 
     /// Hears of pins that are removed from this shelf from now on: what a policy leaves when another has
@@ -217,8 +235,29 @@ impl Shelf {
     /// Waits for the lock, and makes the folder where it is missing, for this user alone.
     ///
     /// # Errors
-    /// If the folder cannot be made or opened.
+    /// If the folder cannot be made or opened, or is another user's: who makes pins there has to own it,
+    /// or its owner could not use them.
     pub fn lock(&self) -> Result<Lock> {
+        if let Some(uid) = self.given_to() {
+            return Err(Failure::blocked(
+                format!(
+                    "{} is of uid {uid}: the pins there are another user's, as those of a service are",
+                    self.parent.display()
+                ),
+                "go on as that user (systemctl reload ebpfkit-tc-guard), or take the guard away first \
+                 (ebpfkit tc-guard stop)",
+            )
+            .into());
+        }
+        self.lock_to_remove()
+    }
+
+    /// As [`Shelf::lock`], for who only takes away: root may do that in a folder that it has given to a
+    /// service's user.
+    ///
+    /// # Errors
+    /// If the folder cannot be made or opened.
+    pub fn lock_to_remove(&self) -> Result<Lock> {
         let at = || format!("cannot lock {}", self.parent.display());
         self.check_mount()?;
         loop {
@@ -232,7 +271,8 @@ impl Shelf {
                 Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened.with_context(at)?,
             };
-            mistrust(&self.parent, &folder.metadata().with_context(at)?)?;
+            let found = folder.metadata().with_context(at)?;
+            mistrust(&self.parent, &found, self.given_to())?;
             let locked = Flock::lock(folder, FlockArg::LockExclusive);
             let file = locked
                 .map_err(|(_, err)| io::Error::from(err))
@@ -312,9 +352,25 @@ impl Shelf {
         Ok(())
     }
 
+    /// Never through a symbolic link: the folder may be another user's, who could put one there.
     fn remove_all(&self) -> Result<()> {
-        for name in self.names() {
-            unlink(&self.pin(&name))?;
+        let at = || format!("cannot remove {}", self.path().display());
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut folder = match Dir::open(&self.path(), flags, Mode::empty()) {
+            Err(Errno::ENOENT) => return Ok(()),
+            opened => opened.with_context(at)?,
+        };
+        let names: Result<Vec<_>, _> = folder
+            .iter()
+            .map(|entry| entry.map(|entry| entry.file_name().to_owned()))
+            .collect();
+        for name in names.with_context(at)? {
+            if ![c".", c".."].contains(&name.as_c_str()) {
+                match unlinkat(folder.as_fd(), name.as_c_str(), UnlinkatFlags::NoRemoveDir) {
+                    Ok(()) | Err(Errno::ENOENT) => {}
+                    Err(err) => return Err(err).with_context(at),
+                }
+            }
         }
         match fs::remove_dir(self.path()) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {
@@ -361,9 +417,10 @@ impl Drop for Draft {
     }
 }
 
-/// Refuses a folder in which another user may put or move things.
-fn mistrust(path: &Path, found: &fs::Metadata) -> Result<()> {
-    if is_trusted(found.uid()) && found.mode() & 0o022 == 0 {
+/// Refuses a folder in which another user may put or move things, but for `owner`.
+fn mistrust(path: &Path, found: &fs::Metadata, owner: Option<u32>) -> Result<()> {
+    let known = is_trusted(found.uid()) || Some(found.uid()) == owner;
+    if known && found.mode() & 0o022 == 0 {
         return Ok(());
     }
     Err(others_may(path, found))

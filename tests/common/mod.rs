@@ -9,6 +9,8 @@
 // Each test file is a crate of its own and uses its part.
 #![allow(dead_code)]
 
+pub mod tc_guard;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};

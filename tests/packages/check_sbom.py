@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""Checks that an SBOM names every crate that Cargo.lock has for what it says is in the program, with its checksum, that
+"""Checks that an SBOM is what CycloneDX's schema says, names every crate that Cargo.lock has for what it says is in the program, with its checksum, that
 its references hold, and that every licence is one that the packages can carry."""
 
 import json
 import pathlib
 import re
 import sys
+
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 PERMISSIVE = {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Unlicense", "Zlib", "Unicode-3.0"}
 
@@ -20,7 +23,12 @@ def acceptable(expression):
 
 def main():
     (path,) = sys.argv[1:]
-    bom = json.loads(pathlib.Path(path).read_text())
+    text = pathlib.Path(path).read_text()
+    validator = JsonStrictValidator(SchemaVersion.V1_5)
+    assert (wrong := validator.validate_str(text)) is None, wrong
+    # Strict: what the schema does not know is noticed.
+    assert validator.validate_str(text.replace('"purl"', '"pearl"', 1)) is not None
+    bom = json.loads(text)
     assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.5")
     components = {component["bom-ref"]: component for component in bom["components"]}
     assert len(components) == len(bom["components"]), "a reference stands twice"

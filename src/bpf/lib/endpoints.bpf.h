@@ -140,8 +140,13 @@ static __always_inline bool has_ports(__u8 protocol)
 static __always_inline struct endpoint_target *endpoint_lookup(const union address *address,
 							       __u16 port, __u8 protocol)
 {
-	if (!has_ports(protocol))
-		return endpoint_search(address, 0, 0, ENDPOINT_OF_PORT);
+	/* One search: of the results of two, one a constant NULL, the verifier follows what a CPU might guess,
+	 * and without CAP_PERFMON refuses the access to it (until 6.16, where it puts a barrier there).
+	 */
+	if (!has_ports(protocol)) {
+		port = 0;
+		protocol = 0;
+	}
 	return endpoint_search(address, port, protocol, ENDPOINT_OF_PORT);
 }
 

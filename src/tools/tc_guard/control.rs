@@ -3,18 +3,19 @@
 //! `ebpfkit tc-guard reload` and `stop`: what is done to a pinned guard, whether its process runs or
 //! not.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use time::OffsetDateTime;
 
-use super::NAME;
 use super::pinned::{self, Found, Pinned};
 use super::plan::Plan;
 use super::policy::Policy;
 use super::run::{self, Place};
 use super::statement::Statement;
+use super::{NAME, strangers};
 use crate::failure::Failure;
 use crate::kernel::instance::Running;
 use crate::kernel::{cgroup, pin};
@@ -118,13 +119,20 @@ fn policy(config: Option<&Path>, old: &Statement) -> Result<(Policy, Option<Path
 pub fn stop(args: &StopArgs, settings: Settings) -> Result<()> {
     let bpffs = bpffs(&args.place)?;
     if !pinned::shelf(&bpffs)?.exists() {
-        return Err(nothing_here());
+        // A start that was killed before it made the shelf has left filters, before kernel 6.6; one that is
+        // under way has attached some, too.
+        let strangers = strangers::find(&BTreeSet::new()).unwrap_or_default();
+        if pinned::process().is_some() || strangers::sweep(&strangers)? == 0 {
+            return Err(nothing_here());
+        }
+        output::stdout(NAME, settings).note("what a killed guard had left was taken away");
+        return Ok(());
     }
     // It would go on to guard interfaces as they come.
     if let Some(process) = pinned::process() {
         end(&process)?;
     }
-    Pinned::lock(&bpffs)?.remove()?;
+    Pinned::lock_to_remove(&bpffs)?.remove()?;
     output::stdout(NAME, settings).note("the guard has been taken away");
     Ok(())
 }

@@ -98,6 +98,16 @@ impl Pinned {
         Ok(Self { shelf, lock })
     }
 
+    /// The same for `stop`: root also takes away the guard of a service with a user of its own.
+    ///
+    /// # Errors
+    /// If it cannot be.
+    pub fn lock_to_remove(bpffs: &Path) -> Result<Self> {
+        let shelf = shelf(bpffs)?;
+        let lock = shelf.lock_to_remove()?;
+        Ok(Self { shelf, lock })
+    }
+
     /// What is there.
     ///
     /// # Errors
@@ -250,7 +260,7 @@ impl Pinned {
         left.iter().try_for_each(Filter::remove)?;
         self.shelf.remove(&self.lock)?;
         // A process that was killed before it had pinned anything has left filters that no pin names.
-        strangers::sweep(&strangers::find(&BTreeSet::new())?)
+        strangers::sweep(&strangers::find(&BTreeSet::new())?).map(drop)
     }
 
     /// The statement of the policy in force.

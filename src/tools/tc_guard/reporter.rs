@@ -155,14 +155,14 @@ impl Reporter {
     }
 
     fn written(&mut self, result: io::Result<()>) -> Result<()> {
-        match result {
-            Err(err) => Err(err.into()),
-            Ok(()) if self.out.unwritten() > 0 => {
-                self.complain(&"nobody reads what was written");
-                Ok(())
-            }
-            Ok(()) => Ok(()),
+        result?;
+        // In this order: an error is there as soon as the lines that it took are counted, and says more.
+        let unwritten = self.out.unwritten();
+        self.look()?;
+        if unwritten > 0 {
+            self.complain(&"nobody reads what was written");
         }
+        Ok(())
     }
 
     /// Tells of an interface: of one that cannot be guarded aloud, else for who wants to know.

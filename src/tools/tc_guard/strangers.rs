@@ -89,11 +89,12 @@ pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
 }
 
 /// Removes the filters that a guard left at interfaces when it was killed before kernel 6.6, and that have
-/// nothing behind them any more. One of which that cannot be seen stays, and one that judges.
+/// nothing behind them any more: how many. One of which that cannot be seen stays, and one that judges.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn sweep(strangers: &[Stranger]) -> Result<()> {
+pub fn sweep(strangers: &[Stranger]) -> Result<usize> {
+    let mut removed = 0;
     for at in strangers {
         if let (
             Some(false),
@@ -103,7 +104,8 @@ pub fn sweep(strangers: &[Stranger]) -> Result<()> {
         ) = (at.judges, &at.how)
         {
             hooks::remove_filter(at.index, at.side, *priority, *handle)?;
+            removed += 1;
         }
     }
-    Ok(())
+    Ok(removed)
 }
