@@ -339,7 +339,7 @@ mod root {
         send(&network, vec![get(path, &format!("{HEADER}: {TOKEN}\r\n"))]);
         send(
             &network,
-            vec![get("/metadata/instance", "Metadata: true\r\n")],
+            vec![get("/metadata/instance/network", "Metadata: true\r\n")],
         );
         // Goes up, and is fine all the same.
         send(&network, vec![get("/metadata/v1/id", "")]);

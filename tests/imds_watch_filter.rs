@@ -207,6 +207,7 @@ mod root {
             "instance-identity",
             "instance_identity",
             "iam_token",
+            "attested",
             "identity",
             "kube-env",
             "certificates",
@@ -220,6 +221,17 @@ mod root {
                 .strip_prefix(old)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         }) {
+            return None;
+        }
+        let with_user_data = [
+            "/metadata/instance",
+            "/metadata/instance/compute",
+            "/metadata/v1.json",
+            "/opc/v2/instance",
+            "/opc/v2/instance/metadata",
+        ];
+        let trimmed = lower_path.strip_suffix('/').unwrap_or(&lower_path);
+        if with_user_data.contains(&trimmed) {
             return None;
         }
         let lower = target.to_ascii_lowercase();
@@ -292,6 +304,11 @@ mod root {
             "0.1",
             "attributes",
             "startup-script",
+            "instance",
+            "compute",
+            "v2",
+            "v1.json",
+            "attested",
         ];
         let path = prop::collection::vec(prop::sample::select(words.to_vec()), 0..5);
         let queries = [
@@ -342,8 +359,8 @@ mod root {
             "/latest/meta-data/instance-id",
             "/2021-07-15/meta-data/instance-id",
             "/computeMetadata/v1/instance/zone",
-            "/metadata/instance?api-version=1",
-            "/opc/v2/instance/",
+            "/metadata/instance/network?api-version=1",
+            "/opc/v2/instance/id",
             "/v1/token",
             "/v1/instance",
             "/openstack/latest",
@@ -593,6 +610,7 @@ mod root {
                 .tcp(ports.0, ports.1, next.get().wrapping_sub(1), 1024)
                 .write(&mut bytes, b"")
                 .unwrap();
+            bytes[14 + 20 + 8..][..4].copy_from_slice(&next.get().to_be_bytes());
             bytes[14 + 20 + 13] = flags;
             assert!(!filter.passes(&bytes));
         };

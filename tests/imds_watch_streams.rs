@@ -54,10 +54,10 @@ mod root {
     }
 
     impl Filter<'_> {
-        fn disputes(&self, src: SocketAddr, dst: SocketAddr, seq: u32) -> bool {
+        fn expected(&self, src: SocketAddr, dst: SocketAddr, seq: u32) -> Option<u32> {
             match self {
-                Self::Kernel(skel) => program::is_disputed(skel, src, dst, seq),
-                Self::Automaton(_) => false,
+                Self::Kernel(skel) => program::expected(skel, src, dst, seq),
+                Self::Automaton(_) => None,
             }
         }
     }
@@ -84,8 +84,19 @@ mod root {
             }
         }
 
-        /// What is told about segments (offset in the stream, bytes) on a connection of their own.
+        /// What is told about segments (offset in the stream, bytes) on a connection of their own, whose
+        /// beginning was seen.
         fn told(&self, segments: &[(usize, &[u8])]) -> Vec<Told> {
+            self.told_of(segments, true)
+        }
+
+        /// The same where nothing was seen before the first segment.
+        fn told_midway(&self, segments: &[(usize, &[u8])]) -> Vec<Told> {
+            self.told_of(segments, false)
+        }
+
+        fn told_of(&self, segments: &[(usize, &[u8])], begins: bool) -> Vec<Told> {
+            let start = u32::MAX - 100; // wraps within many a stream
             let IpAddr::V4(endpoint) = self.plan.targets[0].endpoint.address else {
                 panic!("the first address of every cloud is one of IPv4");
             };
@@ -94,10 +105,19 @@ mod root {
             let [_, b, c, d] = sender.to_be_bytes();
             let (mut flows, now) = (Flows::new(&self.list), Instant::now());
             let mut found = Vec::new();
+            if begins && matches!(self.filter, Filter::Kernel(_)) {
+                let mut frame = Vec::new();
+                PacketBuilder::ethernet2([0; 6], [0; 6])
+                    .ipv4(endpoint.octets(), [10, b, c, d], 64)
+                    .tcp(80, 4321, 7, 1024)
+                    .syn()
+                    .ack(start)
+                    .write(&mut frame, &[])
+                    .unwrap();
+                assert!(!self.filter.passes(&frame, &[], 0));
+            }
             for (offset, bytes) in segments {
-                let seq = u32::MAX
-                    .wrapping_sub(100) // wraps within many a stream
-                    .wrapping_add(u32::try_from(*offset).unwrap());
+                let seq = start.wrapping_add(u32::try_from(*offset).unwrap());
                 let mut frame = Vec::new();
                 PacketBuilder::ethernet2([0; 6], [0; 6])
                     .ipv4([10, b, c, d], endpoint.octets(), 64)
@@ -122,7 +142,7 @@ mod root {
                 let piece = Piece {
                     seq,
                     payload,
-                    disputed: self.filter.disputes(src, dst, seq),
+                    expected: self.filter.expected(src, dst, seq),
                     interface: 1,
                 };
                 found.extend(flows.push((src, dst), piece, (), now));
@@ -141,7 +161,7 @@ mod root {
             let piece = Piece {
                 seq: 1,
                 payload: stream,
-                disputed: false,
+                expected: None,
                 interface: 1,
             };
             let mut found = flows.push(key, piece, (), Instant::now());
@@ -224,7 +244,8 @@ mod root {
                     &pipeline.told(&segments),
                     &format!("{at} of {shown}"),
                 );
-                // Sent again, and the other way round: then nobody knows where it begins.
+                // Sent again, and the other way round: then nobody knows where it begins who has
+                // not seen the connection begin.
                 for (order, in_order) in [
                     (&[0, 1, 1, 0][..], true),
                     (&[0, 0, 1], true),
@@ -232,12 +253,13 @@ mod root {
                     (&[1, 0, 1], false),
                 ] {
                     let segments: Vec<_> = order.iter().map(|place| segments[*place]).collect();
-                    let told = pipeline.told(&segments);
                     let shown = format!("{order:?} of {at} of {shown}");
+                    same(&expected, &pipeline.told(&segments), &shown);
+                    let midway = pipeline.told_midway(&segments);
                     if in_order {
-                        same(&expected, &told, &shown);
+                        same(&expected, &midway, &shown);
                     } else {
-                        check(&expected, &told, &shown).unwrap();
+                        check(&expected, &midway, &shown).unwrap();
                     }
                 }
                 let overlap = [(0, &request[..at]), (at / 2, &request[at / 2..])];
@@ -265,12 +287,13 @@ mod root {
         let next = (clean.len(), &clean[..]);
         assert_eq!(pipeline.told(&[alone, alone, next, next]), []);
         let is_loud = |segments: &[(usize, &[u8])]| {
-            let told = pipeline.told(segments);
-            let mut findings = told.iter().flat_map(|(_, findings)| findings);
-            assert!(
-                findings.any(|one| *one == Finding::Unparsable),
-                "{segments:?}: {told:?}"
-            );
+            for told in [pipeline.told(segments), pipeline.told_midway(segments)] {
+                let mut findings = told.iter().flat_map(|(_, findings)| findings);
+                assert!(
+                    findings.any(|one| *one == Finding::Unparsable),
+                    "{segments:?}: {told:?}"
+                );
+            }
         };
         let hidden = (clean.len() - prefix.len(), &over[..]);
         assert_eq!(pipeline.told(&[(0, &over)]), []);
@@ -280,6 +303,15 @@ mod root {
         // Behind a gap, which does not make the filter forget.
         is_loud(&[alone, (1 << 30, &clean), hidden]);
         is_loud(&[alone, (1 << 31, &clean), (3 << 30, &clean), hidden]);
+        // Before what was sent too early, and in its place.
+        let late = (clean.len(), &secret[..9]);
+        let early = (clean.len() + 9, &secret[9..]);
+        let other = [&b"X"[..], &secret[10..]].concat();
+        let in_place = (clean.len() + 9, &other[..]);
+        is_loud(&[alone, early, in_place, late]);
+        is_loud(&[alone, in_place, early, late]);
+        is_loud(&[alone, early, late, in_place]);
+        is_loud(&[alone, early, hidden, late]);
         // The end of it is in the next segment.
         let (start, end) = secret.split_at(secret.len() - 2);
         let behind = (clean.len(), start);
@@ -289,6 +321,23 @@ mod root {
             (clean.len() - prefix.len(), prefix),
             (clean.len() + start.len(), end),
         ]);
+    }
+
+    #[test]
+    fn segments_in_any_order_are_put_together() {
+        let (mut object, plan) = (MaybeUninit::uninit(), plan());
+        let pipeline = Pipeline::new(&mut object, &plan);
+        let clean = head("GET /latest/meta-data/", TOKEN);
+        let secret = head("GET /latest/user-data", TOKEN);
+        let stream = [&clean[..], &secret, &clean].concat();
+        let expected = pipeline.whole(&stream);
+        assert_eq!(expected.len(), 1);
+        let places = [30, clean.len(), clean.len() + 20];
+        let segments = cut(&stream, &places);
+        for order in [[3, 2, 1, 0], [1, 0, 3, 2], [2, 0, 3, 1], [0, 3, 1, 2]] {
+            let sent: Vec<_> = order.iter().map(|place| segments[*place]).collect();
+            assert_eq!(pipeline.told(&sent), expected, "{order:?}");
+        }
     }
 
     #[test]
@@ -492,10 +541,15 @@ mod root {
             ),
             (
                 "azure",
-                "/metadata/instance?api-version=2021-02-01",
+                "/metadata/instance/network?api-version=2021-02-01",
                 "Metadata: true\r\n",
                 "missing-metadata-header",
                 &[
+                    ("/metadata/instance?api-version=2021-02-01", "user-data"),
+                    (
+                        "/metadata/attested/document?api-version=2021-02-01",
+                        "credentials",
+                    ),
                     ("/metadata/identity/oauth2/token?resource=x", "credentials"),
                     (
                         "/metadata/instance/compute/userData?format=text",
@@ -533,12 +587,13 @@ mod root {
             ),
             (
                 "oracle",
-                "/opc/v2/instance/",
+                "/opc/v2/instance/id",
                 "Authorization: Bearer Oracle\r\n",
                 "missing-metadata-header",
                 &[
                     ("/opc/v2/identity/cert.pem", "credentials"),
-                    ("/opc/v1/instance/", "legacy-path"),
+                    ("/opc/v2/instance/", "user-data"),
+                    ("/opc/v1/instance/id", "legacy-path"),
                 ],
             ),
             (
@@ -567,7 +622,10 @@ mod root {
                 "/metadata/v1/id",
                 "",
                 "",
-                &[("/metadata/v1/user-data", "user-data")],
+                &[
+                    ("/metadata/v1/user-data", "user-data"),
+                    ("/metadata/v1.json", "user-data"),
+                ],
             ),
             ("scaleway", "/conf", "", "", &[("/user_data", "user-data")]),
             (

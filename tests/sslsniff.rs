@@ -14,7 +14,10 @@ mod root {
     use std::path::PathBuf;
     use std::process::{Command, Stdio};
 
+    use ebpfkit::kernel::features::Features;
     use ebpfkit::tools::sslsniff::symbols::{self, Function};
+    use nix::sched::{CpuSet, sched_setaffinity};
+    use nix::unistd::Pid;
     use serde_json::Value;
     use sha2::{Digest as _, Sha256};
 
@@ -392,32 +395,43 @@ mod root {
     #[test]
     fn a_small_ring_loses_and_says_exactly_how_much() {
         let place = Place::new();
-        // Less on an emulated machine, where a call of 10 MB keeps its probe busy for seconds.
-        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let scale = if cpu.contains("QEMU") { 10 } else { 1 };
-        let sizes = [10_000_000 / scale, 3_000_000 / scale].map(|size: u64| size.to_string());
-        let sizes = [sizes[0].as_str(), sizes[1].as_str()];
-        let mut server = place.server(&[&["serve", &place.pem(), PORT], &sizes[..]].concat());
-        let mut client = place.peer(&[&["send", PORT], &sizes[..]].concat());
-        let pids = [server.pid().to_string(), client.pid().to_string()];
-        let args = [
-            "sslsniff", "--buffer", "64K", "-p", &pids[0], "-p", &pids[1],
+        // Two at once on one processor: each is interrupted in the midst of its long calls' probes, and
+        // the other's probes run there meanwhile.
+        let sizes = ["5000000", "1500000"];
+        let ports = [PORT, OTHER_PORT];
+        let mut servers =
+            ports.map(|port| place.server(&[&["serve", &place.pem(), port], &sizes[..]].concat()));
+        let mut clients = ports.map(|port| place.peer(&[&["send", port], &sizes[..]].concat()));
+        let mut processor = CpuSet::new();
+        processor.set(0).unwrap();
+        let mut args = vec![
+            "sslsniff".to_owned(),
+            "--buffer".to_owned(),
+            "64K".to_owned(),
         ];
+        for peer in servers.iter().chain(&clients) {
+            let pid = peer.pid().to_string();
+            sched_setaffinity(Pid::from_raw(pid.parse().unwrap()), &processor).unwrap();
+            args.extend(["-p".to_owned(), pid]);
+        }
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
         let tool = Tool::start(&place.netns, &args);
         for _ in 0..4 {
-            client.go();
+            clients.iter_mut().for_each(Peer::go);
         }
-        client.rest();
-        server.rest();
+        for peer in clients.iter_mut().chain(&mut servers) {
+            peer.rest();
+        }
         let ended = tool.stop();
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         let summary = ended.summary();
         let number = |name: &str| summary[name].as_u64().unwrap();
         assert!(number("bytes_lost") > 0, "{summary}");
-        assert_eq!(number("bytes_seen"), 4 * 13_000_000 / scale);
+        assert_eq!(number("bytes_seen"), 2 * 4 * 6_500_000);
         assert_eq!(
             number("bytes_delivered") + number("bytes_lost"),
-            number("bytes_seen")
+            number("bytes_seen"),
+            "{summary}"
         );
         assert_eq!(number("delivered") + number("lost"), number("seen"));
         assert_eq!(
@@ -520,7 +534,13 @@ mod root {
     fn many_libraries_leave_room_for_the_machines_own() {
         let place = Place::new();
         let nginx = place.nginx();
-        let _mapped = map_copies(&place, &nginx, &[], 40);
+        // Where each probe is a perf event, 6.1 was seen to need more than a minute to take 40 libraries' off.
+        let copies = if Features::probe().uprobe_multi {
+            40
+        } else {
+            6
+        };
+        let _mapped = map_copies(&place, &nginx, &[], copies);
         let dir = place.dir.path().display().to_string();
         let skipped = |ended: &Ended| {
             let skipped = ended.events[0]["skipped"].as_array().unwrap();
@@ -531,10 +551,10 @@ mod root {
                 .filter(|one| path(one).starts_with(&dir))
                 .count()
         };
-        // The soft limit is raised; then both limits are one that 40 copies do not fit.
+        // The soft limit is raised; then both limits are one that the copies do not fit.
         assert_eq!(skipped(&starts_and_sees(&place, "-S -n 100")), 0);
         let some = skipped(&starts_and_sees(&place, "-n 200"));
-        assert!((1..=40).contains(&some), "{some}");
+        assert!((1..=copies).contains(&some), "{some}");
     }
 
     #[test]

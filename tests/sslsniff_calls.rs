@@ -9,6 +9,7 @@ mod place;
 mod root {
     use std::path::{Path, PathBuf};
 
+    use ebpfkit::tools::sslsniff::symbols::{self, Function};
     use serde_json::{Value, json};
 
     use super::common::{ALICE, Tool, ebpfkit_path, python3};
@@ -65,6 +66,54 @@ mod root {
             "{close}"
         );
         assert!(close.get("resumed").is_none());
+    }
+
+    /// `*at_fourth_argument = 2^64 - 1; return 1;`
+    #[cfg(target_arch = "x86_64")]
+    const SAYS_ANYTHING: &[u8] = b"\x48\xc7\x01\xff\xff\xff\xff\xb8\x01\0\0\0\xc3";
+    #[cfg(target_arch = "aarch64")]
+    const SAYS_ANYTHING: &[u8] = b"\x04\0\x80\x92\x64\0\0\xf9\x20\0\x80\x52\xc0\x03\x5f\xd6";
+
+    const CALLER: &str = "import ctypes, sys\n\
+        lib, length = ctypes.CDLL(sys.argv[1]), ctypes.c_size_t()\n\
+        sys.stdin.readline()\n\
+        for _ in range(3):\n \
+            assert lib.SSL_write_ex(ctypes.c_void_p(4096), b'abcdef', ctypes.c_size_t(6), ctypes.byref(length)) == 1\n \
+            assert length.value == 2 ** 64 - 1\n";
+
+    #[test]
+    fn a_length_that_no_call_has_is_counted_as_a_call_that_is_lost() {
+        let place = Place::new();
+        let nginx = place.nginx();
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", nginx.0.id())).unwrap();
+        let line = maps.lines().find(|line| line.contains("libssl.so"));
+        let path = line.map(|line| &line[line.find('/').unwrap()..]).unwrap();
+        let mut bytes = std::fs::read(path).unwrap();
+        let offsets = symbols::find(bytes.as_slice()).unwrap();
+        let write = |(function, _): &&(Function, u64)| *function == Function::WriteEx;
+        let start = usize::try_from(offsets.iter().find(write).unwrap().1).unwrap();
+        bytes[start..start + SAYS_ANYTHING.len()].copy_from_slice(SAYS_ANYTHING);
+        let library = place.dir.path().join("libssl-of-another.so");
+        std::fs::write(&library, bytes).unwrap();
+
+        let mut command = place.netns.command(python3());
+        let mut caller = Peer::start(command.args(["-c", CALLER]).arg(&library));
+        let pid = caller.pid().to_string();
+        let args = ["sslsniff", "-p", &pid, "--lib", library.to_str().unwrap()];
+        let tool = Tool::start(&place.netns, &args);
+        caller.go();
+        caller.rest();
+        let ended = tool.stop();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert_eq!(ended.kind("data").len(), 0);
+        let summary = ended.summary();
+        assert_eq!(summary["seen"], 3, "{summary}");
+        assert_eq!(summary["bytes_seen"], 0, "{summary}");
+        assert_eq!(
+            summary["lost_by_cause"]["unreadable"],
+            json!({"calls": 3, "bytes": 0}),
+            "{summary}"
+        );
     }
 
     fn is_of(event: &Value, name: &str) -> bool {

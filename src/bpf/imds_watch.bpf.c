@@ -11,6 +11,7 @@
  */
 #include "lib/endpoints.bpf.h"
 #include "lib/lineage.bpf.h"
+#include "lib/stacks.bpf.h"
 #include "imds_watch.h"
 
 /* linux/if_packet.h */
@@ -19,6 +20,9 @@
 #define LOOPBACK 1
 
 #define SOCK_STREAM 1
+
+/* net/tcp_states.h */
+#define TCP_SYN_SENT 2
 
 #define TCP_FLAG_URG 0x20
 
@@ -87,14 +91,15 @@ struct segment {
 	__u32 seq;
 };
 
-/* flow and sequence number (40 bytes) -> 1, of segments that went up and do not begin where the one
- * before ended: the service may hold other bytes in their place, which user space has not seen.
+/* flow and sequence number (40 bytes) -> where the one before ended, of segments that went up and do
+ * not begin there: they came too early, or the service may hold other bytes in their place, which
+ * user space has not seen.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, struct segment);
-	__type(value, __u8);
+	__type(value, __u32);
 } disputed SEC(".maps");
 
 /* flow -> where the answer begins to what went up last */
@@ -145,6 +150,14 @@ struct {
 	__type(key, struct flow);
 	__type(value, struct caller);
 } opened SEC(".maps");
+
+/* socket cookie -> the functions that called connect() (520 bytes) */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct user_stack);
+} stacks SEC(".maps");
 
 /* Inlined by the verifier where the kernel has them (6.2): a direct look at the packet, at a quarter
  * of what a helper costs.
@@ -327,7 +340,8 @@ static __always_inline bool is_of_interest(const struct flow *flow)
 
 /* Whether the segment begins where the one before ended, or lies in exactly its place: sent again, or
  * seen on one more interface. Only then is each byte that the service reads one of a segment that
- * was judged, with nothing before it. Nobody knows of a flow's first one.
+ * was judged, with nothing before it. Nobody knows of a flow's first one, unless its beginning was
+ * seen.
  */
 static __always_inline bool is_in_place(struct __sk_buff *skb, const struct packet *pkt,
 					const struct flow *flow)
@@ -342,13 +356,12 @@ static __always_inline bool is_in_place(struct __sk_buff *skb, const struct pack
 	};
 	struct segment segment;
 	bool fits = true;
-	__u8 one = 1;
 
 	if (known && seq != known->next && (seq != known->start || place.next != known->next)) {
 		fits = false;
 		segment.flow = *flow;
 		segment.seq = seq;
-		bpf_map_update_elem(&disputed, &segment, &one, BPF_ANY);
+		bpf_map_update_elem(&disputed, &segment, &known->next, BPF_ANY);
 		/* What lies behind was sent already; and nothing is in the place of this. */
 		if ((__s32)(place.next - known->next) < 0)
 			place.next = known->next;
@@ -420,18 +433,26 @@ static __always_inline void count_miss(const union address *who)
 	__sync_fetch_and_add(&misses->count, 1);
 }
 
-/* The service has taken a new connection: the ports may be those of an old one. Not believed of the
- * requests' sender, whom a raw socket lets write any packet: a SYN of its own the service ignores
- * in the middle of a connection, and an answer that it made up comes from the wrong side.
+/* The service has taken a new connection: the ports may be those of an old one, and it says where
+ * the first request begins. Not believed of the requests' sender, whom a raw socket lets write any
+ * packet: a SYN of its own the service ignores in the middle of a connection, and an answer that it
+ * made up comes from the wrong side.
  */
-static __always_inline void forget(struct __sk_buff *skb, const struct flow *flow)
+static __always_inline void begin(struct __sk_buff *skb, const struct packet *pkt,
+				  const struct flow *flow)
 {
 	struct place *known = bpf_map_lookup_elem(&places, flow);
 	__u32 outgoing = skb->pkt_type == PACKET_OUTGOING;
+	struct place place = {
+		.start = pkt->ack,
+		.next = pkt->ack,
+		/* As the requests do. */
+		.outgoing = !outgoing,
+	};
 
 	if (known && known->outgoing == outgoing && skb->ifindex != LOOPBACK)
 		return;
-	bpf_map_delete_elem(&places, flow);
+	bpf_map_update_elem(&places, flow, &place, BPF_ANY);
 	bpf_map_delete_elem(&watched, flow);
 }
 
@@ -454,8 +475,8 @@ static __always_inline int judge_answer(struct __sk_buff *skb, const struct pack
 	flow.remote_port = pkt->sport;
 	if (!endpoint_lookup(&flow.remote, flow.remote_port, PROTO_TCP))
 		return 0;
-	if (pkt->tcp_flags & TCP_FLAG_SYN)
-		forget(skb, &flow);
+	if ((pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == (TCP_FLAG_SYN | TCP_FLAG_ACK))
+		begin(skb, pkt, &flow);
 	if (pkt->payload_len >= STATUS_LENGTH && !pkt->fragment &&
 	    !bpf_skb_load_bytes(skb, pkt->payload, status, sizeof(status)))
 		begins = status[0] == 'H' && status[1] == 'T' && status[2] == 'T' &&
@@ -466,7 +487,11 @@ static __always_inline int judge_answer(struct __sk_buff *skb, const struct pack
 	if (!expected)
 		return 0;
 	if (pkt->payload_len && pkt->seq == *expected) {
-		bpf_map_delete_elem(&waiting, &flow);
+		/* "100 Continue" and the like: another answer follows. */
+		if (begins && status[8] == ' ' && status[9] == '1')
+			*expected = pkt->seq + pkt->payload_len;
+		else
+			bpf_map_delete_elem(&waiting, &flow);
 		return deliver(skb, counters, pkt->payload + (begins ? STATUS_LENGTH : 0));
 	}
 	/* No answer will come. */
@@ -558,6 +583,7 @@ static __always_inline void record(struct bpf_sock_addr *ctx, const union addres
 	if (!caller)
 		return;
 	identity_of_current(&caller->who);
+	caller->cookie = cookie;
 	if (record_lineage)
 		lineage_of_current(caller);
 }
@@ -596,6 +622,32 @@ int imds_connect6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
+static const struct user_stack no_stack;
+
+/* In connect() between the hook above and the one below, which may not look at stacks: kernel 4.17
+ * for raw tracepoints, 4.16 for this one. bpf_probe_read_kernel(): 5.5.
+ */
+SEC("raw_tp/inet_sock_set_state")
+int imds_stack(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sock *sk = (const void *)ctx->args[0];
+	struct user_stack *stack;
+	__u64 cookie;
+
+	if ((int)ctx->args[2] != TCP_SYN_SENT)
+		return 0;
+	/* Given by the hook, if it concerns us. */
+	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	if (!cookie || !bpf_map_lookup_elem(&connecting, &cookie))
+		return 0;
+	/* Filled in where it lies: too long for the stack. */
+	bpf_map_update_elem(&stacks, &cookie, &no_stack, BPF_ANY);
+	stack = bpf_map_lookup_elem(&stacks, &cookie);
+	if (stack)
+		take_user_stack(ctx, stack);
+	return 0;
+}
+
 /* Runs in connect() as well, when the local port is known. */
 SEC("sockops")
 int imds_sockops(struct bpf_sock_ops *ops)
@@ -607,11 +659,14 @@ int imds_sockops(struct bpf_sock_ops *ops)
 	if (ops->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
 		return 1;
 	cookie = bpf_get_socket_cookie(ops);
-	caller = bpf_map_lookup_elem(&connecting, &cookie);
-	if (!caller)
+	if (!flow_of_sockops(ops, &flow))
 		return 1;
-	if (flow_of_sockops(ops, &flow))
+	caller = bpf_map_lookup_elem(&connecting, &cookie);
+	if (caller)
 		bpf_map_update_elem(&opened, &flow, caller, BPF_ANY);
+	else
+		/* Whoever had these ports before did not open this one. */
+		bpf_map_delete_elem(&opened, &flow);
 	bpf_map_delete_elem(&connecting, &cookie);
 	return 1;
 }

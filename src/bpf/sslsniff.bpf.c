@@ -8,8 +8,8 @@
  * counters, and those are added to atomically.
  *
  * Beyond those of the headers: bpf_current_task_under_cgroup (4.9), bpf_probe_read_user and its _str
- * (5.5), bpf_get_stack (4.18), bpf_ktime_get_boot_ns and the ring buffer (5.8), bpf_get_attach_cookie (5.15) only in
- * any_enters and any_leaves.
+ * (5.5), bpf_get_stack (4.18), bpf_ktime_get_boot_ns and the ring buffer (5.8), bpf_get_attach_cookie
+ * (5.15) only where probes have cookies, bpf_tail_call (4.2).
  */
 #include "lib/common.bpf.h"
 #include <bpf/bpf_tracing.h>
@@ -196,6 +196,8 @@ static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *th
 		call = find_call(thread, function, PT_REGS_SP(ctx) - RETURN_ADDRESS_SIZE);
 	if (!call) {
 		if (lost && watched(bpf_get_current_pid_tgid() >> 32)) {
+			if (lost_bytes > INT_MAX)
+				lost_bytes = 0;
 			count(SSL_SEEN_CALLS, 1);
 			count(SSL_SEEN_BYTES, lost_bytes);
 			count_lost(SSL_LOST_STATE_FULL, 1, lost_bytes);
@@ -238,6 +240,11 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 			return 0;
 	}
 	count(SSL_SEEN_CALLS, 1);
+	/* No call moves so much (MAX_RW_COUNT, linux/fs.h): it is not what the library left there. */
+	if (length > INT_MAX) {
+		count_lost(SSL_LOST_UNREADABLE, 1, 0);
+		return 0;
+	}
 	count(SSL_SEEN_BYTES, length);
 	now = bpf_ktime_get_boot_ns();
 	connection = connection_of(pid_tgid >> 32, call->ssl, now);
@@ -345,7 +352,10 @@ static __always_inline int leave_handshake(struct pt_regs *ctx, __u32 function)
 		return 0;
 	now = bpf_ktime_get_boot_ns();
 	connection = connection_of(pid_tgid >> 32, call->ssl, now);
-	if (connection && connection->handshake_ns) {
+	if (!connection) {
+		count(SSL_SEEN_CALLS, 1);
+		count_lost(SSL_LOST_STATE_FULL, 1, 0);
+	} else if (connection->handshake_ns) {
 		send_stack(ctx, call, connection, now);
 		send_handshake(function, call->ssl, connection, now, call->library, flags);
 	}
@@ -365,7 +375,7 @@ static __always_inline int leave_closing(struct pt_regs *ctx, __u32 function)
 	__u64 now;
 
 	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
-	call = leave(ctx, thread, function, 0, false);
+	call = leave(ctx, thread, function, 0, ret >= 0);
 	if (!call || ret < 0)
 		return 0;
 	key.ssl = call->ssl;
@@ -437,12 +447,17 @@ static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, _
 	struct fact_record *record;
 	long read;
 
+	count(SSL_SEEN_CALLS, 1);
 	connection = connection_of(bpf_get_current_pid_tgid() >> 32, ssl, now);
-	if (!connection)
+	if (!connection) {
+		count_lost(SSL_LOST_STATE_FULL, 1, 0);
 		return 0;
+	}
 	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
-	if (!record)
+	if (!record) {
+		count_lost(SSL_LOST_RING_FULL, 1, 0);
 		return 0;
+	}
 	describe(&record->head, SSL_FACT, function, ssl, connection, now, library);
 	if (!text) {
 		read = 0;
@@ -458,8 +473,10 @@ static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, _
 	}
 	if (read < 0 || read >= LONGEST_FACT) {
 		bpf_ringbuf_discard(record, 0);
+		count_lost(SSL_LOST_UNREADABLE, 1, 0);
 		return 0;
 	}
+	record->head.flags = SSL_FLAG_LAST;
 	record->head.captured = read;
 	bpf_ringbuf_submit(record, 0);
 	return 0;
@@ -478,16 +495,17 @@ static __always_inline int enter_ctrl(struct pt_regs *ctx, __u32 library)
 static __always_inline int leave_fact(struct pt_regs *ctx, __u32 function)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	bool tells = function == SSL_FN_GET_ALPN || PT_REGS_RC(ctx);
 	struct thread *thread;
 	__u32 length = 0;
 	struct call *call;
 	__u64 text;
 
 	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
-	call = leave(ctx, thread, function, 0, false);
+	text = PT_REGS_RC(ctx);
+	call = leave(ctx, thread, function, 0, tells);
 	if (!call || !thread)
 		return 0;
-	text = PT_REGS_RC(ctx);
 	if (function == SSL_FN_SESSION_REUSED)
 		return (int)text == 1 ? send_fact(function, call->ssl, call->library, 0, 0) : 0;
 	if (function == SSL_FN_GET_ALPN &&
@@ -499,15 +517,64 @@ static __always_inline int leave_fact(struct pt_regs *ctx, __u32 function)
 	return send_fact(function, call->ssl, call->library, text, length);
 }
 
-/* With uprobe.multi: the cookie is that of SSL_COOKIE_FUNCTION. */
+/* any_enters and any_leaves, for the programs of single functions to go on with.
+ * Key: ENTERS or LEAVES, 4 bytes. Value: a program's descriptor, 4 bytes.
+ */
+#define ENTERS 0
+#define LEAVES 1
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u32);
+} common SEC(".maps");
+
+/* Which function was called, from the program for it to the common one: kernels without cookies do not
+ * interrupt one of these for another.
+ * Key: 0, 4 bytes. Value: a cookie as of SSL_COOKIE_FUNCTION, without a library, 8 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} called SEC(".maps");
+
+static __always_inline __u64 cookie_of(struct pt_regs *ctx)
+{
+	__u64 *cookie;
+	__u32 zero = 0;
+
+	if (has_cookie)
+		return bpf_get_attach_cookie(ctx);
+	cookie = bpf_map_lookup_elem(&called, &zero);
+	return cookie ? *cookie : ~0ULL;
+}
+
+/* A program that has a tail call, made or not, keeps its variables on the stack of the task. Without, the
+ * kernel may keep them in memory that the program has once for each processor (a private stack: kernel
+ * 6.13 on x86-64, later on arm64), for programs of this type without a look at where they run. Here they
+ * are preempted: another task that enters the program on this processor then writes over the variables
+ * of the first one, whose calls would end early or be told as another's. Older kernels of arm64 refuse
+ * tail calls beside functions of their own (before 6.0).
+ */
+static __always_inline void keep_own_stack(struct pt_regs *ctx)
+{
+	/* Empty where this is set. */
+	if (is_preempted)
+		bpf_tail_call_static(ctx, &common, ENTERS);
+}
+
 SEC("uprobe")
 int any_enters(struct pt_regs *ctx)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx);
+	__u64 cookie = cookie_of(ctx);
 	__u32 function = cookie >> SSL_COOKIE_FUNCTION;
 
-	if (function >= SSL_FUNCTIONS)
+	if (function >= SSL_FUNCTIONS) {
+		keep_own_stack(ctx);
 		return 0;
+	}
 	if (HAS(FREES, function))
 		return free_connection(ctx, function, cookie);
 	if (function == SSL_FN_CTRL)
@@ -518,10 +585,12 @@ int any_enters(struct pt_regs *ctx)
 SEC("uprobe")
 int any_leaves(struct pt_regs *ctx)
 {
-	__u32 function = bpf_get_attach_cookie(ctx) >> SSL_COOKIE_FUNCTION;
+	__u32 function = cookie_of(ctx) >> SSL_COOKIE_FUNCTION;
 
-	if (function >= SSL_FUNCTIONS)
+	if (function >= SSL_FUNCTIONS) {
+		keep_own_stack(ctx);
 		return 0;
+	}
 	if (HAS(MOVES_DATA, function))
 		return leave_data(ctx, function);
 	if (HAS(HANDSHAKES, function))
@@ -531,58 +600,56 @@ int any_leaves(struct pt_regs *ctx)
 	return leave_fact(ctx, function);
 }
 
-/* Without it there is a program for each function, and nobody knows the library. */
-#define DEFINE_CALL(NAME, FUNCTION, LEAVE)      \
-	SEC("uprobe")                           \
-	int enter_##NAME(struct pt_regs *ctx)   \
-	{                                       \
-		return enter(ctx, FUNCTION, 0); \
-	}                                       \
-	SEC("uretprobe")                        \
-	int leave_##NAME(struct pt_regs *ctx)   \
-	{                                       \
-		return LEAVE(ctx, FUNCTION);    \
+static __always_inline int go_on(struct pt_regs *ctx, __u64 function, const __u32 with)
+{
+	__u32 zero = 0;
+	__u64 *cookie = bpf_map_lookup_elem(&called, &zero);
+
+	if (cookie)
+		*cookie = function << SSL_COOKIE_FUNCTION;
+	bpf_tail_call_static(ctx, &common, with);
+	return 0;
+}
+
+/* Without cookies there is a program for each function, and nobody knows the library. */
+#define DEFINE_ENTRY(NAME, FUNCTION)                 \
+	SEC("uprobe")                                \
+	int enter_##NAME(struct pt_regs *ctx)        \
+	{                                            \
+		return go_on(ctx, FUNCTION, ENTERS); \
+	}
+#define DEFINE_CALL(NAME, FUNCTION)                  \
+	DEFINE_ENTRY(NAME, FUNCTION)                 \
+	SEC("uretprobe")                             \
+	int leave_##NAME(struct pt_regs *ctx)        \
+	{                                            \
+		return go_on(ctx, FUNCTION, LEAVES); \
 	}
 
-DEFINE_CALL(read, SSL_FN_READ, leave_data)
-DEFINE_CALL(write, SSL_FN_WRITE, leave_data)
-DEFINE_CALL(read_ex, SSL_FN_READ_EX, leave_data)
-DEFINE_CALL(write_ex, SSL_FN_WRITE_EX, leave_data)
-DEFINE_CALL(write_ex2, SSL_FN_WRITE_EX2, leave_data)
-DEFINE_CALL(peek, SSL_FN_PEEK, leave_data)
-DEFINE_CALL(peek_ex, SSL_FN_PEEK_EX, leave_data)
-DEFINE_CALL(read_early, SSL_FN_READ_EARLY, leave_data)
-DEFINE_CALL(write_early, SSL_FN_WRITE_EARLY, leave_data)
-DEFINE_CALL(sendfile, SSL_FN_SENDFILE, leave_data)
-DEFINE_CALL(gnutls_recv, GNUTLS_FN_RECV, leave_data)
-DEFINE_CALL(gnutls_send, GNUTLS_FN_SEND, leave_data)
-DEFINE_CALL(gnutls_send2, GNUTLS_FN_SEND2, leave_data)
-DEFINE_CALL(do_handshake, SSL_FN_DO_HANDSHAKE, leave_handshake)
-DEFINE_CALL(gnutls_handshake, GNUTLS_FN_HANDSHAKE, leave_handshake)
-DEFINE_CALL(shutdown, SSL_FN_SHUTDOWN, leave_closing)
-DEFINE_CALL(gnutls_bye, GNUTLS_FN_BYE, leave_closing)
-DEFINE_CALL(get_version, SSL_FN_GET_VERSION, leave_fact)
-DEFINE_CALL(get_servername, SSL_FN_GET_SERVERNAME, leave_fact)
-DEFINE_CALL(get_alpn, SSL_FN_GET_ALPN, leave_fact)
-DEFINE_CALL(session_reused, SSL_FN_SESSION_REUSED, leave_fact)
-
-SEC("uprobe")
-int enter_free(struct pt_regs *ctx)
-{
-	return free_connection(ctx, SSL_FN_FREE, 0);
-}
-
-SEC("uprobe")
-int enter_gnutls_deinit(struct pt_regs *ctx)
-{
-	return free_connection(ctx, GNUTLS_FN_DEINIT, 0);
-}
-
-SEC("uprobe")
-int enter_ssl_ctrl(struct pt_regs *ctx)
-{
-	return enter_ctrl(ctx, 0);
-}
+DEFINE_CALL(read, SSL_FN_READ)
+DEFINE_CALL(write, SSL_FN_WRITE)
+DEFINE_CALL(read_ex, SSL_FN_READ_EX)
+DEFINE_CALL(write_ex, SSL_FN_WRITE_EX)
+DEFINE_CALL(write_ex2, SSL_FN_WRITE_EX2)
+DEFINE_CALL(peek, SSL_FN_PEEK)
+DEFINE_CALL(peek_ex, SSL_FN_PEEK_EX)
+DEFINE_CALL(read_early, SSL_FN_READ_EARLY)
+DEFINE_CALL(write_early, SSL_FN_WRITE_EARLY)
+DEFINE_CALL(sendfile, SSL_FN_SENDFILE)
+DEFINE_CALL(gnutls_recv, GNUTLS_FN_RECV)
+DEFINE_CALL(gnutls_send, GNUTLS_FN_SEND)
+DEFINE_CALL(gnutls_send2, GNUTLS_FN_SEND2)
+DEFINE_CALL(do_handshake, SSL_FN_DO_HANDSHAKE)
+DEFINE_CALL(gnutls_handshake, GNUTLS_FN_HANDSHAKE)
+DEFINE_CALL(shutdown, SSL_FN_SHUTDOWN)
+DEFINE_CALL(gnutls_bye, GNUTLS_FN_BYE)
+DEFINE_CALL(get_version, SSL_FN_GET_VERSION)
+DEFINE_CALL(get_servername, SSL_FN_GET_SERVERNAME)
+DEFINE_CALL(get_alpn, SSL_FN_GET_ALPN)
+DEFINE_CALL(session_reused, SSL_FN_SESSION_REUSED)
+DEFINE_ENTRY(free, SSL_FN_FREE)
+DEFINE_ENTRY(gnutls_deinit, GNUTLS_FN_DEINIT)
+DEFINE_ENTRY(ssl_ctrl, SSL_FN_CTRL)
 
 /* Children of watched processes are watched. Args: the parent's and the child's task_struct. */
 SEC("raw_tp/sched_process_fork")

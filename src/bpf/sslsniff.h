@@ -33,7 +33,7 @@ enum ssl_function {
 	SSL_FUNCTIONS,
 };
 
-/* With uprobe.multi one program serves all functions: the cookie says which is called, and in which
+/* Where probes have cookies one program serves all functions: the cookie says which is called, and in which
  * library.
  */
 #define SSL_COOKIE_FUNCTION 32

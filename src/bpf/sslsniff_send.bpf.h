@@ -12,6 +12,8 @@
 #define LARGE 16384
 #define HUGE 65536
 
+#define INT_MAX 0x7fffffff
+
 /* Records of a call at most: BATCH * BATCHES * HUGE is more than INT_MAX. */
 #define BATCH 32
 #define BATCHES 1024

@@ -33,8 +33,10 @@ const volatile __u8 targ_comms;
 const volatile __u32 targ_cgroups;
 /* Bytes that are copied of a call at most. */
 const volatile __u64 targ_max_bytes = ~0ULL;
-/* Probes are attached with the library's number as cookie. */
+/* Probes are attached with cookies. */
 const volatile __u8 has_cookie;
+/* Programs at probes are preempted, and may have a private stack. */
+const volatile __u8 is_preempted;
 /* The ring has room for several HUGE records. */
 const volatile __u8 huge_records = 1;
 /* Where calls were made is told. */

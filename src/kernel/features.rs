@@ -15,6 +15,8 @@ pub struct Features {
     pub tcx: bool,
     /// One link attaches to many functions (uprobe.multi, kernel 6.6).
     pub uprobe_multi: bool,
+    /// Programs at uprobes are told which of their probes it is (`bpf_get_attach_cookie`, kernel 5.15).
+    pub uprobe_cookie: bool,
 }
 
 impl Features {
@@ -24,6 +26,9 @@ impl Features {
             btf: bpf::has_btf(),
             tcx: tcx(),
             uprobe_multi: bpf::links_uprobe_multi(),
+            uprobe_cookie: ProgramType::Kprobe
+                .is_helper_supported(libbpf_sys::BPF_FUNC_get_attach_cookie)
+                .unwrap_or(false),
         }
     }
 }

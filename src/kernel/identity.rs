@@ -4,6 +4,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use procfs::process::Process;
+
 use crate::process::{self, Directory, Identity};
 
 /// Bytes of `struct identity`.
@@ -48,6 +50,16 @@ impl Record {
         })
     }
 
+    /// Whether the process is still there: one of the same number that began later is another.
+    fn is_alive(&self) -> bool {
+        let stat = Process::new(self.pid.cast_signed()).and_then(|process| process.stat());
+        // Of the same clock as `boot_ns`, in ticks (proc_pid_stat(5)), cut off and not rounded.
+        stat.is_ok_and(|stat| {
+            let ns_per_tick = 1_000_000_000 / procfs::ticks_per_second().max(1);
+            stat.starttime.saturating_mul(ns_per_tick) <= self.boot_ns
+        })
+    }
+
     /// All that is known of the task: the record, and what `/proc` adds while the process lives.
     pub fn identity(&self, directory: &mut Directory) -> Identity {
         let mut identity = Identity {
@@ -61,7 +73,11 @@ impl Record {
         if let Some(path) = directory.cgroup(self.cgroup) {
             identity.set_cgroup(&path);
         }
-        directory.fill(&mut identity, self.pid);
+        if self.is_alive() {
+            directory.fill(&mut identity, self.pid);
+        } else {
+            identity.user = directory.user(self.uid);
+        }
         identity
     }
 }
@@ -104,6 +120,26 @@ mod tests {
         );
         assert_eq!(record.comm.as_deref(), Some("curl"));
         assert_eq!(Record::parse(&bytes[1..]), None);
+    }
+
+    #[test]
+    fn a_later_process_of_the_same_number_is_another_one() {
+        let mut directory = Directory::new(None);
+        let mut record = Record {
+            cgroup: 0,
+            boot_ns: u64::MAX,
+            pid: std::process::id(),
+            tid: 1,
+            uid: 0,
+            gid: 0,
+            comm: Some("caller".to_owned()),
+        };
+        let living = record.identity(&mut directory);
+        assert!(living.exe.is_some() && living.user.is_some());
+        record.boot_ns = 1;
+        let gone = record.identity(&mut directory);
+        assert_eq!((gone.exe, gone.cgroup), (None, None));
+        assert_eq!((gone.pid, gone.user), (Some(record.pid), living.user));
     }
 
     #[test]

@@ -38,6 +38,10 @@ pub struct Caller {
     pub parents: Vec<Parent>,
     /// The executable's path in the process's mount namespace, if all of it was recorded.
     pub exe: Option<String>,
+    /// Whether the hook could read more than the task itself.
+    pub complete: bool,
+    /// Of the socket that it connected; no two sockets have the same.
+    pub cookie: u64,
     /// The command line; without the arguments behind the first 256 bytes, and then with `…`.
     pub args: Vec<String>,
 }
@@ -60,11 +64,14 @@ impl Caller {
         });
         let exe_length = word(lengths)? as usize;
         let args_length = (word(&lengths[4..])? as usize).min(ARGS);
+        let parents: Vec<_> = parents.collect();
         Some(Self {
             who: Record::parse(who)?,
-            parents: parents.collect(),
+            complete: !parents.is_empty() || exe_length > 0 || args_length > 0,
+            parents,
             exe: path(exe, exe_length),
             args: arguments(&rest[..args_length]),
+            cookie: u64::from_ne_bytes(*rest.last_chunk()?),
         })
     }
 
@@ -72,7 +79,9 @@ impl Caller {
     /// process may be another program by now, and another process may have its number.
     pub fn identity(&self, directory: &mut Directory) -> Identity {
         let mut identity = self.who.identity(directory);
-        if self.exe.is_some() {
+        // A path that is too long to be recorded is none: what /proc says is of whatever runs there
+        // now, which the caller may have chosen.
+        if self.complete {
             identity.exe.clone_from(&self.exe);
         }
         identity
@@ -153,8 +162,9 @@ mod tests {
         field.resize(EXE + NAME, 0);
         bytes.extend(field);
         let mut field = args.to_vec();
-        field.resize(ARGS + 8, 0);
+        field.resize(ARGS, 0);
         bytes.extend(field);
+        bytes.extend(99_u64.to_ne_bytes());
         bytes
     }
 
@@ -164,10 +174,29 @@ mod tests {
         let caller = Caller::parse(&bytes).unwrap();
         assert_eq!(caller.exe.as_deref(), Some("/usr/bin/curl"));
         assert_eq!(caller.args, ["curl", "-s", ""]);
+        assert_eq!(caller.cookie, 99);
         let pids: Vec<_> = caller.parents.iter().map(|one| one.pid).collect();
         assert_eq!(pids, [7, 1]);
         assert_eq!(caller.parents[0].comm.as_deref(), Some("sh"));
         assert_eq!(Caller::parse(&bytes[1..]), None);
+    }
+
+    #[test]
+    fn an_executable_that_was_not_recorded_is_not_taken_from_what_runs_now() {
+        let mut directory = Directory::new(None);
+        let mut exe = |bytes: &[u8]| {
+            let mut caller = Caller::parse(bytes).unwrap();
+            caller.who.pid = std::process::id();
+            caller.who.boot_ns = u64::MAX;
+            caller.identity(&mut directory).exe
+        };
+        let long = [&[b'a'; NAME - 1][..], b"\0"].concat();
+        assert_eq!(exe(&record(&long, NAME as u32, b"x\0")), None);
+        assert_eq!(exe(&record(b"", 0, b"")), None);
+        // Where the hook could not read a task at all, there is nothing better.
+        let mut bare = record(b"", 0, b"");
+        bare[IDENTITY_BYTES..][..PARENTS * PARENT_BYTES].fill(0);
+        assert!(exe(&bare).is_some());
     }
 
     #[test]

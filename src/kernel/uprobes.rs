@@ -22,6 +22,8 @@ pub enum Method {
     /// A link without a perf event (kernel 6.6); needs `CAP_BPF` and `CAP_PERFMON`. The programs must
     /// have been loaded for it.
     Multi,
+    /// A perf event for each probe, with a cookie (kernel 5.15); needs as the next.
+    Linked,
     /// A perf event for each probe; needs `CAP_SYS_ADMIN` since the fix of CVE-2025-38466.
     Classic,
 }
@@ -31,6 +33,8 @@ impl Method {
     pub fn of(features: &Features) -> Self {
         if features.uprobe_multi {
             Self::Multi
+        } else if features.uprobe_cookie {
+            Self::Linked
         } else {
             Self::Classic
         }
@@ -40,8 +44,13 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Self::Multi => "uprobe.multi",
-            Self::Classic => "uprobe",
+            Self::Linked | Self::Classic => "uprobe",
         }
+    }
+
+    /// Whether programs are told the cookie of the probe.
+    pub fn has_cookie(self) -> bool {
+        self != Self::Classic
     }
 }
 
@@ -59,7 +68,7 @@ pub enum Scope {
 pub struct Place {
     /// Bytes from the file's start to the function's first instruction.
     pub offset: u64,
-    /// What `bpf_get_attach_cookie()` returns; only [`Method::Multi`] has it.
+    /// What `bpf_get_attach_cookie()` returns; not with [`Method::Classic`].
     pub cookie: u64,
 }
 
@@ -102,13 +111,20 @@ pub fn attach(
             let link = multi(program, &path, places, at_return, pid).map_err(|err| (err, 0))?;
             Ok(vec![link])
         }
-        Method::Classic => {
+        Method::Linked | Method::Classic => {
             let pid = match scope {
                 Scope::All => -1,
                 Scope::Myself => 0,
             };
             let one = |(index, place): (usize, &Place)| {
-                classic(program, &path, place.offset, at_return, pid).map_err(|err| (err, index))
+                classic(&path, place.offset, at_return, pid)
+                    .and_then(|event| match method {
+                        Method::Classic => {
+                            mmap_events::set_program(&event, program).map(|()| event)
+                        }
+                        _ => linked(program, &event, place.cookie),
+                    })
+                    .map_err(|err| (err, index))
             };
             places.iter().enumerate().map(one).collect()
         }
@@ -156,13 +172,7 @@ fn multi(
 
 /// A perf event of the kernel's "uprobe" kind; to perf_event_open(2), a `pid` of -1 is everybody, and
 /// 0 the caller itself.
-fn classic(
-    program: BorrowedFd<'_>,
-    path: &CString,
-    offset: u64,
-    at_return: bool,
-    pid: i32,
-) -> io::Result<OwnedFd> {
+fn classic(path: &CString, offset: u64, at_return: bool, pid: i32) -> io::Result<OwnedFd> {
     let kind = number_of("type")?;
     // format/retprobe: "config:0"
     let mut attr = libbpf_sys::perf_event_attr {
@@ -174,9 +184,30 @@ fn classic(
     attr.__bindgen_anon_3.uprobe_path = path.as_ptr() as u64;
     attr.__bindgen_anon_4.probe_offset = offset;
     let processor = if pid < 0 { 0 } else { -1 };
-    let event = mmap_events::perf_event_open(&attr, pid, processor)?;
-    mmap_events::set_program(&event, program)?;
-    Ok(event)
+    mmap_events::perf_event_open(&attr, pid, processor)
+}
+
+/// The program at `event`, which lives as long as what this returns.
+fn linked(program: BorrowedFd<'_>, event: &OwnedFd, cookie: u64) -> io::Result<OwnedFd> {
+    let mut opts = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    opts.__bindgen_anon_1.perf_event.bpf_cookie = cookie;
+    #[allow(unsafe_code)]
+    // SAFETY: the options outlive the call; the descriptor that it returns is ours.
+    unsafe {
+        let fd = libbpf_sys::bpf_link_create(
+            program.as_raw_fd(),
+            event.as_raw_fd(),
+            libbpf_sys::BPF_PERF_EVENT,
+            &raw const opts,
+        );
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd));
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
 }
 
 /// A number that the kernel tells about its "uprobe" perf events.
@@ -202,13 +233,22 @@ impl Drop for Probes {
     }
 }
 
-/// Drops `links` at the same time: the kernel waits some tens of milliseconds for each, until no
+/// How many threads wait at a time.
+const DROPPERS: usize = 64;
+
+/// Drops `links`, many at the same time: the kernel waits some tens of milliseconds for each, until no
 /// processor is in the probe any more.
 fn together(links: Vec<OwnedFd>) {
+    let mut shares: Vec<Vec<OwnedFd>> = Vec::new();
+    shares.resize_with(DROPPERS.min(links.len()), Vec::new);
+    let count = shares.len().max(1);
+    for (index, link) in links.into_iter().enumerate() {
+        shares[index % count].push(link);
+    }
     thread::scope(|scope| {
-        for link in links {
-            // If no thread can be made, the link is dropped right here.
-            let _ = thread::Builder::new().spawn_scoped(scope, move || drop(link));
+        for share in shares {
+            // If no thread can be made, they are dropped right here.
+            let _ = thread::Builder::new().spawn_scoped(scope, move || drop(share));
         }
     });
 }

@@ -39,7 +39,8 @@ struct caller {
 	__u8 exe[LINEAGE_EXE + LINEAGE_NAME];
 	/* Arguments, each with a zero byte behind it. */
 	__u8 args[LINEAGE_ARGS];
-	__u64 pad;
+	/* Of the socket that it connects. */
+	__u64 cookie;
 };
 
 static __always_inline void lineage_parents(struct task_struct *task, struct caller *caller)

@@ -14,6 +14,8 @@ use super::flow::Key;
 
 /// How long an answer may take before the request is told about without it.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Requests of one flow that wait. Of more, sent at once, only the first would be joined anyway.
+const MOST_OF_FLOW: usize = 64;
 /// Requests that wait; the one that waits longest makes room.
 const MOST: usize = 4096;
 
@@ -21,6 +23,8 @@ const MOST: usize = 4096;
 struct Waiting<T> {
     number: u64,
     ack: u32,
+    /// An answer came that announces another one.
+    announced: bool,
     since: Instant,
     item: T,
 }
@@ -58,6 +62,11 @@ impl<T> Answers<T> {
     /// Keeps a request whose sender has read up to `ack`; gives what had to make room.
     pub fn ask(&mut self, key: Key, ack: u32, item: T, now: Instant) -> Vec<Answered<T>> {
         let mut out = Vec::new();
+        let of_flow = self.flows.get(&key).map_or(0, VecDeque::len);
+        if of_flow >= MOST_OF_FLOW {
+            out.push((item, None));
+            return out;
+        }
         while self.count >= MOST {
             let Some((key, number)) = self.order.pop_front() else {
                 break;
@@ -71,6 +80,7 @@ impl<T> Answers<T> {
         self.flows.entry(key).or_default().push_back(Waiting {
             number,
             ack,
+            announced: false,
             since: now,
             item,
         });
@@ -89,18 +99,23 @@ impl<T> Answers<T> {
     /// the requests that need wait no longer. A status below 200 announces another answer (RFC 9110,
     /// 15.2).
     pub fn answer(&mut self, key: Key, seq: u32, status: Option<u16>) -> Vec<Answered<T>> {
-        if status.is_some_and(|status| status < 200) {
-            return Vec::new();
-        }
         let reached = |one: &Waiting<T>| seq.wrapping_sub(one.ack).cast_signed() >= 0;
-        let Some(flow) = self.flows.get(&key) else {
+        let Some(flow) = self.flows.get_mut(&key) else {
             return Vec::new();
         };
-        // The first that begins there; or the only one, where something else was between.
+        if status.is_some_and(|status| status < 200) {
+            if let Some(first) = flow.iter_mut().find(|one| reached(one)) {
+                first.announced = true;
+            }
+            return Vec::new();
+        }
+        // The one that it was announced to, whose body may be taken for a request behind it; the first
+        // that begins there; or the only one, where something else was between.
         let candidates: Vec<_> = flow.iter().filter(|one| reached(one)).collect();
         let answered = candidates
             .iter()
-            .find(|one| one.ack == seq)
+            .find(|one| one.announced)
+            .or(candidates.iter().find(|one| one.ack == seq))
             .or(candidates.first().filter(|_| candidates.len() == 1))
             .map(|one| one.number);
         self.take_numbered(key, reached)
@@ -242,6 +257,13 @@ mod tests {
         answers.ask(key(1), 7, "a", now);
         assert_eq!(answers.answer(key(1), 7, Some(100)), []);
         assert_eq!(answers.answer(key(1), 32, Some(403)), [("a", Some(403))]);
+        answers.ask(key(1), 50, "b", now);
+        assert_eq!(answers.answer(key(1), 50, Some(100)), []);
+        answers.ask(key(1), 75, "its body", now);
+        assert_eq!(
+            answers.answer(key(1), 75, Some(403)),
+            [("b", Some(403)), ("its body", None)]
+        );
     }
 
     #[test]
@@ -256,16 +278,28 @@ mod tests {
     }
 
     #[test]
+    fn one_connection_does_not_hold_many() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        for number in 0..10 * MOST_OF_FLOW {
+            let out = answers.ask(key(1), 7, number, now);
+            let expected = (number >= MOST_OF_FLOW).then_some((number, None));
+            assert_eq!(out, expected.into_iter().collect::<Vec<_>>());
+        }
+        assert_eq!(answers.answer(key(1), 7, Some(200)).len(), MOST_OF_FLOW);
+        assert!(answers.is_empty());
+    }
+
+    #[test]
     fn memory_is_bounded() {
         let (mut answers, now) = (Answers::default(), Instant::now());
         for number in 0..u32::try_from(3 * MOST).unwrap() {
-            let out = answers.ask(key(u16::try_from(number % 100).unwrap()), 0, number, now);
+            let out = answers.ask(key(u16::try_from(number % 500).unwrap()), 0, number, now);
             assert_eq!(out.len(), usize::from(number as usize >= MOST));
             assert!(answers.order.len() <= 2 * MOST + 1);
         }
         for number in 0..u32::try_from(3 * MOST).unwrap() {
-            answers.ask(key(200), number, number, now);
-            answers.answer(key(200), number, Some(200));
+            answers.ask(key(900), number, number, now);
+            answers.answer(key(900), number, Some(200));
             assert!(answers.order.len() <= 2 * MOST + 1);
         }
     }

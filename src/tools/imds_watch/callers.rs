@@ -71,7 +71,8 @@ impl Event for Calls {
         line.styled(
             Style::Dim,
             format_args!(" last {} {}{more}", self.last, Printable(&paths)),
-        )
+        )?;
+        self.caller.opened_in.text(line)
     }
 }
 
@@ -115,17 +116,18 @@ pub struct Callers {
 }
 
 impl Callers {
-    /// Counts one request.
+    /// Counts one request; `readable`: everybody would read it as it was read here.
     pub fn add(
         &mut self,
         caller: &Caller,
         version: Version,
         path: Option<&str>,
+        readable: bool,
         status: Option<u16>,
         time: OffsetDateTime,
     ) {
         self.calls += 1;
-        if path.is_none() {
+        if !readable {
             self.unreadable += 1;
         }
         let mut name = caller.group();
@@ -232,10 +234,10 @@ mod tests {
     fn calls_are_counted_by_caller_and_version() {
         let mut callers = Callers::default();
         let (a, b) = (caller("a.service"), caller("b.service"));
-        callers.add(&b, Version::Two, Some("/x"), Some(200), NOW);
-        callers.add(&a, Version::One, Some("/x"), Some(200), NOW);
-        callers.add(&a, Version::One, Some("/x"), Some(401), NOW);
-        callers.add(&a, Version::Other, Some("/y"), None, NOW);
+        callers.add(&b, Version::Two, Some("/x"), true, Some(200), NOW);
+        callers.add(&a, Version::One, Some("/x"), true, Some(200), NOW);
+        callers.add(&a, Version::One, Some("/x"), true, Some(401), NOW);
+        callers.add(&a, Version::Other, Some("/y"), true, None, NOW);
         let table = callers.table();
         assert_eq!(
             (table[0].v1, table[0].v1_refused, table[0].other),
@@ -259,6 +261,7 @@ mod tests {
             &caller("a.service"),
             Version::Two,
             Some("/"),
+            true,
             Some(200),
             NOW,
         );
@@ -266,6 +269,7 @@ mod tests {
             &caller("a.service"),
             Version::One,
             Some("/"),
+            true,
             Some(401),
             NOW,
         );
@@ -281,11 +285,19 @@ mod tests {
             &caller("b.service"),
             Version::One,
             Some("/"),
+            true,
             Some(200),
             NOW,
         );
-        callers.add(&caller("c.service"), Version::One, Some("/"), None, NOW);
-        callers.add(&caller("c.service"), Version::Other, None, None, NOW);
+        callers.add(
+            &caller("c.service"),
+            Version::One,
+            Some("/"),
+            true,
+            None,
+            NOW,
+        );
+        callers.add(&caller("c.service"), Version::Other, None, false, None, NOW);
         assert_eq!(
             text(&callers.verdict(0)),
             format!(
@@ -300,8 +312,8 @@ mod tests {
         let mut callers = Callers::default();
         for number in 0..2 * MOST_CALLERS {
             let path = format!("/{number}");
-            callers.add(&caller("a"), Version::One, Some(&path), None, NOW);
-            callers.add(&caller(&path), Version::One, Some("/"), None, NOW);
+            callers.add(&caller("a"), Version::One, Some(&path), true, None, NOW);
+            callers.add(&caller(&path), Version::One, Some("/"), true, None, NOW);
         }
         assert!(callers.callers.len() <= MOST_CALLERS + 1);
         assert!(

@@ -4,11 +4,13 @@
 //! whom as its comment. They are whole: with the values of headers that no line shows.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -31,7 +33,12 @@ pub struct Packet {
     pub interface: i32,
     /// The bytes.
     pub bytes: Vec<u8>,
+    /// Whether it was written already: for an earlier one of the requests in it.
+    pub written: Cell<bool>,
 }
+
+/// Bytes of a comment. The format holds 65,535, and no line that is meant to be read is as long.
+const LONGEST_COMMENT: usize = 8 << 10;
 
 /// A file under way.
 pub struct Capture<W: Write = BufWriter<File>> {
@@ -74,17 +81,22 @@ impl<W: Write> Capture<W> {
         })
     }
 
-    /// Writes the packets of one request; `name` tells an interface's name.
+    /// Writes those packets of one request that are not there yet; `name` tells an interface's name.
     ///
     /// # Errors
     /// Those of the file.
     pub fn write(
         &mut self,
-        packets: &[Packet],
+        packets: &[Rc<Packet>],
         comment: &str,
         mut name: impl FnMut(i32) -> Option<String>,
     ) -> Result<()> {
-        for packet in packets {
+        let mut end = comment.len().min(LONGEST_COMMENT);
+        while !comment.is_char_boundary(end) {
+            end -= 1;
+        }
+        let comment = &comment[..end];
+        for packet in packets.iter().filter(|one| !one.written.replace(true)) {
             self.packet(packet, comment, &mut name)
                 .with_context(|| format!("cannot write {}", self.path.display()))?;
         }
@@ -149,16 +161,22 @@ mod tests {
     fn packets_are_written_with_comment_interface_and_time() {
         let mut out = Vec::new();
         let time = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_789).unwrap();
-        let packet = |interface, bytes: &[u8]| Packet {
-            time,
-            interface,
-            bytes: bytes.to_vec(),
+        let packet = |interface, bytes: &[u8]| {
+            Rc::new(Packet {
+                time,
+                interface,
+                bytes: bytes.to_vec(),
+                written: Cell::new(false),
+            })
         };
         let mut capture = Capture::new(&mut out, Path::new("x")).unwrap();
         let name = |index| Some(format!("eth{index}"));
         let first = [packet(1, b"abc"), packet(2, b"defg")];
         capture.write(&first, "imdsv1 by curl", name).unwrap();
-        capture.write(&[packet(1, b"")], "later", name).unwrap();
+        // One that has two requests in it is there once.
+        capture.write(&first[..1], "also", name).unwrap();
+        let later = format!("later {}", "\u{e9}".repeat(100_000));
+        capture.write(&[packet(1, b"")], &later, name).unwrap();
         drop(capture);
         let mut reader = PcapNgReader::new(&out[..]).unwrap();
         let (mut packets, mut interfaces) = (Vec::new(), 0);

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::plan::Finding;
 use crate::kernel::lineage::Parent;
+use crate::kernel::stacks::Frame;
 use crate::output::{Event, Line, Printable, Style};
 use crate::process::Identity;
 
@@ -23,6 +24,41 @@ pub struct Caller {
     /// The processes above it, from the nearest on, four at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parents: Vec<Parent>,
+    /// Where in it, if that is wanted.
+    #[serde(flatten)]
+    pub opened_in: OpenedIn,
+}
+
+/// In which functions a connection was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct OpenedIn {
+    /// Those that its thread was in when it called connect(), the innermost first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stack: Vec<Frame>,
+    /// Why that is not all, or why there are no names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_reason: Option<&'static str>,
+}
+
+impl OpenedIn {
+    /// Writes a line for each function, below what was done there.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
+        for frame in &self.stack {
+            let frame = frame.to_string();
+            line.write_all(b"\n    ")?;
+            line.styled(Style::Dim, format_args!("at {}", Printable(&frame)))?;
+        }
+        match self.stack_reason {
+            Some(reason) => {
+                line.write_all(b"\n    ")?;
+                line.styled(Style::Dim, format_args!("({reason})"))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl Caller {
@@ -165,10 +201,10 @@ impl Event for Seen {
         self.caller.text(line)?;
         let place = format!(" {} > {} ({})", self.src, self.dst, self.endpoint);
         line.styled(Style::Dim, Printable(&place))?;
-        match self.status {
-            Some(status) => write!(line, " -> {status}"),
-            None => Ok(()),
+        if let Some(status) = self.status {
+            write!(line, " -> {status}")?;
         }
+        self.caller.opened_in.text(line)
     }
 }
 
@@ -280,6 +316,7 @@ mod tests {
                     pid: 1,
                     comm: Some("i\u{1b}t".to_owned()),
                 }],
+                opened_in: OpenedIn::default(),
             },
         }
     }
@@ -293,6 +330,31 @@ mod tests {
             "imdsv1,credentials GET /latest/\\u{1b}[31m?recursive by cu\\nrl[7] uid 1000 \
              from i\\u{1b}t[1] 10.0.0.1:5 > 169.254.169.254:80 (aws) -> 200"
         );
+    }
+
+    #[test]
+    fn functions_are_lines_below_it_and_no_terminal_obeys_them() {
+        let mut seen = seen();
+        let frame = |function: &str| Frame {
+            function: Some(function.into()),
+            file: Some("/tmp/a\nb".into()),
+            ..Frame::default()
+        };
+        seen.caller.opened_in = OpenedIn {
+            stack: vec![frame("connect"), frame("\u{1b}[31mevil")],
+            stack_reason: Some("for a reason"),
+        };
+        let mut out = Vec::new();
+        seen.text(&mut Line::new(&mut out, false)).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let (_, below) = text.split_once('\n').unwrap();
+        assert_eq!(
+            below,
+            "    at connect (/tmp/a\\nb)\n    at \\u{1b}[31mevil (/tmp/a\\nb)\n    (for a reason)"
+        );
+        let json = serde_json::to_value(&seen).unwrap();
+        assert_eq!(json["stack"][0]["function"], "connect");
+        assert_eq!(json["stack_reason"], "for a reason");
     }
 
     #[test]

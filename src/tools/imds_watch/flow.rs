@@ -29,11 +29,11 @@ pub type Key = (SocketAddr, SocketAddr);
 /// What is known of a piece besides its bytes.
 pub trait Meta: Clone {
     /// Takes from a later piece of the same request what is wanted of it.
-    fn absorb(&mut self, later: Self);
+    fn absorb(&mut self, later: &Self);
 }
 
 impl Meta for () {
-    fn absorb(&mut self, (): Self) {}
+    fn absorb(&mut self, (): &Self) {}
 }
 
 /// A request, and what was known when its first piece came.
@@ -67,9 +67,10 @@ pub struct Piece<'p> {
     pub seq: u32,
     /// Its bytes.
     pub payload: &'p [u8],
-    /// Whether it does not begin where the flow's last one ended: the receiver may hold other bytes
-    /// in its place, of pieces that did not come up.
-    pub disputed: bool,
+    /// Where the flow's last one ended, if this does not begin there. What lies between may still
+    /// come; before that, the receiver may hold other bytes in its place, of pieces that did not come
+    /// up.
+    pub expected: Option<u32>,
     /// The interface where it was seen.
     pub interface: i32,
 }
@@ -102,13 +103,14 @@ impl<'l, M: Meta> Flows<'l, M> {
         self.flows.is_empty()
     }
 
-    /// Takes a piece; gives the requests that it completes. A packet that is the same as an earlier one (sent again, or seen on another
-    /// interface, there perhaps behind another source address) is left out.
+    /// Takes a piece; gives the requests that it completes. A packet that is the same as an earlier
+    /// one (sent again, or seen on another interface, there perhaps behind another source address) is
+    /// left out.
     pub fn push(&mut self, key: Key, piece: Piece<'_>, meta: M, now: Instant) -> Vec<Found<M>> {
         let Piece {
             seq,
             payload,
-            disputed,
+            expected,
             ..
         } = piece;
         if payload.is_empty() || self.is_known(key, piece) {
@@ -124,16 +126,29 @@ impl<'l, M: Meta> Flows<'l, M> {
         let flow = match self.flows.entry(key) {
             Entry::Occupied(known) => {
                 let flow = known.into_mut();
-                flow.meta.absorb(meta);
+                flow.meta.absorb(&meta);
                 flow
             }
-            Entry::Vacant(place) => place.insert(Flow::new(meta, seq, now)),
+            Entry::Vacant(place) => {
+                let early =
+                    |end: &u32| (1..=MOST_BYTES).contains(&(seq.wrapping_sub(*end) as usize));
+                let start = expected.filter(early).unwrap_or(seq);
+                place.insert(Flow::new(meta.clone(), start, now))
+            }
         };
         flow.touched = now;
-        // Where the bytes are held that it is to be compared with, that settles it.
-        flow.disputed |= disputed && !flow.covers(seq);
+        // Where the bytes are held that it is to be compared with, or nothing was there yet, that
+        // settles it.
+        flow.disputed |= expected.is_some() && !flow.covers(seq);
         let fits = flow.insert(seq, payload);
-        let (requests, meta) = (flow.read(self.list), flow.meta.clone());
+        let requests = flow.read(self.list);
+        // What is left begins in this piece, and belongs to another request.
+        let latest = if requests.is_empty() {
+            flow.meta.clone()
+        } else {
+            meta
+        };
+        let meta = std::mem::replace(&mut flow.meta, latest);
         if flow.is_idle() {
             self.flows.remove(&key);
         }
@@ -198,14 +213,30 @@ impl<'l, M: Meta> Flows<'l, M> {
         let pieces =
             std::iter::once(flow.bytes).chain(flow.later.into_iter().map(|(_, bytes)| bytes));
         pieces
-            .filter(|bytes| !bytes.is_empty())
-            .map(|bytes| Found {
+            .flat_map(|bytes| abandoned(&bytes, self.list))
+            .map(|request| Found {
                 key,
                 meta: flow.meta.clone(),
-                request: salvage(&bytes, self.list),
+                request,
             })
             .collect()
     }
+}
+
+/// What can be said of bytes that wait no longer for what is missing.
+fn abandoned(bytes: &[u8], list: &Watchlist) -> Vec<Request> {
+    let mut found = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (mut request, length) = match step(rest, list) {
+            Step::Head { request, length } => (request, length),
+            Step::Partial | Step::Broken => (salvage(rest, list), rest.len()),
+        };
+        request.unparsable = true;
+        found.push(request);
+        rest = &rest[length..];
+    }
+    found
 }
 
 impl<M> Flow<M> {
@@ -225,12 +256,13 @@ impl<M> Flow<M> {
         self.bytes.is_empty() && self.later.is_empty()
     }
 
-    /// Whether all that was sent from `seq` on is held.
+    /// Whether all that was sent from `seq` on is held, or is yet to come.
     fn covers(&self, seq: u32) -> bool {
         let first = self
             .next
             .wrapping_sub(u32::try_from(self.bytes.len()).unwrap_or(0));
-        !self.is_idle() && seq.wrapping_sub(first).cast_signed() >= 0
+        let begun = !self.is_idle() || seq != self.next;
+        begun && seq.wrapping_sub(first).cast_signed() >= 0
     }
 
     /// Puts a piece where it belongs; false if there is no room for it.
@@ -328,7 +360,7 @@ mod tests {
         Piece {
             seq,
             payload,
-            disputed: false,
+            expected: None,
             interface: 1,
         }
     }
@@ -370,8 +402,8 @@ mod tests {
     #[test]
     fn what_lies_over_bytes_that_nobody_saw_is_unparsable() {
         let (mut flows, now) = (flows(), Instant::now());
-        let over = |seq, payload| Piece {
-            disputed: true,
+        let over = |seq: u32, payload| Piece {
+            expected: Some(seq + 3),
             ..piece(seq, payload)
         };
         assert!(
@@ -391,6 +423,65 @@ mod tests {
         assert_eq!(found[0].request.path.as_deref(), Some("/b"));
         assert!(found[0].request.unparsable);
         assert!(flows.is_empty());
+    }
+
+    #[test]
+    fn what_came_too_early_waits_for_what_is_before_it() {
+        let (mut flows, now) = (flows(), Instant::now());
+        let early = |seq: u32, payload, expected| Piece {
+            expected: Some(expected),
+            ..piece(seq, payload)
+        };
+        // The sequence numbers wrap.
+        let start = 0_u32.wrapping_sub(10);
+        let at = |place: u32| start.wrapping_add(place);
+        let end = at(u32::try_from(REQUEST.len()).unwrap());
+        let third = early(at(20), &REQUEST[20..], start);
+        assert_eq!(flows.push(key(1), third, (), now), []);
+        let second = early(at(8), &REQUEST[8..20], end);
+        assert_eq!(flows.push(key(1), second, (), now), []);
+        let first = early(start, &REQUEST[..8], end);
+        let found = flows.push(key(1), first, (), now);
+        assert!(found.len() == 1 && !found[0].request.unparsable);
+        assert_eq!(paths(found), [Some("/a".to_owned())]);
+        assert!(flows.is_empty());
+        // What is before it never comes: each request in it is told about.
+        let two = REQUEST.repeat(2);
+        assert_eq!(flows.push(key(1), early(500, &two, 400), (), now), []);
+        let found = flows.expire(now + PATIENCE);
+        assert!(found.iter().all(|one| one.request.unparsable));
+        assert_eq!(paths(found), [Some("/a".to_owned()), Some("/a".to_owned())]);
+        // Other bytes at the same place: both are told about.
+        flows.push(key(1), early(910, &REQUEST[10..], 900), (), now);
+        let other = REQUEST.to_ascii_uppercase();
+        flows.push(key(1), early(910, &other[10..], 900), (), now);
+        let found = flows.push(key(1), early(900, &REQUEST[..10], 928), (), now);
+        assert_eq!(paths(found), [Some("/a".to_owned())]);
+        let found = flows.finish();
+        assert!(found.len() == 1 && found[0].request.unparsable);
+        // Far ahead of what was there, nothing is waited for.
+        let far = early(1 << 30, REQUEST, 5);
+        assert!(flows.push(key(1), far, (), now)[0].request.unparsable);
+    }
+
+    #[test]
+    fn a_request_behind_another_is_not_given_what_is_known_of_that() {
+        #[derive(Debug, Clone, PartialEq)]
+        struct Numbers(Vec<u32>);
+        impl Meta for Numbers {
+            fn absorb(&mut self, later: &Self) {
+                self.0.extend(&later.0);
+            }
+        }
+        let (mut flows, now) = (Flows::<Numbers>::new(plain()), Instant::now());
+        let mut push = |seq, bytes: &[u8], number| {
+            let found = flows.push(key(1), piece(seq, bytes), Numbers(vec![number]), now);
+            found.into_iter().map(|one| one.meta.0).collect::<Vec<_>>()
+        };
+        let end = [&REQUEST[9..], &REQUEST[..9]].concat();
+        assert_eq!(push(0, &REQUEST[..9], 1), Vec::<Vec<u32>>::new());
+        assert_eq!(push(9, &end, 2), [[1, 2]]);
+        assert_eq!(push(9 + REQUEST.len() as u32, &REQUEST[9..], 3), [[2, 3]]);
     }
 
     #[test]

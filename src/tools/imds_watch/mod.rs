@@ -9,7 +9,11 @@ pub mod capture;
 pub mod command_line;
 pub mod event;
 pub mod flow;
+mod guard;
 pub mod hosts;
+mod live;
+mod names;
+mod owners;
 pub mod packet;
 pub mod paths;
 pub mod permitted;
@@ -25,20 +29,23 @@ pub mod watchlist;
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use libbpf_rs::OpenObject;
 
 use self::capture::Capture;
 use self::event::Ready;
+use self::guard::Guard;
 use self::permitted::Permitted;
 use self::plan::Plan;
-use self::program::Watch;
+use self::program::{Wanted, Watch};
 use self::reader::{Options, Reader};
 use self::rules::Rules;
 use crate::endpoint::Endpoint;
+use crate::failure::Failure;
 use crate::kernel::interfaces;
 use crate::kernel::stop::Stop;
-use crate::output::{self, Settings};
+use crate::output::{self, Format, Settings};
+use crate::terminal::Screen;
 use crate::tools::doctor::Diagnosis;
 
 /// The name on the command line and in events.
@@ -63,6 +70,10 @@ pub struct Args {
     /// whether it is safe to require IMDSv2
     #[arg(long)]
     summary: bool,
+    /// Show that table, its verdict and the latest findings on the whole terminal, as they change; and
+    /// the table once more at the end
+    #[arg(long, conflicts_with = "summary")]
+    live: bool,
     /// Own rules: names of the service, paths and headers to tell about (TOML)
     #[arg(long, value_name = "FILE")]
     rules: Option<PathBuf>,
@@ -70,13 +81,23 @@ pub struct Args {
     /// about
     #[arg(long, value_name = "USER")]
     allow_user: Vec<String>,
-    /// A policy of tc-guard: requests of those that its rules do not name are told about
+    /// A policy of tc-guard: requests of those that its rules do not name are told about. Where
+    /// neither this nor --allow-user is given, the policy of the guard that is pinned here counts
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Where bpffs is mounted in which a guard is pinned; found if it is not given
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["allow_user", "policy"])]
+    bpffs: Option<PathBuf>,
+    /// Do not look for a guard and its policy
+    #[arg(long, conflicts_with = "bpffs")]
+    ignore_guard: bool,
     /// Write the packets of what is told about to a new file (pcapng), findings and process as
     /// comments; they are whole, tokens included
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
+    /// Show in which functions of the program the connection was opened
+    #[arg(long)]
+    stack: bool,
     /// Show command lines whole, with the values that are masked otherwise
     #[arg(long)]
     show_secrets: bool,
@@ -100,11 +121,34 @@ impl Args {
 /// # Errors
 /// Wrong arguments, a kernel or privileges that do not allow it, or a closed output.
 pub fn run(args: &Args, settings: Settings) -> Result<()> {
+    if args.live {
+        if settings.format == Format::Json {
+            return Err(Failure::usage("--live: not together with -o json").into());
+        }
+        Screen::check("--live")?;
+    }
     let rules = match &args.rules {
         Some(path) => Rules::read(path)?,
         None => Rules::default(),
     };
-    let permitted = Permitted::new(&args.allow_user, args.policy.as_deref())?;
+    let mut permitted = Permitted::new(&args.allow_user, args.policy.as_deref())?;
+    let mut sink = output::stdout(NAME, settings);
+    let mut guard = None;
+    if permitted.is_none() && !args.ignore_guard {
+        match Guard::find(args.bpffs.as_deref()) {
+            Ok(None) => {}
+            Ok(Some((found, origin, policy))) => {
+                sink.note(&format!(
+                    "a guard is in force here, and requests of those that it does not let ask are told \
+                     about; {origin}"
+                ));
+                guard = Some(found);
+                permitted = Some(policy);
+            }
+            Err(err) if args.bpffs.is_some() => return Err(err),
+            Err(err) => sink.note(&format!("no user is judged by a guard's policy: {err:#}")),
+        }
+    }
     let plan = Plan::new(&args.cloud, &args.endpoint)?
         .with_rules(rules)
         .with_permitted(permitted);
@@ -112,10 +156,12 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let chosen = args.interfaces()?;
     let interfaces: Vec<_> = chosen.iter().map(|(index, _)| *index).collect();
     let stop = Stop::on_signals()?;
-    let mut sink = output::stdout(NAME, settings);
     let mut object = MaybeUninit::<OpenObject>::uninit();
-    let every = args.all || args.summary;
-    let mut watch = Watch::start(&mut object, &plan, &interfaces, every)?;
+    let wanted = Wanted {
+        all: args.all || args.summary || args.live,
+        stacks: args.stack,
+    };
+    let mut watch = Watch::start(&mut object, &plan, &interfaces, wanted)?;
     // Not before it is known to run: what it makes would be in the way of the next try.
     let capture = args.pcap.as_deref().map(Capture::create).transpose()?;
     for lost in watch.lost() {
@@ -132,12 +178,30 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     })?;
     let options = Options {
         all: args.all,
-        summary: args.summary,
+        summary: args.summary || args.live,
         show_secrets: args.show_secrets,
+        stacks: args.stack,
         capture,
+        guard,
     };
     let mut reader = Reader::new(&plan, &list, options);
-    let ended = reader.follow(&mut watch, &chosen, &stop, &mut sink);
+    let ended = if args.live {
+        // Nothing else may write to the terminal while it is taken over.
+        let quiet = Settings {
+            quiet: true,
+            verbose: 0,
+            ..settings
+        };
+        reader
+            .open_view(output::colored(settings))
+            .context("cannot take the terminal over")?;
+        let mut nowhere = output::nowhere(NAME, quiet);
+        let ended = reader.follow(&mut watch, &chosen, &stop, &mut nowhere);
+        reader.close_view();
+        ended
+    } else {
+        reader.follow(&mut watch, &chosen, &stop, &mut sink)
+    };
     let finished = reader.finish(&mut watch, &mut sink);
     ended.and(finished)
 }
@@ -147,7 +211,7 @@ pub fn diagnose() -> Diagnosis {
     let tried = || -> Result<Vec<String>> {
         let plan = Plan::new(&[], &[])?;
         let mut object = MaybeUninit::<OpenObject>::uninit();
-        let watch = Watch::start(&mut object, &plan, &[0], false)?;
+        let watch = Watch::start(&mut object, &plan, &[0], Wanted::default())?;
         Ok(watch.lost().to_vec())
     };
     match tried() {

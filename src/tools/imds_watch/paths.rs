@@ -21,6 +21,8 @@ const CREDENTIALS: &[&str] = &[
     "instance-identity",
     "instance_identity",
     "iam_token",
+    // Azure's signed document.
+    "attested",
     // Azure's and IBM's first segment, Oracle's second, Google's last.
     "identity",
     "service-accounts/[^/? ]+/token",
@@ -40,6 +42,14 @@ const USER_DATA: &[&str] = &[
     "customdata",
     // Google.
     "attributes/startup-script",
+];
+
+/// Whole paths that hand it out among other things: Azure (from API version 2021-01-01 on); Oracle;
+/// DigitalOcean.
+const WITH_USER_DATA: &[&str] = &[
+    "metadata/instance(/compute)?",
+    "opc/v[12]/instance(/metadata)?",
+    "metadata/v1\\.json",
 ];
 
 /// Query parameters that hand out credentials: Azure's goal state and certificates.
@@ -84,7 +94,11 @@ impl Class {
                 segment(CREDENTIALS),
                 parameter(CREDENTIAL_PARAMETERS)
             ),
-            Self::UserData => segment(USER_DATA),
+            Self::UserData => format!(
+                "({}|/(?i:{})/?[? ])",
+                segment(USER_DATA),
+                WITH_USER_DATA.join("|")
+            ),
             Self::Recursive => parameter(RECURSIVE),
             Self::Legacy => format!("/(?i:{})[/? ]", LEGACY.join("|")),
         }
@@ -222,6 +236,13 @@ mod tests {
             "/latest/dynamic/instance-identity/document",
             "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net",
             "/metadata/instance/compute/userData",
+            "/metadata/instance?api-version=2021-02-01",
+            "/metadata/instance/",
+            "/Metadata/instance/compute?api-version=2021-02-01",
+            "/metadata/attested/document?api-version=2018-10-01",
+            "/metadata/v1.json",
+            "/opc/v2/instance/",
+            "/opc/v2/instance/metadata",
             "/machine/?comp=goalstate",
             "/machine?comp=goalstate",
             "/machine/1/a?x=1&comp=certificates&incarnation=2",
@@ -275,10 +296,12 @@ mod tests {
             "/latest/api/token",
             "/latest/user-data-not",
             "/latest/not-user-data",
-            "/metadata/instance?api-version=2021-02-01",
+            "/metadata/instance/network?api-version=2021-02-01",
+            "/metadata/instance/compute/name",
+            "/metadata/v1.jsonx",
             "/computeMetadata/v1/instance/zone",
             "/computeMetadata/v1/instance/attributes/",
-            "/opc/v2/instance/",
+            "/opc/v2/instance/id",
             "/openstack/latest/meta_data.json",
             "/?x=recursive",
         ] {

@@ -10,7 +10,7 @@ use crate::endpoint::{Endpoint, Protocol};
 use crate::failure::Failure;
 use crate::process::{self, Identity};
 use crate::tools::tc_guard::config;
-use crate::tools::tc_guard::policy::Subject;
+use crate::tools::tc_guard::policy::{Policy, Rule, Subject};
 
 /// Those that a rule names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -101,16 +101,26 @@ impl Permitted {
             let file = path.display().to_string();
             let text = std::fs::read_to_string(path)
                 .map_err(|err| Failure::usage(format!("policy {file}: {err}")))?;
-            for rule in config::parse(&file, &text)?.rules {
-                permits.push(Permit {
-                    endpoints: rule.endpoints,
-                    users: resolved(&rule.users, "user", process::resolve_user)?,
-                    groups: resolved(&rule.groups, "group", process::resolve_group)?,
-                    cgroups: rule.cgroups.into_iter().map(|one| one.text).collect(),
-                });
-            }
+            permits.extend(Self::of_policy(&config::parse(&file, &text)?)?.permits);
         }
         Ok((!permits.is_empty()).then_some(Self { permits }))
+    }
+
+    /// Whom a policy names.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] for users and groups that are not known.
+    pub fn of_policy(policy: &Policy) -> Result<Self, Failure> {
+        let permit = |rule: &Rule| -> Result<Permit, Failure> {
+            Ok(Permit {
+                endpoints: rule.endpoints.clone(),
+                users: resolved(&rule.users, "user", process::resolve_user)?,
+                groups: resolved(&rule.groups, "group", process::resolve_group)?,
+                cgroups: rule.cgroups.iter().map(|one| one.text.clone()).collect(),
+            })
+        };
+        let permits = policy.rules.iter().map(permit).collect::<Result<_, _>>()?;
+        Ok(Self { permits })
     }
 
     /// Whether `who` may ask at `place`: a place that no rule is for is open to all. `unit` finds the

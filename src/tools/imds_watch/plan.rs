@@ -83,6 +83,24 @@ impl Finding {
             Self::Unparsable => "unparsable",
         }
     }
+
+    /// What it means, in a few words.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Imdsv1 => "no session token, where the service has them",
+            Self::MissingMetadataHeader => "not the header that the cloud wants",
+            Self::Forwarded => "a header that proxies add",
+            Self::ForeignHost => "asks for another host than the service",
+            Self::LegacyPath => "a version of the service that wants no header",
+            Self::Credentials => "the path hands out credentials",
+            Self::UserData => "the path hands out user data",
+            Self::Recursive => "asks for all that is below the path",
+            Self::Rule => "one of your own rules",
+            Self::UnknownUser => "the user is none of those that may ask",
+            Self::Scan => "its process tries many paths",
+            Self::Unparsable => "no whole request, or one that services may read differently",
+        }
+    }
 }
 
 /// What is watched.
@@ -177,9 +195,15 @@ impl Plan {
     /// The users whose clean requests are of no interest to anyone; `None` where nobody said who may
     /// ask.
     pub fn known_users(&self) -> Option<BTreeSet<u32>> {
-        let permitted = self.permitted.as_ref()?;
+        self.permitted
+            .as_ref()
+            .map(|permitted| self.known(permitted))
+    }
+
+    /// The same where these may ask.
+    pub fn known(&self, permitted: &Permitted) -> BTreeSet<u32> {
         let endpoints = self.targets.iter().map(|one| one.endpoint.clone());
-        Some(permitted.everywhere(&endpoints.collect::<Vec<_>>()))
+        permitted.everywhere(&endpoints.collect::<Vec<_>>())
     }
 
     /// The names of what is watched.
@@ -230,7 +254,8 @@ pub fn has_session(request: &Request) -> bool {
 /// Where clouds share an address, the path decides which of their headers it needs; where it could
 /// be any cloud's, any of them will do: nobody can tell from outside which cloud this is. A request
 /// with none is `imdsv1` if one of those that would do is a session token.
-/// Of a request that could not be read, nothing is said to be missing.
+/// Of a request of which no header could be read, nothing is said to be missing: what was cut off may
+/// have been the token.
 pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
     let all = mask & HEADERS;
@@ -239,7 +264,7 @@ pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
         of_path => of_path,
     };
     let free = request.headerless || request.open && mask & OPEN != 0;
-    let whole = !request.unparsable || !request.headers.is_empty();
+    let whole = !request.cut || !request.headers.is_empty();
     if whole && !free && required != 0 && u64::from(request.tokens) & required == 0 {
         findings.push(if required & u64::from(header_flags(SESSION)) != 0 {
             Finding::Imdsv1
@@ -292,6 +317,15 @@ mod tests {
         assert_eq!(of("azure", &bare), [Finding::MissingMetadataHeader]);
         assert_eq!(of("hetzner", &bare), []);
         assert_eq!(of("aws-ecs", &bare), [Finding::Credentials]);
+        let cut = Request {
+            unparsable: true,
+            cut: true,
+            ..Request::default()
+        };
+        assert_eq!(of("aws", &cut), [Finding::Unparsable]);
+        // All there, and none of its lines ends as it should.
+        let odd = Request { cut: false, ..cut };
+        assert_eq!(of("aws", &odd), [Finding::Imdsv1, Finding::Unparsable]);
         let metadata = Request {
             tokens: header_flag("metadata"),
             ..Request::default()
@@ -348,12 +382,12 @@ mod tests {
                 Finding::MissingMetadataHeader,
             ),
             (
-                "/metadata/instance",
+                "/metadata/instance/network",
                 "Metadata",
                 Finding::MissingMetadataHeader,
             ),
             (
-                "/opc/v2/instance/",
+                "/opc/v2/vnics/",
                 "Authorization",
                 Finding::MissingMetadataHeader,
             ),

@@ -2,6 +2,7 @@
 
 //! The programs of imds-watch at work: loaded, attached, read and taken off again.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -20,13 +21,32 @@ use crate::kernel::identity::flow_key;
 use crate::kernel::lineage::Caller;
 use crate::kernel::packet_socket::{NEEDED, PacketSocket, Received};
 use crate::kernel::privileges::{self, Capabilities, Capability};
-use crate::kernel::{bpf, cgroup, endpoints, features};
+use crate::kernel::{bpf, cgroup, endpoints, features, stacks};
 use crate::skel::imds_watch::{ImdsWatchSkel, ImdsWatchSkelBuilder};
 
 /// Bytes that a socket may hold for a reader that is late: some ten thousand requests.
 const SOCKET_BUFFER: usize = 16 << 20;
 /// `SNAP_LENGTH` of `imds_watch.h`.
 const SNAP_LENGTH: usize = 131_072;
+
+/// What goes up and is recorded besides what has to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Clean requests go up, too.
+    pub all: bool,
+    /// The functions that call connect() are recorded.
+    pub stacks: bool,
+}
+
+/// What is loaded.
+#[derive(Debug, Clone, Copy)]
+struct Loading {
+    /// What records who connects.
+    hooks: bool,
+    /// And what that is.
+    lineage: bool,
+    wanted: Wanted,
+}
 
 /// Room for the longest packet that comes up.
 pub fn buffer() -> Vec<u8> {
@@ -55,16 +75,16 @@ impl fmt::Debug for Watch<'_> {
 
 impl<'o> Watch<'o> {
     /// Loads the programs, records who connects, and opens a socket for each of `interfaces` (an
-    /// index, or 0 for all of them). `all` lets clean requests up too.
+    /// index, or 0 for all of them).
     ///
     /// # Errors
-    /// If the socket filter cannot be loaded or attached. Without the hooks it goes on, and
-    /// [`Watch::lost`] says what that costs.
+    /// If the socket filter cannot be loaded or attached, or stacks cannot be recorded that are `wanted`.
+    /// Without the hooks it goes on, and [`Watch::lost`] says what that costs.
     pub fn start(
         object: &'o mut MaybeUninit<OpenObject>,
         plan: &Plan,
         interfaces: &[i32],
-        all: bool,
+        wanted: Wanted,
     ) -> Result<Self> {
         let missing = Capabilities::effective().missing(&[Capability::NetAdmin]);
         let place = if missing.is_empty() {
@@ -72,8 +92,13 @@ impl<'o> Watch<'o> {
         } else {
             Err(format!("{} is missing", privileges::list(&missing)))
         };
-        let lineage = place.is_ok() && features::cgroup_reads_tasks();
-        let skel = load_with(object, plan, all, place.is_ok(), lineage)?;
+        let loading = Loading {
+            hooks: place.is_ok(),
+            lineage: place.is_ok() && features::cgroup_reads_tasks(),
+            wanted,
+        };
+        let lineage = loading.lineage;
+        let skel = load_with(object, plan, loading)?;
         let mut watch = Self {
             hooks: Vec::new(),
             sockets: Vec::new(),
@@ -83,6 +108,16 @@ impl<'o> Watch<'o> {
             dropped: 0,
         };
         let hooked = place.and_then(|root| watch.hook(&root).map_err(|err| format!("{err:#}")));
+        if wanted.stacks {
+            let stacks = hooked.clone().and_then(|()| watch.follow_stacks());
+            stacks.map_err(|why| {
+                Failure::blocked(
+                    format!("--stack: the functions that make a call cannot be recorded: {why}"),
+                    "give it the capabilities and the cgroup2 mount that naming the process takes, too, \
+                     or leave --stack out",
+                )
+            })?;
+        }
         if let Err(why) = hooked {
             watch.hooks.clear();
             watch.lineage = false;
@@ -119,6 +154,14 @@ impl<'o> Watch<'o> {
                 .with_context(|| format!("cannot attach to the cgroup {}", root.display()))?;
             self.hooks.push(link);
         }
+        Ok(())
+    }
+
+    fn follow_stacks(&mut self) -> Result<(), String> {
+        let link = self.skel.progs.imds_stack.attach();
+        self.hooks.push(link.map_err(|err| {
+            format!("cannot attach to the tracepoint inet_sock_set_state: {err:#}")
+        })?);
         Ok(())
     }
 
@@ -177,10 +220,36 @@ impl<'o> Watch<'o> {
         Caller::parse(&found.ok()??)
     }
 
-    /// Whether this piece of a stream does not begin where the one before ended, as far as the filter
-    /// remembers.
-    pub fn is_disputed(&self, src: SocketAddr, dst: SocketAddr, seq: u32) -> bool {
-        is_disputed(&self.skel, src, dst, seq)
+    /// The instruction pointers of the thread that connected the socket with this cookie, the
+    /// innermost first; `None` if they were not recorded, or are forgotten.
+    pub fn stack(&self, cookie: u64) -> Option<Vec<u64>> {
+        let stacks = &self.skel.maps.stacks;
+        let found = stacks.lookup(&cookie.to_ne_bytes(), MapFlags::ANY);
+        stacks::parse(&found.ok()??)
+    }
+
+    /// Puts these users in the place of those whose clean requests are of no interest. Those who are
+    /// none any more go first: a request too many comes up rather than one too few.
+    ///
+    /// # Errors
+    /// If the table cannot be written.
+    pub fn know(&self, users: &BTreeSet<u32>) -> Result<()> {
+        let map = &self.skel.maps.known_users;
+        let uid = |key: &Vec<u8>| Some(u32::from_ne_bytes(key.as_slice().try_into().ok()?));
+        let old: Vec<_> = map.keys().collect();
+        let gone = old
+            .iter()
+            .filter(|key| uid(key).is_none_or(|uid| !users.contains(&uid)));
+        for key in gone {
+            map.delete(key).context("cannot write the table of users")?;
+        }
+        know(&self.skel, users.iter())
+    }
+
+    /// Where the piece of a stream ended that was before this one, if this does not begin there, as far
+    /// as the filter remembers.
+    pub fn expected(&self, src: SocketAddr, dst: SocketAddr, seq: u32) -> Option<u32> {
+        expected(&self.skel, src, dst, seq)
     }
 
     /// Stops the programs, gives `packet` what is still queued, and counts.
@@ -226,11 +295,26 @@ impl<'o> Watch<'o> {
     }
 }
 
-/// [`Watch::is_disputed`] of programs alone.
-pub fn is_disputed(skel: &ImdsWatchSkel<'_>, src: SocketAddr, dst: SocketAddr, seq: u32) -> bool {
+/// Adds users to those whose clean requests are of no interest.
+fn know<'u>(skel: &ImdsWatchSkel<'_>, users: impl Iterator<Item = &'u u32>) -> Result<()> {
+    let map = &skel.maps.known_users;
+    for uid in users {
+        map.update(&uid.to_ne_bytes(), &[1], MapFlags::ANY)
+            .context("cannot write the table of users")?;
+    }
+    Ok(())
+}
+
+/// [`Watch::expected`] of programs alone.
+pub fn expected(
+    skel: &ImdsWatchSkel<'_>,
+    src: SocketAddr,
+    dst: SocketAddr,
+    seq: u32,
+) -> Option<u32> {
     let key = [&flow_key(src, dst)[..], &seq.to_ne_bytes()].concat();
-    let found = skel.maps.disputed.lookup(&key, MapFlags::ANY);
-    found.is_ok_and(|found| found.is_some())
+    let found = skel.maps.disputed.lookup(&key, MapFlags::ANY).ok()??;
+    Some(u32::from_ne_bytes(found.try_into().ok()?))
 }
 
 /// Loads the programs for what is planned, the hooks too if they are wanted; attaches nothing.
@@ -243,16 +327,25 @@ pub fn load<'o>(
     all: bool,
     hooks: bool,
 ) -> Result<ImdsWatchSkel<'o>> {
-    load_with(object, plan, all, hooks, false)
+    let wanted = Wanted { all, stacks: false };
+    let loading = Loading {
+        hooks,
+        lineage: false,
+        wanted,
+    };
+    load_with(object, plan, loading)
 }
 
 fn load_with<'o>(
     object: &'o mut MaybeUninit<OpenObject>,
     plan: &Plan,
-    all: bool,
-    hooks: bool,
-    lineage: bool,
+    loading: Loading,
 ) -> Result<ImdsWatchSkel<'o>> {
+    let Loading {
+        hooks,
+        lineage,
+        wanted: Wanted { all, stacks },
+    } = loading;
     let opened = ImdsWatchSkelBuilder::default().open(object);
     let mut skel = opened.map_err(|err| bpf::explain(err, "open imds-watch", NEEDED))?;
     let scanner = match Scanner::new(&plan.hosts(), &plan.rules) {
@@ -283,15 +376,16 @@ fn load_with<'o>(
     ] {
         program.set_autoload(hooks);
     }
+    programs.imds_stack.set_autoload(hooks && stacks);
+    if !stacks {
+        skel.maps
+            .stacks
+            .set_max_entries(1)
+            .context("cannot size the table of stacks")?;
+    }
     let loaded = skel.load();
     let skel = loaded.map_err(|err| bpf::explain(err, "load imds-watch", NEEDED))?;
     endpoints::write(&plan.table, &skel.maps.endpoints, &skel.maps.endpoint_ports)?;
-    for uid in known.iter().flatten() {
-        let known = skel
-            .maps
-            .known_users
-            .update(&uid.to_ne_bytes(), &[1], MapFlags::ANY);
-        known.context("cannot write the table of users")?;
-    }
+    know(&skel, known.iter().flatten())?;
     Ok(skel)
 }

@@ -2,9 +2,11 @@
 
 //! Packets in, lines out.
 
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -13,20 +15,22 @@ use time::OffsetDateTime;
 use super::answers::{self, Answered, Answers};
 use super::callers::{Callers, Version};
 use super::capture::{self, Capture};
-use super::command_line;
 use super::event::{Caller, Lost, Seen};
-use super::flow::{self, Flows, Found, Key};
+use super::flow::{self, Flows, Found};
+use super::guard::{Change, Guard};
+use super::live::{self, Live};
+use super::names::Names;
+use super::owners::Owners;
 use super::packet::{self, Packet};
+use super::permitted::Permitted;
 use super::plan::{self, Finding, Plan};
 use super::program::{self, Watch};
-use super::request::Request;
+use super::request::{Request, salvage};
 use super::scan::Scans;
 use super::watchlist::Watchlist;
 use crate::kernel::packet_socket::Received;
 use crate::kernel::stop::Stop;
-use crate::kernel::{cgroup, interfaces, lineage, socket_table};
 use crate::output::{Event as _, Line, Stdout};
-use crate::process::{Directory, Identity};
 
 /// What becomes of requests.
 #[derive(Debug, Default)]
@@ -37,8 +41,12 @@ pub struct Options {
     pub summary: bool,
     /// Command lines are shown with what may be secret in them.
     pub show_secrets: bool,
+    /// The functions that opened a connection are named.
+    pub stacks: bool,
     /// Where the packets of what is told about go.
     pub capture: Option<Capture>,
+    /// The guard whose policy is the plan's.
+    pub guard: Option<Guard>,
 }
 
 /// What is kept of a packet until its request is whole and answered.
@@ -48,16 +56,20 @@ struct Meta {
     interface: i32,
     ack: u32,
     caller: Caller,
-    packets: Vec<capture::Packet>,
+    packets: Vec<Rc<capture::Packet>>,
 }
 
-/// Packets of one request that are kept for a capture.
+/// Packets of one request that are kept for a capture,
 const MOST_PACKETS: usize = 256;
+/// and their bytes.
+const MOST_PACKET_BYTES: usize = 256 << 10;
 
 impl flow::Meta for Meta {
-    fn absorb(&mut self, later: Self) {
-        let room = MOST_PACKETS.saturating_sub(self.packets.len());
-        self.packets.extend(later.packets.into_iter().take(room));
+    fn absorb(&mut self, later: &Self) {
+        let held: usize = self.packets.iter().map(|packet| packet.bytes.len()).sum();
+        if self.packets.len() < MOST_PACKETS && held < MOST_PACKET_BYTES {
+            self.packets.extend(later.packets.iter().cloned());
+        }
     }
 }
 
@@ -67,14 +79,14 @@ pub struct Reader<'p> {
     plan: &'p Plan,
     list: &'p Watchlist,
     options: Options,
+    permitted: Option<Permitted>,
     flows: Flows<'p, Meta>,
     answers: Answers<Found<Meta>>,
     scans: Scans,
     callers: Callers,
-    directory: Directory,
-    names: HashMap<i32, String>,
-    /// What `/proc` said, and when, of the owners of sockets, by inode, that no hook saw.
-    older: HashMap<u64, (Instant, Identity)>,
+    owners: Owners,
+    names: Names,
+    view: Option<Live>,
     delivered: u64,
     answered: u64,
     requests: u64,
@@ -85,10 +97,6 @@ pub struct Reader<'p> {
 const LOSS: Duration = Duration::from_secs(1);
 /// How often there is a look at what waits for an answer.
 const LOOK: Duration = Duration::from_millis(500);
-/// Sockets that no hook saw and whose owners are remembered,
-const MOST_OLDER: usize = 1024;
-/// and how long.
-const OLDER: Duration = Duration::from_secs(1);
 /// Packets that are read before the reader looks at signals again.
 const BATCH: usize = 1024;
 
@@ -98,19 +106,34 @@ impl<'p> Reader<'p> {
         Self {
             plan,
             list,
+            owners: Owners::new(options.show_secrets, options.stacks),
+            permitted: plan.permitted.clone(),
             options,
             flows: Flows::new(list),
             answers: Answers::default(),
             scans: Scans::default(),
             callers: Callers::default(),
-            directory: Directory::new(cgroup::mount()),
-            names: HashMap::new(),
-            older: HashMap::new(),
+            names: Names::default(),
+            view: None,
             delivered: 0,
             answered: 0,
             requests: 0,
             lost: 0,
         }
+    }
+
+    /// Takes the terminal over; everything that is shown is on the screen from now on.
+    ///
+    /// # Errors
+    /// Those of the terminal.
+    pub fn open_view(&mut self, color: bool) -> io::Result<()> {
+        self.view = Some(Live::open(color)?);
+        Ok(())
+    }
+
+    /// Gives the terminal back.
+    pub fn close_view(&mut self) {
+        self.view = None;
     }
 
     /// Reads until it is told to stop.
@@ -129,21 +152,32 @@ impl<'p> Reader<'p> {
         let mut ask: Option<Instant> = None;
         // The kernel tells when an interface goes down, and not when it is then removed.
         let mut was_down = false;
+        let keys = io::stdin();
         loop {
+            if let Some(view) = &mut self.view
+                && view.tick(&self.callers, self.lost)?
+            {
+                return Ok(());
+            }
+            let frame = self.view.as_ref().map(|_| live::FRAME);
             let sources: Vec<_> = watch
                 .sockets()
                 .iter()
                 .map(|socket| socket.as_fd())
+                .chain(self.options.guard.as_ref().and_then(Guard::fd))
+                .chain(self.view.as_ref().map(|_| keys.as_fd()))
                 .collect();
             let patience = (!self.flows.is_empty()).then_some(flow::PATIENCE / 4);
             let look = (!self.answers.is_empty()).then_some(LOOK);
             let until = ask.map(|at| at.saturating_duration_since(Instant::now()));
             let retry = was_down.then_some(LOSS);
-            let waits = [patience, look, until, retry];
+            let waits = [patience, look, until, retry, frame];
             let woken = stop.wait(&sources, waits.into_iter().flatten().min())?;
             if woken.stopped {
                 return Ok(());
             }
+            let heard = self.options.guard.as_ref().and_then(Guard::fd);
+            let is_heard = heard.is_some() && woken.ready[watch.sockets().len()];
             // A socket has no packet though it is ready where its interface is down or gone.
             for (socket, ready) in watch.sockets().iter().zip(woken.ready) {
                 let before = self.delivered;
@@ -162,8 +196,11 @@ impl<'p> Reader<'p> {
                 ask = None;
                 self.lose(watch.dropped()?, sink)?;
             }
+            if is_heard {
+                self.heed(watch, sink)?;
+            }
             if was_down {
-                Self::let_go(watch, interfaces, sink)?;
+                self.let_go(watch, interfaces, sink)?;
             }
             let given_up = self.flows.expire(Instant::now());
             self.show_all(given_up, sink)?;
@@ -186,15 +223,51 @@ impl<'p> Reader<'p> {
         Ok(())
     }
 
+    /// Judges by the guard's policy as it is now.
+    fn heed(&mut self, watch: &Watch<'_>, sink: &Stdout) -> Result<()> {
+        let Some(guard) = &mut self.options.guard else {
+            return Ok(());
+        };
+        match guard.change() {
+            Ok(None) => {}
+            Ok(Some(Change::Replaced(permitted))) => {
+                watch.know(&self.plan.known(&permitted))?;
+                self.permitted = Some(permitted);
+                self.note(
+                    "the guard has another policy, which counts from now on",
+                    sink,
+                );
+            }
+            Ok(Some(Change::Gone)) => {
+                self.note("the guard has gone; its last policy goes on counting", sink);
+            }
+            Err(err) => {
+                self.options.guard = None;
+                let why = format!("the guard's policy can no longer be followed: {err:#}");
+                self.note(&why, sink);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the person something that is no result.
+    fn note(&mut self, text: &str, sink: &Stdout) {
+        sink.note(text);
+        if let Some(view) = &mut self.view {
+            view.note(text);
+        }
+    }
+
     /// Goes on without the interfaces that are gone, if any is left.
     fn let_go(
+        &mut self,
         watch: &mut Watch<'_>,
         interfaces: &[(i32, String)],
         sink: &mut Stdout,
     ) -> Result<()> {
         for gone in watch.close_gone()? {
             for (_, name) in interfaces.iter().filter(|(index, _)| *index == gone) {
-                sink.note(&format!("interface {name} is gone"));
+                self.note(&format!("interface {name} is gone"), sink);
             }
         }
         if watch.sockets().is_empty() {
@@ -254,16 +327,13 @@ impl<'p> Reader<'p> {
             packets: Vec::new(),
         };
         if self.options.capture.is_some() {
-            meta.packets.push(capture::Packet {
+            meta.packets.push(Rc::new(capture::Packet {
                 time,
                 interface: received.interface,
                 bytes: bytes.to_vec(),
-            });
+                written: Cell::new(false),
+            }));
         }
-        let unparsable = || Request {
-            unparsable: true,
-            ..Request::default()
-        };
         match packet {
             Packet::Opaque { src, dst } => {
                 let places = (src.to_string(), dst.to_string());
@@ -271,7 +341,8 @@ impl<'p> Reader<'p> {
                 let (name, mask) = endpoint.map_or((String::new(), 0), |target| {
                     (target.endpoint.name.clone(), target.mask)
                 });
-                self.print(&name, mask, places, &meta, unparsable(), None, sink)
+                let request = salvage(&[], self.list);
+                self.print(&name, mask, places, &meta, request, None, sink)
             }
             Packet::Piece {
                 src,
@@ -299,19 +370,20 @@ impl<'p> Reader<'p> {
                 ..
             } => {
                 meta.ack = ack;
-                meta.caller = self.who(watch, (src, dst));
+                meta.caller = self.owners.of(watch, (src, dst));
                 let now = Instant::now();
                 let found = if !reliable || received.length > buffer.len() {
+                    // Of a fragment, or with urgent data in it: what can be read is told.
                     vec![Found {
                         key: (src, dst),
                         meta,
-                        request: unparsable(),
+                        request: salvage(payload, self.list),
                     }]
                 } else {
                     let piece = flow::Piece {
                         seq,
                         payload,
-                        disputed: watch.is_disputed(src, dst, seq),
+                        expected: watch.expected(src, dst, seq),
                         interface: received.interface,
                     };
                     self.flows.push((src, dst), piece, meta, now)
@@ -384,9 +456,8 @@ impl<'p> Reader<'p> {
             .map(|rule| rule.name.clone())
             .collect();
         let identity = &meta.caller.identity;
-        let unknown = self.plan.permitted.as_ref().is_some_and(|permitted| {
-            let root = self.directory.cgroup_root();
-            let unit = |name: &str| cgroup::find_unit(root?, name);
+        let unknown = self.permitted.as_ref().is_some_and(|permitted| {
+            let unit = |name: &str| self.owners.unit(name);
             let place: Result<SocketAddr, _> = dst.parse();
             // A packet without ports is of nobody that could be allowed.
             place.map_or(true, |place| !permitted.allows(place, identity, unit))
@@ -400,6 +471,7 @@ impl<'p> Reader<'p> {
                 .to_owned(),
         };
         let path = request.path.as_deref();
+        let readable = !request.unparsable && path.is_some();
         let scan = self.scans.is_scan(&who, path, status, Instant::now());
         let more = [
             (!rules.is_empty(), Finding::Rule),
@@ -414,7 +486,7 @@ impl<'p> Reader<'p> {
         findings.sort_unstable();
         if self.options.summary {
             self.callers
-                .add(&meta.caller, version, path, status, meta.time);
+                .add(&meta.caller, version, path, readable, status, meta.time);
         }
         if findings.is_empty() && !self.options.all {
             return Ok(());
@@ -428,13 +500,16 @@ impl<'p> Reader<'p> {
             findings,
             rules,
             status,
-            interface: self.interface(meta.interface),
+            interface: self.names.of(meta.interface),
             src,
             dst,
             caller: meta.caller.clone(),
         };
         self.capture(meta, &seen)?;
-        if !self.options.summary {
+        if let Some(view) = &mut self.view {
+            self.requests += 1;
+            view.request(meta.time, seen);
+        } else if !self.options.summary {
             self.requests += 1;
             sink.event(meta.time, &seen)?;
         }
@@ -448,71 +523,8 @@ impl<'p> Reader<'p> {
         let mut comment = Vec::new();
         seen.text(&mut Line::new(&mut comment, false))?;
         let comment = String::from_utf8_lossy(&comment);
-        let written = capture.write(&meta.packets, &comment, |index| self.interface(index));
+        let written = capture.write(&meta.packets, &comment, |index| self.names.of(index));
         self.options.capture = Some(capture);
         written
-    }
-
-    /// Who opened the connection: as the hooks recorded it, else as `/proc` shows it.
-    ///
-    /// A record is found by addresses and ports alone: where two network namespaces have the same
-    /// flow at once, the later one is named for both.
-    fn who(&mut self, watch: &Watch<'_>, key: Key) -> Caller {
-        let (src, dst) = key;
-        let mut caller = match watch.opened(src, dst) {
-            Some(record) => Caller {
-                identity: record.identity(&mut self.directory),
-                args: record.args,
-                parents: record.parents,
-            },
-            None => Caller {
-                identity: self.older_owner(src, dst).unwrap_or_default(),
-                ..Caller::default()
-            },
-        };
-        if caller.parents.is_empty()
-            && let Some(pid) = caller.identity.pid
-        {
-            (caller.args, caller.parents) = lineage::living(pid);
-        }
-        if !self.options.show_secrets {
-            caller.args = command_line::masked(&caller.args);
-        }
-        caller
-    }
-
-    /// Who has the socket open, by its inode: the next connection may have the same ports.
-    fn older_owner(&mut self, src: SocketAddr, dst: SocketAddr) -> Option<Identity> {
-        let socket = socket_table::find(src, dst)?;
-        let now = Instant::now();
-        if let Some((since, identity)) = self.older.get(&socket.inode)
-            && now.saturating_duration_since(*since) < OLDER
-        {
-            return Some(identity.clone());
-        }
-        let mut identity = Identity {
-            uid: Some(socket.uid),
-            user: self.directory.user(socket.uid),
-            ..Identity::default()
-        };
-        if let Some(pid) = socket_table::holder(socket.inode) {
-            self.directory.fill(&mut identity, pid);
-        }
-        if self.older.len() >= MOST_OLDER {
-            self.older.clear();
-        }
-        self.older.insert(socket.inode, (now, identity.clone()));
-        Some(identity)
-    }
-
-    fn interface(&mut self, index: i32) -> Option<String> {
-        if !self.names.contains_key(&index) {
-            let all = interfaces::all().ok()?;
-            self.names = all
-                .into_iter()
-                .map(|interface| (interface.index, interface.name))
-                .collect();
-        }
-        self.names.get(&index).cloned()
     }
 }

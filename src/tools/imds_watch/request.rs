@@ -51,6 +51,9 @@ pub struct Request {
     pub rules: Vec<usize>,
     /// Not a request, or none that everybody would read in the same way.
     pub unparsable: bool,
+    /// The head is not all there, or cannot be read to its end: a header that is missing may have
+    /// been in the rest.
+    pub cut: bool,
 }
 
 /// What the bytes of a stream begin with.
@@ -100,6 +103,7 @@ pub fn step(bytes: &[u8], list: &Watchlist) -> Step {
 pub fn salvage(bytes: &[u8], list: &Watchlist) -> Request {
     let mut request = Request {
         unparsable: true,
+        cut: true,
         ..Request::default()
     };
     let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
@@ -169,18 +173,24 @@ impl Request {
         let target = target.unwrap_or("");
         let (authority, local) = split(target);
         self.foreign_host |= authority.is_some_and(|host| !list.is_service(host));
+        self.unparsable |= !is_plain(target);
+        // A fragment is for the client alone. A service that is sent one all the same cuts it off, or
+        // does not.
+        let shown = local.split('?').next().unwrap_or_default();
+        let local = local.split('#').next().unwrap_or_default();
         let (path, query) = local.split_once('?').unwrap_or((local, ""));
         let plain = normal(path);
-        self.path = (!target.is_empty()).then(|| kept(path));
+        self.path = (!target.is_empty()).then(|| kept(shown));
         let mut known = HashSet::new();
         self.query = query
-            .split('&')
+            .split(['&', ';'])
             .filter(|pair| !pair.is_empty())
             .map(|pair| kept(pair.split_once('=').map_or(pair, |(name, _)| name)))
             .filter(|name| known.insert(name.clone()))
             .take(MAX_HEADERS)
             .collect();
-        let query = decoded(query);
+        // Some services take a semicolon for what "&" is.
+        let query = decoded(query).replace(';', "&");
         for one in [local, &plain, &format!("/?{query}")] {
             for class in list.classes(one) {
                 match class {
@@ -213,6 +223,18 @@ fn asks_for_all(query: &str) -> bool {
     })
 }
 
+/// Whether a target has nothing in it that services read differently: a fragment, a backslash, a
+/// percent sign that encodes nothing, or a byte that is not ASCII (RFC 3986, 2).
+fn is_plain(target: &str) -> bool {
+    let encodes = |rest: &str| {
+        let digits = rest.as_bytes().iter().take(2);
+        digits.filter(|byte| byte.is_ascii_hexdigit()).count() == 2
+    };
+    target.bytes().all(|byte| byte.is_ascii_graphic())
+        && !target.contains(['#', '\\'])
+        && target.split('%').skip(1).all(encodes)
+}
+
 /// At most [`LONGEST_TEXT`] bytes of `text`.
 fn kept(text: &str) -> String {
     let mut end = text.len().min(LONGEST_TEXT);
@@ -240,6 +262,7 @@ fn split(target: &str) -> (Option<&str>, &str) {
 /// slashes, parameters and dot segments gone.
 fn normal(path: &str) -> String {
     let plain = decoded(&decoded(path)).replace('\\', "/");
+    let plain = plain.split('#').next().unwrap_or_default();
     let mut segments: Vec<&str> = Vec::new();
     for segment in plain.split('/') {
         match segment.split(';').next().unwrap_or_default() {
@@ -321,6 +344,11 @@ mod tests {
             "/latest/meta-data/..%2fuser-data",
             "http://169.254.169.254/latest/user-data",
             "/x?%72ecursive=true",
+            "/latest/user-data#x",
+            "/latest/user-data%23x",
+            "/latest/user-data#/../x",
+            "/x?a=b;recursive=true",
+            "/x?a=b%3Brecursive=true",
         ] {
             let request = head(&format!("GET {target} HTTP/1.1\r\n\r\n"));
             assert!(request.user_data || request.recursive, "{target}");
@@ -349,8 +377,8 @@ mod tests {
                 [false, false, false, true],
             ),
             ("/0.1/meta-data/", [false, false, false, true]),
-            ("/opc/v1/instance/", [false, false, false, true]),
-            ("/opc/%761/instance/", [false, false, false, true]),
+            ("/opc/v1/vnics/", [false, false, false, true]),
+            ("/opc/%761/instance/", [false, true, false, true]),
             ("/opc/v2/identity/key.pem", [true, false, false, false]),
             (
                 "/opc/v1/instance/metadata/user_data",
@@ -411,6 +439,19 @@ mod tests {
             assert!(head(text).unparsable, "{text:?}");
         }
         assert!(!head("PUT / HTTP/1.1\r\nContent-Length: 0\r\n\r\n").unparsable);
+        for target in ["/a#b", "/a\\b", "/a%zz", "/a%4", "/\u{e9}", "/?a=%"] {
+            let text = format!("GET {target} HTTP/1.1\r\n\r\n");
+            let unparsable = match step(text.as_bytes(), plain()) {
+                Step::Head { request, .. } => request.unparsable,
+                Step::Broken => salvage(text.as_bytes(), plain()).unparsable,
+                Step::Partial => false,
+            };
+            assert!(unparsable, "{target}");
+        }
+        for target in ["/a%20b", "/a?b=%2F&c=[d]", "http://169.254.169.254/a"] {
+            let text = format!("GET {target} HTTP/1.1\r\n\r\n");
+            assert!(!head(&text).unparsable, "{target}");
+        }
     }
 
     #[test]
@@ -425,6 +466,7 @@ mod tests {
                 salvage(rest.as_bytes(), list),
                 Request {
                     unparsable: true,
+                    cut: true,
                     ..Request::default()
                 }
             );

@@ -494,7 +494,7 @@ mod tests {
             ("/2021-07-15/meta-data/", "X-aws-ec2-metadata-token"),
             ("/computeMetadata/v1/", "Metadata-Flavor"),
             ("/metadata?x", "Metadata"),
-            ("/opc/v2/instance/", "Authorization"),
+            ("/opc/v2/vnics/", "Authorization"),
             ("/v1/instance", "Metadata-Token"),
         ] {
             for header in headers() {

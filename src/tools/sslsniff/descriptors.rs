@@ -40,7 +40,9 @@ pub fn most_libraries(method: Method) -> usize {
         // A program and a link for entries, the same for returns.
         Method::Multi => (64, 4),
         // For each function.
-        Method::Classic => (160, 40),
+        Method::Linked => (64, 48),
+        // A program for each as well.
+        Method::Classic => (160, 48),
     };
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     let room = soft.saturating_sub(others) / each;

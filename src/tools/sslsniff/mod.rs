@@ -468,9 +468,13 @@ pub fn diagnose() -> Diagnosis {
     let features = Features::probe();
     let mut lost = Vec::new();
     if !features.uprobe_multi {
+        let names = if features.uprobe_cookie {
+            ""
+        } else {
+            ", and lines name the library only if there is one"
+        };
         lost.push(format!(
-            "no uprobe.multi (kernel 6.6): the ways to attach that is left needs {}, and lines \
-             name the library only if there is one",
+            "no uprobe.multi (kernel 6.6): the way to attach that is left needs {}{names}",
             Capability::SysAdmin
         ));
     }

@@ -31,9 +31,9 @@ pub struct Pair {
 /// Loaded programs, by what they are attached to.
 #[derive(Debug)]
 pub enum Programs {
-    /// One pair for all functions ([`Method::Multi`]).
+    /// One pair for all functions, where probes have cookies.
     Any(Pair),
-    /// A pair for each ([`Method::Classic`]).
+    /// A pair for each, where they have none.
     Each(HashMap<Function, Pair>),
 }
 
@@ -41,6 +41,7 @@ pub enum Programs {
 #[derive(Debug)]
 pub struct Attacher {
     programs: Programs,
+    method: Method,
 }
 
 /// Whether something is to be told when the function returns.
@@ -53,15 +54,8 @@ pub fn has_return(function: Function) -> bool {
 
 impl Attacher {
     /// One that attaches these.
-    pub fn new(programs: Programs) -> Self {
-        Self { programs }
-    }
-
-    fn method(&self) -> Method {
-        match self.programs {
-            Programs::Any(_) => Method::Multi,
-            Programs::Each(_) => Method::Classic,
-        }
+    pub fn new(programs: Programs, method: Method) -> Self {
+        Self { programs, method }
     }
 
     /// Attaches to `library`, which is `number` in records.
@@ -102,7 +96,7 @@ impl Attacher {
         scope: Scope,
         probes: &mut Probes,
     ) -> Result<(), (io::Error, Function)> {
-        let method = self.method();
+        let method = self.method;
         let mut attach = |pair: &Pair, functions: &[(Function, Place)]| {
             let program = if at_return {
                 pair.leave.as_ref()
@@ -136,9 +130,9 @@ impl Attacher {
     /// Says what is missing where the kernel refuses.
     pub fn refused(&self, err: io::Error, function: Function, library: &Path) -> anyhow::Error {
         let what = format!("probe {} in {}", function.name(), library.display());
-        let needed: &[_] = match self.method() {
+        let needed: &[_] = match self.method {
             Method::Multi => &[Capability::Bpf, Capability::Perfmon],
-            Method::Classic => &[Capability::SysAdmin],
+            Method::Linked | Method::Classic => &[Capability::SysAdmin],
         };
         let err = libbpf_rs::Error::from(err);
         // perf_event_open(2) says EACCES; libbpf has one kind for both.

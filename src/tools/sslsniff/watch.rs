@@ -69,7 +69,7 @@ impl fmt::Debug for Watch<'_> {
     }
 }
 
-/// For each function the programs that [`Method::Classic`] attaches, by the fields of a skeleton;
+/// For each function the programs that are attached where probes have no cookies, by the fields of a skeleton;
 /// `$what` is how each is borrowed.
 macro_rules! classic_programs {
     ($progs:expr, $($what:tt)+) => {
@@ -123,6 +123,8 @@ impl<'obj> Watch<'obj> {
         rodata.targ_cgroups = u32::try_from(plan.cgroups.len())?;
         rodata.targ_max_bytes = plan.max_bytes;
         rodata.huge_records = u8::from(plan.huge_records());
+        rodata.has_cookie = u8::from(method.has_cookie());
+        rodata.is_preempted = u8::from(method == Method::Multi);
         rodata.targ_stacks = u8::from(plan.stacks);
         open.maps.records.set_max_entries(plan.ring)?;
         let progs = &mut open.progs;
@@ -134,19 +136,28 @@ impl<'obj> Watch<'obj> {
             program.set_autoload(sockets == Sockets::Functions);
         }
         for program in [&mut progs.any_enters, &mut progs.any_leaves] {
-            program.set_autoload(method == Method::Multi);
             uprobes::prepare(program, method);
         }
         for (_, entry, leave) in classic_programs!(progs, &mut) {
-            entry.set_autoload(method == Method::Classic);
+            entry.set_autoload(!method.has_cookie());
             if let Some(leave) = leave {
-                leave.set_autoload(method == Method::Classic);
+                leave.set_autoload(!method.has_cookie());
             }
         }
         let needed = [Capability::Bpf, Capability::Perfmon];
         let skel = open
             .load()
             .map_err(|err| bpf::explain(err, "load the probes", &needed))?;
+        if !method.has_cookie() {
+            let progs = &skel.progs;
+            // ENTERS, LEAVES
+            for (index, program) in (0_u32..).zip([&progs.any_enters, &progs.any_leaves]) {
+                let fd = program.as_fd().as_raw_fd().to_ne_bytes();
+                skel.maps
+                    .common
+                    .update(&index.to_ne_bytes(), &fd, MapFlags::ANY)?;
+            }
+        }
         for uid in &plan.uids {
             skel.maps
                 .uids
@@ -247,17 +258,16 @@ impl<'obj> Watch<'obj> {
             })
         };
         let progs = &self.skel.progs;
-        let programs = match self.method {
-            Method::Multi => Programs::Any(pair(&progs.any_enters, Some(&progs.any_leaves))?),
-            Method::Classic => {
-                let each = classic_programs!(progs, &);
-                let pairs = each
-                    .into_iter()
-                    .map(|(function, entry, leave)| anyhow::Ok((function, pair(entry, leave)?)));
-                Programs::Each(pairs.collect::<Result<_>>()?)
-            }
+        let programs = if self.method.has_cookie() {
+            Programs::Any(pair(&progs.any_enters, Some(&progs.any_leaves))?)
+        } else {
+            let each = classic_programs!(progs, &);
+            let pairs = each
+                .into_iter()
+                .map(|(function, entry, leave)| anyhow::Ok((function, pair(entry, leave)?)));
+            Programs::Each(pairs.collect::<Result<_>>()?)
         };
-        Ok(Attacher::new(programs))
+        Ok(Attacher::new(programs, self.method))
     }
 
     /// Runs `start`, and watches the processes that it starts and their children: each is in the

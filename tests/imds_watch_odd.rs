@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! imds-watch on the real kernel: requests and answers of unusual forms are told about, counted and
+//! written as well, and cost no more than others.
+
+mod common;
+
+mod root {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd as _;
+    use std::time::Duration;
+
+    use nix::sys::socket::{MsgFlags, send};
+    use serde_json::{Value, json};
+
+    use crate::common::{ALICE, IMDS4, MetadataService, Network, TOKEN, Tool};
+
+    fn start(network: &Network, args: &[&str]) -> Tool {
+        let mut all = vec!["imds-watch", "--cloud", "aws"];
+        all.extend(args);
+        Tool::start(&network.machine, &all)
+    }
+
+    fn address() -> SocketAddr {
+        format!("{IMDS4}:80").parse().unwrap()
+    }
+
+    /// Does `talk` on a connection from the machine to the service.
+    fn connected(network: &Network, talk: impl FnOnce(&mut TcpStream) + Send + 'static) {
+        let thread = network.machine.enter(move || {
+            let mut stream = TcpStream::connect(address()).expect("connect");
+            stream.set_nodelay(true).unwrap();
+            let patience = Some(Duration::from_secs(20));
+            stream.set_read_timeout(patience).unwrap();
+            talk(&mut stream);
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        thread.join().expect("the sender");
+    }
+
+    #[test]
+    fn a_call_that_ends_its_lines_in_its_own_way_makes_no_verdict_of_yes() {
+        let network = Network::new();
+        let service = MetadataService::start(&network);
+        let tool = start(&network, &["--summary"]);
+        connected(&network, |stream| {
+            let request = b"GET /latest/meta-data/instance-id HTTP/1.0\n\n";
+            stream.write_all(request).unwrap();
+        });
+        assert_eq!(service.requests().len(), 1);
+        let ended = tool.stop();
+        let verdict = ended.kind("verdict")[0];
+        assert_eq!(verdict["safe"], false, "{verdict}");
+        let reasons = verdict["reasons"].to_string();
+        assert!(
+            reasons.contains("1 calls had no session token"),
+            "{reasons}"
+        );
+        assert!(
+            reasons.contains("1 requests could not be read"),
+            "{reasons}"
+        );
+        assert_eq!(ended.kind("caller")[0]["v1"], 1, "{ended:#?}");
+    }
+
+    #[test]
+    fn the_status_behind_a_100_is_the_answer() {
+        let network = Network::new();
+        let listener = network
+            .cloud
+            .enter(|| TcpListener::bind(address()).expect("bind"))
+            .join()
+            .unwrap();
+        let service = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_nodelay(true).unwrap();
+            let mut reader = BufReader::new(&stream);
+            let mut line = String::new();
+            while line != "\r\n" {
+                line.clear();
+                reader.read_line(&mut line).unwrap();
+            }
+            (&stream)
+                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                .unwrap();
+            // The client's body tells that it has the first answer.
+            reader.read_line(&mut line).unwrap();
+            let last = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+            (&stream).write_all(last).unwrap();
+        });
+        let tool = start(&network, &[]);
+        connected(&network, |stream| {
+            let head = "POST /latest/user-data HTTP/1.1\r\nExpect: 100-continue\r\n\
+                        Content-Length: 2\r\n\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            let mut answer = [0; 25];
+            stream.read_exact(&mut answer).unwrap();
+            stream.write_all(b"x\n").unwrap();
+        });
+        service.join().unwrap();
+        let ended = tool.stop();
+        let found = ended.kind("request");
+        assert_eq!(found[0]["path"], "/latest/user-data", "{ended:#?}");
+        assert_eq!(found[0]["status"], 403, "{ended:#?}");
+    }
+
+    #[test]
+    fn of_urgent_data_what_can_be_read_is_told() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let tool = start(&network, &[]);
+        connected(&network, |stream| {
+            let request = format!(
+                "GET /latest/user-data HTTP/1.1\r\nX-aws-ec2-metadata-token: {TOKEN}\r\n\r\n"
+            );
+            let sent = send(stream.as_raw_fd(), request.as_bytes(), MsgFlags::MSG_OOB);
+            assert_eq!(sent.unwrap(), request.len());
+            stream.write_all(b"\n").unwrap();
+        });
+        let ended = tool.stop();
+        let found = ended.kind("request");
+        let of_path = |event: &&&Value| event["path"] == "/latest/user-data";
+        let urgent = found.iter().find(of_path).expect("is told about");
+        assert_eq!(urgent["findings"], json!(["user-data", "unparsable"]));
+        assert!(!format!("{:?}", ended.events).contains(TOKEN));
+    }
+
+    #[test]
+    fn many_requests_in_one_packet_are_captured_once() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("found.pcapng");
+        let tool = start(&network, &["--pcap", file.to_str().unwrap()]);
+        let requests = 500;
+        let all = "GET / HTTP/1.0\r\n\r\n".repeat(requests);
+        let bytes = all.len();
+        connected(&network, move |stream| {
+            stream.write_all(all.as_bytes()).unwrap();
+        });
+        let ended = tool.stop();
+        assert_eq!(ended.kind("request").len(), requests);
+        let captured = std::fs::read(&file).unwrap();
+        assert!(
+            captured.len() > bytes && captured.len() < 2 * bytes + 4096,
+            "{} of {bytes}",
+            captured.len()
+        );
+    }
+
+    #[test]
+    fn a_path_that_is_cut_off_in_the_middle_is_told_about_whole() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let tool = start(&network, &[]);
+        let token = format!("X-aws-ec2-metadata-token: {TOKEN}");
+        let url = format!("http://{IMDS4}/latest/user-data");
+        let target = "/latest/user-data#x";
+        network.curl(ALICE, &["-H", &token, "--request-target", target, &url]);
+        let ended = tool.stop();
+        let found = ended.kind("request");
+        assert_eq!(found.len(), 1, "{ended:#?}");
+        assert_eq!(found[0]["findings"], json!(["user-data", "unparsable"]));
+        assert_eq!(found[0]["path"], target);
+    }
+}
