@@ -338,7 +338,7 @@ mod root {
     }
 
     /// Sends a datagram as whoever runs it, and prints how the guard's answer is heard.
-    fn ask(to: &str, what: &str) -> String {
+    fn ask(to: &str, port: usize, what: &str) -> String {
         let family = if to.contains(':') {
             "AF_INET6"
         } else {
@@ -350,7 +350,7 @@ mod root {
             "import errno, socket\n\
              s = socket.socket(socket.{family}, socket.SOCK_DGRAM)\n\
              s.settimeout({patience})\n\
-             s.connect(('{to}', 9999))\n\
+             s.connect(('{to}', {port}))\n\
              s.send(b'{what}')\n\
              if '{what}'.startswith('alice'):\n\
              \x20   try: s.recv(1)\n\
@@ -400,9 +400,13 @@ mod root {
             machine.ip(&["addr", "add", &own, "dev", name]);
             let own = format!("fd00:215:{number}::1/64");
             machine.ip(&["-6", "addr", "add", &own, "dev", name, "nodad"]);
-            there.push((name, to));
+            // An endpoint of its own each, so that each is told of at once.
+            there.push((name, to, 9000 + number));
         }
-        assert!(there.iter().any(|(name, _)| *name == "vxlan1"), "{there:?}");
+        assert!(
+            there.iter().any(|(name, ..)| *name == "vxlan1"),
+            "{there:?}"
+        );
         // What leaves is for the tunnel's end, and has the datagram inside.
         let mut far = Listener::start(
             &network.cloud,
@@ -416,19 +420,15 @@ mod root {
              \x20   if found and who[2] != 4: print(found[0].decode())\n",
         );
         let bob = BOB.to_string();
-        let endpoints = [IMDS4.to_owned(), format!("[{IMDS6}]")].map(|at| format!("{at}:9999/udp"));
-        let guard = guard(
-            &network,
-            &[
-                "--endpoint",
-                &endpoints[0],
-                "--endpoint",
-                &endpoints[1],
-                "--allow-user",
-                &bob,
-            ],
-        );
-        for (name, to) in &there {
+        let endpoint = |(_, to, port): &(&str, &str, usize)| match to.contains(':') {
+            true => format!("[{to}]:{port}/udp"),
+            false => format!("{to}:{port}/udp"),
+        };
+        let endpoints: Vec<_> = there.iter().map(endpoint).collect();
+        let mut args = vec!["--allow-user", &bob];
+        args.extend(endpoints.iter().flat_map(|at| ["--endpoint", at]));
+        let guard = guard(&network, &args);
+        for (name, to, port) in &there {
             let v6 = to.contains(':');
             let version = if v6 { "-6" } else { "-4" };
             machine.ip(&[version, "route", "replace", to, "dev", name]);
@@ -437,13 +437,13 @@ mod root {
                 let neighbour = ["neigh", "replace", to, "lladdr", "02:00:00:00:00:01"];
                 machine.ip(&[&neighbour[..], &["dev", name, "nud", "permanent"]].concat());
             }
-            let heard = python(machine, ALICE, &ask(to, &format!("alice-{name}")));
+            let heard = python(machine, ALICE, &ask(to, *port, &format!("alice-{name}")));
             // A kernel may take ip6gre for an Ethernet device, and drop what is redirected to it.
             if *name != "gre61" || heard != "silence" {
                 assert_eq!(heard, if v6 { "EACCES" } else { "EHOSTUNREACH" }, "{name}");
             }
             if *name != "wg1" {
-                python(machine, BOB, &ask(to, &format!("bob-{name}")));
+                python(machine, BOB, &ask(to, *port, &format!("bob-{name}")));
                 assert_eq!(far.hear(), format!("bob-{name}"));
             }
         }
@@ -455,7 +455,7 @@ mod root {
             .map(|event| event["interface"].as_str().unwrap().to_owned())
             .collect();
         denied.dedup();
-        let names: Vec<_> = there.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = there.iter().map(|(name, ..)| *name).collect();
         assert_eq!(denied, names, "{ended:?}");
         assert_eq!(ended.summary()["denied"], there.len());
     }
