@@ -155,6 +155,7 @@ impl Places<'_> {
                 .map(|cgroup| self.subject(cgroup.get_ref().clone(), &cgroup.span()))
                 .collect(),
             mode: written.mode,
+            place: Some(self.at(&rule.span())),
         })
     }
 }

@@ -68,6 +68,7 @@ impl Plan {
             report_each: false,
         };
         let mut targets = Vec::new();
+        let mut depths = BTreeSet::new();
         for (rule, bit) in policy.rules.iter().zip(bits(&policy.rules)?) {
             let enforced = policy.mode == Mode::Enforce && rule.mode == Mode::Enforce;
             let mask = bit | if enforced { ENFORCED } else { 0 };
@@ -75,14 +76,20 @@ impl Plan {
                 endpoint: endpoint.clone(),
                 mask,
             }));
-            plan.add_subjects(rule, bit, cgroup_root)?;
+            plan.add_subjects(rule, bit, cgroup_root, &mut depths)?;
         }
         plan.endpoints = merge(targets);
-        plan.check()?;
         Ok(plan)
     }
 
-    fn add_subjects(&mut self, rule: &Rule, bit: u64, cgroup_root: Option<&Path>) -> Result<()> {
+    /// `depths` are those of the cgroups so far.
+    fn add_subjects(
+        &mut self,
+        rule: &Rule,
+        bit: u64,
+        cgroup_root: Option<&Path>,
+        depths: &mut BTreeSet<usize>,
+    ) -> Result<()> {
         for user in &rule.users {
             let uid = resolve_user(&user.text).ok_or_else(|| {
                 wrong(
@@ -92,6 +99,7 @@ impl Plan {
                 )
             })?;
             *self.users.entry(uid).or_insert(0) |= bit;
+            room(user, self.users.len(), "users")?;
         }
         for group in &rule.groups {
             let gid = resolve_group(&group.text).ok_or_else(|| {
@@ -102,42 +110,24 @@ impl Plan {
                 )
             })?;
             *self.groups.entry(gid).or_insert(0) |= bit;
+            room(group, self.groups.len(), "groups")?;
         }
         for cgroup in &rule.cgroups {
             let path = cgroup_path(cgroup, cgroup_root)?;
-            *self.cgroups.entry(path).or_insert(0) |= bit;
-        }
-        Ok(())
-    }
-
-    fn check(&self) -> Result<()> {
-        for (kind, count) in [
-            ("users", self.users.len()),
-            ("groups", self.groups.len()),
-            ("cgroups", self.cgroups.len()),
-        ] {
-            if count > MOST_SUBJECTS {
-                return Err(Failure::usage(format!(
-                    "{count} {kind} are more than the {MOST_SUBJECTS} that can be allowed"
-                ))
-                .into());
+            depths.insert(depth(&path));
+            if depths.len() > CGROUP_LEVELS {
+                let expected = format!("cgroups at {CGROUP_LEVELS} different depths at most");
+                return Err(wrong(cgroup, "one depth too many:", &expected).into());
             }
-        }
-        let levels = self.cgroup_levels();
-        if levels.len() > CGROUP_LEVELS {
-            return Err(Failure::usage(format!(
-                "cgroups at {} different depths ({levels:?}); at most {CGROUP_LEVELS} are looked at",
-                levels.len()
-            ))
-            .into());
+            *self.cgroups.entry(path).or_insert(0) |= bit;
+            room(cgroup, self.cgroups.len(), "cgroups")?;
         }
         Ok(())
     }
 
     /// The depths of the cgroups, 1 being right below the root.
     pub fn cgroup_levels(&self) -> Vec<u8> {
-        let depth = |path: &String| path.matches('/').count();
-        let levels: BTreeSet<_> = self.cgroups.keys().map(depth).collect();
+        let levels: BTreeSet<_> = self.cgroups.keys().map(|path| depth(path)).collect();
         levels
             .into_iter()
             .map(|level| u8::try_from(level).unwrap_or(u8::MAX))
@@ -182,8 +172,14 @@ pub fn unread(masks: &[u64]) -> u64 {
     asked.into_iter().fold(u64::MAX, |all, mask| all & mask)
 }
 
+/// 1 right below the root.
+fn depth(cgroup: &str) -> usize {
+    cgroup.matches('/').count()
+}
+
 /// A bit for each rule; rules with the same endpoints and mode share one.
 fn bits(rules: &[Rule]) -> Result<Vec<u64>> {
+    let most = ENFORCED.trailing_zeros();
     let mut kinds: Vec<(Vec<String>, Mode)> = Vec::new();
     let mut bits = Vec::new();
     for rule in rules {
@@ -196,26 +192,36 @@ fn bits(rules: &[Rule]) -> Result<Vec<u64>> {
             kinds.push(kind);
             kinds.len() - 1
         });
-        bits.push(1_u64.checked_shl(u32::try_from(index)?).unwrap_or(0));
-    }
-    let most = ENFORCED.trailing_zeros();
-    if kinds.len() > most as usize {
-        return Err(Failure::usage(format!(
-            "rules for {} different lists of endpoints; at most {most} can be told apart",
-            kinds.len()
-        ))
-        .into());
+        if kinds.len() > most as usize {
+            return Err(Failure::usage(format!(
+                "{}one list of endpoints too many; expected rules for {most} different lists at most",
+                before(rule.place.as_ref())
+            ))
+            .into());
+        }
+        bits.push(1 << index);
     }
     Ok(bits)
 }
 
+/// Of a message: where what it is about is written.
+fn before(place: Option<&String>) -> String {
+    place.map_or(String::new(), |place| format!("{place}: "))
+}
+
+/// Whether there is still room for as many subjects of a kind as there are with this one.
+fn room(subject: &Subject, count: usize, kind: &str) -> Result<(), Failure> {
+    if count > MOST_SUBJECTS {
+        let expected = format!("{MOST_SUBJECTS} {kind} in all rules at most");
+        return Err(wrong(subject, "one too many:", &expected));
+    }
+    Ok(())
+}
+
 fn wrong(subject: &Subject, what: &str, expected: &str) -> Failure {
-    let place = subject
-        .place
-        .as_ref()
-        .map_or(String::new(), |place| format!("{place}: "));
     Failure::usage(format!(
-        "{place}{what} {:?}; expected {expected}",
+        "{}{what} {:?}; expected {expected}",
+        before(subject.place.as_ref()),
         subject.text
     ))
 }
@@ -423,22 +429,39 @@ mod tests {
     #[test]
     fn more_than_there_is_room_for_is_refused() {
         let users: Vec<_> = (0..=MOST_SUBJECTS).map(|uid| uid.to_string()).collect();
-        let users: Vec<_> = users.iter().map(String::as_str).collect();
-        let err = plan(vec![rule(&["10.0.0.1"], &users)]).unwrap_err();
-        assert!(err.to_string().contains("16385 users"), "{err}");
+        let mut many = rule(&["10.0.0.1"], &[]);
+        many.users = users.iter().map(|user| Subject::from(&**user)).collect();
+        many.users[MOST_SUBJECTS].place = Some("guard.toml:9:1".to_owned());
+        assert_eq!(
+            plan(vec![many.clone()]).unwrap_err().to_string(),
+            "guard.toml:9:1: one too many: \"16384\"; expected 16384 users in all rules at most"
+        );
+        many.users.pop();
+        assert!(plan(vec![many]).is_ok());
 
-        let rules = (0..64).map(|n| rule(&[&format!("10.0.0.{n}")], &["root"]));
-        let err = plan(rules.collect()).unwrap_err();
-        assert!(err.to_string().contains("64 different lists"), "{err}");
-        let rules = (0..63).map(|n| rule(&[&format!("10.0.0.{n}")], &["root"]));
-        assert!(plan(rules.collect()).is_ok());
+        let of_one = |n: usize| Rule {
+            place: Some(format!("guard.toml:{n}:1")),
+            ..rule(&[&format!("10.0.0.{n}")], &["root"])
+        };
+        assert_eq!(
+            plan((1..=64).map(of_one).collect()).unwrap_err().to_string(),
+            "guard.toml:64:1: one list of endpoints too many; expected rules for 63 different lists at most"
+        );
+        assert!(plan((1..=63).map(of_one).collect()).is_ok());
 
-        let cgroups = (1..10).map(|depth| Subject::from("/a".repeat(depth).as_str()));
+        let cgroups = (1..10).map(|depth| Subject {
+            text: "/a".repeat(depth),
+            place: Some(format!("guard.toml:{depth}:3")),
+        });
         let deep = Rule {
             cgroups: cgroups.collect(),
             ..rule(&["10.0.0.1"], &[])
         };
-        let err = plan(vec![deep]).unwrap_err();
-        assert!(err.to_string().contains("9 different depths"), "{err}");
+        let err = plan(vec![deep]).unwrap_err().to_string();
+        assert!(
+            err.starts_with("guard.toml:9:3: one depth too many: \"/a/a")
+                && err.ends_with("; expected cgroups at 8 different depths at most"),
+            "{err}"
+        );
     }
 }

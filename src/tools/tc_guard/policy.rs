@@ -110,6 +110,8 @@ pub struct Rule {
     pub cgroups: Vec<Subject>,
     /// What happens to others. An endpoint of several rules is enforced if one of them is.
     pub mode: Mode,
+    /// The place (`FILE:LINE:COLUMN`), unless it is the command line.
+    pub place: Option<String>,
 }
 
 /// Somebody, and where that is written: for messages.
