@@ -3,7 +3,10 @@
 """Tries the services of an installed ebpfkit under systemd, which tests/packages/boot has started: as their units say, and
 by systemctl alone. It is run in systemd's network namespace, where there is nobody else.
 
-The services are left running: whoever removes the package next has to end them."""
+usage: try_booted.py UPGRADE...
+
+UPGRADE is the command that puts another version of the package in this one's place. The services are left running: whoever
+removes the package next has to end them."""
 
 import json
 import os
@@ -202,6 +205,26 @@ def try_watch():
     assert shown(WATCH, "ActiveState", "ExecMainStatus", "NRestarts") == ["failed", "2", "0"], journal(WATCH)
 
 
+def try_upgrade():
+    """A service that runs goes on with the new program, one that does not stays as it is; settings that were changed stay;
+    and the guard is there all the while."""
+    POLICY.write_text(RULE)
+    # So many starts in so short a time are systemd's limit.
+    run("systemctl", "reset-failed", GUARD, WATCH)
+    run("systemctl", "start", GUARD)
+    before = guard_is_well()
+    assert shown(WATCH, "ActiveState") == ["inactive"]
+    with Attempts():
+        said = run(*sys.argv[1:])
+    assert guard_is_well() != before, f"still the old program:\n{said}{journal(GUARD)}"
+    assert shown(WATCH, "ActiveState") == ["inactive"]
+    assert POLICY.read_text() == RULE
+    beside = sorted(path.name for path in POLICY.parent.iterdir())
+    assert beside == ["imds-watch.conf", "tc-guard.toml"], beside
+    run("systemctl", "stop", GUARD)
+    run("ebpfkit", "tc-guard", "stop")
+
+
 def main():
     run("ip", "link", "set", "lo", "up")
     # An interface that is not loopback, and leads nowhere: the configured guard wants one.
@@ -211,7 +234,7 @@ def main():
     installed = {path: path.read_text() for path in [POLICY, OPTIONS]}
     try:
         until("the server", lambda: request("root") == 0)
-        for trial in [try_as_installed, try_guard, try_watch]:
+        for trial in [try_as_installed, try_guard, try_watch, try_upgrade]:
             print(f"    {trial.__name__.replace('_', ' ')} under systemd", flush=True)
             trial()
     finally:
@@ -219,7 +242,6 @@ def main():
         server.wait()
         for path, text in installed.items():
             path.write_text(text)
-    # So many starts in so short a time are systemd's limit.
     run("systemctl", "reset-failed", GUARD, WATCH)
     for unit in [GUARD, WATCH]:
         run("systemctl", "start", unit)
