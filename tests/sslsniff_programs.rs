@@ -212,6 +212,47 @@ mod root {
         assert_eq!(Vec::from_iter(functions(&ended, "read")), ["SSL_read_ex"]);
     }
 
+    /// A Python with packages that have their own TLS library inside.
+    fn clients() -> String {
+        let python =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("build/clients/bin/python3");
+        assert!(
+            python.exists(),
+            "packaging/install-deps test makes {}",
+            python.display()
+        );
+        python.display().to_string()
+    }
+
+    /// The libraries whose calls moved data.
+    fn libraries(ended: &Ended) -> BTreeSet<String> {
+        let of = |event: &&Value| event["library"].as_str().unwrap_or("?").to_owned();
+        ended.kind("data").iter().map(of).collect()
+    }
+
+    const BUNDLED: &str = include_str!("sslsniff/bundled.py");
+
+    #[test]
+    fn openssl_that_pycurl_brings_along_is_shown_byte_by_byte() {
+        let ended = download(&[&clients(), "-c", BUNDLED, "curl", PORT, "/file"]);
+        let libraries = Vec::from_iter(libraries(&ended));
+        assert!(
+            libraries.len() == 1 && libraries[0].contains("/pycurl.libs/libssl-"),
+            "{libraries:?}"
+        );
+    }
+
+    #[test]
+    fn openssl_inside_of_cryptography_is_shown_byte_by_byte() {
+        let ended = download(&[&clients(), "-c", BUNDLED, "openssl", PORT, "/file"]);
+        let libraries = Vec::from_iter(libraries(&ended));
+        // Its functions are in `.symtab` alone.
+        assert!(
+            libraries.len() == 1 && libraries[0].ends_with("/_rust.abi3.so"),
+            "{libraries:?}"
+        );
+    }
+
     /// The stack of a process's first write.
     fn stack(ended: &Ended, pid: u32) -> Vec<Value> {
         let write = ended

@@ -1,167 +1,153 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs the blocks of shell commands in documents: those that are fenced and called `sh`, and what STARTED names. Every other block that has a
-command (fenced and called `console`, or indented) is in NOT_RUN, with what keeps it from being run here, or with
-the test that runs it; a block that is neither run nor listed is an error, and so is an entry without a block.
+"""Runs the shell commands that documents show: blocks that are fenced and called `sh`, whole, and each command of this
+project's program in any other block, up to its being ready. What cannot run in a test, as it needs a registry, a cluster,
+another distribution or a person, is called `console` or indented, and is another program's.
 
-usage: run_blocks.py REPOSITORY DOCUMENT..."""
+usage: run_blocks.py REPOSITORY DOCUMENT...
 
+Wants a network namespace where nobody else is, and /etc to itself."""
+
+import contextlib
+import fcntl
+import os
 import pathlib
+import pty
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
-import threading
+import tempfile
+import termios
+import time
 
 PATIENCE = 300
+# What is run of a block that is not run whole. setpriv is there to give the program its privileges.
+OURS = ["ebpfkit", "setpriv", "tshark"]
+# What documents call a process that the reader has.
+A_PROCESS = "4711"
+# `check` says with 1 that something can get past a guard, as all but certainly something can.
+STATUSES = {"ebpfkit tc-guard check": [0, 1]}
 
-REGISTRY = "the distribution's package manager and network; tests/packages/try_package installs the file"
-DEMO = "builds for minutes; tests/demo.rs runs what it shows"
-SUITE = "a whole test suite"
-CLUSTER = "there is no cluster; tests/packages/run checks the manifests against Kubernetes' schemas"
-BUILD = "builds for minutes; tests/packages/run builds by these commands"
-SYNOPSIS = "runs until it is ended; tests/docs.rs has the program understand each line, its own tests run it"
-OUTPUT = "a session, whose output has times and numbers; the tool's own tests check such lines"
 
-# The first line of a block, by document.
-NOT_RUN = {
-    "README.md": {
-        "make demo": DEMO,
-        "sudo apt install ./ebpfkit_0.1.0-1_amd64.deb": REGISTRY,
-        "sudo dnf install ./ebpfkit-0.1.0-1.x86_64.rpm": REGISTRY,
-        "sudo pacman -U ebpfkit-0.1.0-1-x86_64.pkg.tar.zst": REGISTRY,
-        "kubectl apply -k packaging/kubernetes/base": CLUSTER,
-        "make build": BUILD,
-        "$ sudo -u nobody curl -sS http://169.254.169.254/": OUTPUT,
-        "$ sudo ebpfkit sslsniff -- curl -sk -o /dev/null -H 'Authorization: Bearer secret' https://localhost:8443/": OUTPUT,
-        "$ sudo ebpfkit doctor": "a session; a block of docs/install.md runs it",
-    },
-    "CONTRIBUTING.md": {
-        "make build": BUILD,
-        "make test                     # everything that this machine's kernel can run; needs root or sudo": SUITE,
-    },
-    "docs/RELEASE.md": {
-        "$ git tag --sign v0.1.0 --message 'ebpfkit 0.1.0'": "wants a person's key",
-        "$ packaging/source-archives build/release": BUILD,
-        "$ cd build/release && sha256sum -- *.tar.?z *.deb *.rpm *.pkg.tar.zst *.cdx.json > SHA256SUMS": "wants a person's key",
-    },
-    "docs/imds-watch.md": {
-        "ebpfkit imds-watch                              # all clouds, all interfaces, lines for people": SYNOPSIS,
-        "$ sudo ebpfkit imds-watch --cloud aws --stack": OUTPUT,
-    },
-    "docs/install.md": {
-        "$ sudo apt install ./ebpfkit_0.1.0-1_amd64.deb": REGISTRY,
-        "$ packaging/source-archives ..": BUILD,
-        "$ sudo dnf install ./ebpfkit-0.1.0-1.x86_64.rpm": REGISTRY,
-        "$ packaging/source-archives ~/rpmbuild/SOURCES": BUILD,
-        "$ sudo pacman -U ebpfkit-0.1.0-1-x86_64.pkg.tar.zst": REGISTRY,
-        "$ make build": BUILD,
-        "$ sudo systemctl enable --now ebpfkit-tc-guard ebpfkit-imds-watch": "wants systemd; tests/packages/try_booted.py does it",
-        "$ podman build -f packaging/container/Containerfile -t ebpfkit:0.1.0 .": "wants a registry of images",
-        "$ kubectl apply -k packaging/kubernetes/base": CLUSTER,
-    },
-    "docs/sslsniff.md": {
-        "ebpfkit sslsniff [-p PID]… [-u USER]… [-c COMM]… [--cgroup PATH|UNIT|CONTAINER]… [--lib PATH]… [-- COMMAND …]": SYNOPSIS,
-        "$ sudo ebpfkit doctor sslsniff -p 4711": "names a process of the reader's",
-        "$ sudo ebpfkit sslsniff --stack -c caller": OUTPUT,
-        "$ sudo ebpfkit sslsniff --http": OUTPUT,
-        "$ sudo ebpfkit sslsniff --pcap out.pcapng -- curl -sk https://localhost:8443/": "wants a server; tests/wireshark.rs does it",
-    },
-    "docs/tc-guard.md": {
-        "ebpfkit tc-guard learn --cloud aws --for 24h --write guard.toml": "takes a day",
-        "ebpfkit tc-guard check": "judges the machine that it runs on; the tool's own tests run it",
-    },
-}
-
-# Blocks whose first command is run until it says that it is ready, and then ended by SIGINT; or, if it has an end, until that.
-STARTED = {
-    "README.md": ["$ sudo ebpfkit tc-guard run --cloud aws --allow-user root", "$ sudo ebpfkit imds-watch --cloud aws"],
-    "docs/install.md": ["$ sudo setpriv --reuid ebpfkit-guard --regid ebpfkit-guard --clear-groups --no-new-privs \\"],
-    "docs/tc-guard.md": ["ebpfkit tc-guard run --cloud aws --allow-user root --audit",
-                         "ebpfkit tc-guard run --config /etc/ebpfkit/guard.toml --check-config",
-                         "ebpfkit tc-guard run --config /etc/ebpfkit/guard.toml",
-                         "ebpfkit tc-guard run --pin --config /etc/ebpfkit/guard.toml"],
-}
+def run(*words):
+    return subprocess.run(words, check=True, text=True, capture_output=True, timeout=PATIENCE).stdout
 
 
 def blocks(text):
-    """Each block of code of a document: its language, or "" for an indented one, and its text."""
-    kept = []
-
-    def fenced(match):
-        kept.append((match[2], re.sub(f"^{match[1]}", "", match[3], flags=re.MULTILINE)))
-        return "\n"
-    rest = re.sub(r"^( *)```(\w*)\n(.*?)^ *```$", fenced, text, flags=re.MULTILINE | re.DOTALL)
-    for match in re.finditer(r"(?:^\n)((?: {4}.*\n)+)", rest, re.MULTILINE):
-        kept.append(("", re.sub(r"^ +", "", match[1], flags=re.MULTILINE)))
-    return kept
+    """Blocks of code, each with what it is called: those between fences, and what is indented."""
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    indented = re.compile(r"(?:^    .*\n|^\n(?=    ))+", re.MULTILINE)
+    found = [(block.start(), block[1], block[2]) for block in fenced.finditer(text)]
+    # As many lines as before, so that the order can be told.
+    rest = fenced.sub(lambda block: re.sub(r"[^\n]", " ", block[0]).replace("    ", "..  "), text)
+    found += [(block.start(), "", re.sub(r"^    ", "", block[0], flags=re.MULTILINE)) for block in indented.finditer(rest)]
+    return [(name, block) for _, name, block in sorted(found)]
 
 
-def is_command(language, block):
-    return language in ["sh", "console"] or re.match(r"(\$ )?(sudo |make\b|ebpfkit |cargo |kubectl |packaging/|tests/)", block)
+def commands(block):
+    """The commands of ours in a block, as someone would type them. A synopsis is none."""
+    for line in re.sub(r"\\\n\s*", "", block).splitlines():
+        command = re.sub(r"^sudo ", "", line.removeprefix("$ "))
+        if command.split(" ")[0] in OURS and not re.search(r"[…<\[]|^ebpfkit:", command):
+            yield command.split("  #")[0].rstrip()
 
 
-def prepare(repository):
-    """What a reader has who has installed the program, and a policy of their own."""
-    for command in [["ip", "link", "set", "lo", "up"], ["ip", "link", "add", "blocks", "type", "veth", "peer", "name", "nowhere"],
-                    ["ip", "link", "set", "blocks", "up"],
-                    ["install", "-D", f"{repository}/packaging/config/tc-guard.toml", "/etc/ebpfkit/guard.toml"],
-                    ["systemd-sysusers", f"{repository}/packaging/systemd/ebpfkit.sysusers"]]:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def expect(command, status, said):
+    if status not in STATUSES.get(command, [0]):
+        sys.exit(f"{command}: exit status {status}\n{said}")
 
 
-def start(repository, document, block):
-    """The first command of a block, up to the line that a backslash does not continue."""
-    # There for this block alone: a block that installs has to do so.
-    installed = pathlib.Path("/usr/local/bin/ebpfkit")
-    shutil.copy(f"{repository}/target/release/ebpfkit", installed)
-    command = re.match(r"(?:\$ )?((?:.*\\\n)*.*)", block)[1]
-    process = subprocess.Popen(["sh", "-euc", f"exec {command}"], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    guard = threading.Timer(PATIENCE, process.kill)
-    guard.start()
-    said = ""
-    for line in process.stderr:
-        said += line
-        if line.rstrip().endswith(": ready"):
-            process.send_signal(signal.SIGINT)
-    code = process.wait()
-    installed.unlink()
-    guard.cancel()
-    if code != 0 or not (": ready" in said or "--check-config" in command):
-        sys.exit(f"{document}: exit status {code}\n{command}\n{said}")
+def until_ready(command):
+    """Runs a command to its end, or until it says that it is ready: then it is interrupted, which ends it well."""
+    with subprocess.Popen(["sh", "-c", f"exec {command}"], text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, start_new_session=True) as process:
+        said = ""
+        for line in process.stdout:
+            said += line
+            if re.fullmatch(r"ebpfkit: [a-z-]+: ready\n", line) and " -- " not in command:
+                os.killpg(process.pid, signal.SIGINT)
+    expect(command, process.returncode, said)
+
+
+def on_a_terminal(command):
+    """Runs a command that has the whole terminal, and presses q."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = subprocess.Popen(["sh", "-c", f"exec {command}"], stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
+    said, asked = b"", False
+    # Linux says EIO where the other end is closed.
+    with contextlib.suppress(OSError):
+        while part := os.read(ours, 65536):
+            said += part
+            # It has switched to the other screen, and has drawn on it.
+            if not asked and b"\x1b[?1049h" in said and len(said) > 1000:
+                asked = True
+                os.write(ours, b"q")
+    os.close(ours)
+    if not asked:
+        sys.exit(f"{command}: not drawn\n{said}")
+    expect(command, process.wait(timeout=PATIENCE), said)
+
+
+def until_listening(port):
+    for _ in range(PATIENCE * 10):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.1)
+    sys.exit(f"nobody listens at {port}")
+
+
+def try_commands(block, process):
+    ran = 0
+    for command in commands(block):
+        command = re.sub(rf"\b{A_PROCESS}\b", str(process), command)
+        (on_a_terminal if " --live" in command else until_ready)(command)
+        ran += 1
+    if ran and "tc-guard run --pin" in block:
+        run("ebpfkit", "--quiet", "tc-guard", "stop")
+    return ran
 
 
 def main():
     repository, *documents = sys.argv[1:]
-    prepare(repository)
-    ran = 0
-    unlisted, listed = [], {(document, line) for table in [NOT_RUN, STARTED] for document, lines in table.items() for line in lines}
-    for document in documents:
-        for language, block in blocks(pathlib.Path(repository, document).read_text()):
-            if not is_command(language, block):
-                continue
-            if language != "sh":
-                key = document, block.splitlines()[0]
-                if key[1] in STARTED.get(document, []):
-                    start(repository, document, block)
-                    ran += 1
-                elif key[1] not in NOT_RUN.get(document, {}):
-                    unlisted.append(key)
-                listed.discard(key)
-                continue
-            done = subprocess.run(["sh", "-eu", "-c", block], cwd=repository, text=True, stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, timeout=PATIENCE)
-            if done.returncode != 0:
-                sys.exit(f"{document}: exit status {done.returncode}\n{block}\n{done.stdout}")
-            ran += 1
-    for document, line in unlisted:
-        print(f"{document}: neither run (call it `sh`) nor listed with a reason in tests/packages/run_blocks.py: {line}")
-    for document, line in sorted(listed):
-        print(f"{document}: listed in tests/packages/run_blocks.py, and not there: {line}")
-    if unlisted or listed:
-        sys.exit(f"{ran} blocks ran, {len(unlisted)} are not listed, {len(listed)} are not there")
-    print(f"    {ran} blocks of {len(documents)} documents ran, {sum(map(len, NOT_RUN.values()))} are listed with a reason")
+    repository = pathlib.Path(repository)
+    whole, single = 0, 0
+    run("ip", "link", "set", "lo", "up")
+    # What documents call the machine's interface. It leads nowhere.
+    run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "nowhere")
+    run("ip", "link", "set", "eth0", "up")
+    run("systemd-sysusers", str(repository / "packaging/systemd/ebpfkit.sysusers"))
+    pathlib.Path("/etc/ebpfkit").mkdir()
+    shutil.copy(repository / "examples/aws.toml", "/etc/ebpfkit/guard.toml")
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+            "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "certificate.pem")
+        server = subprocess.Popen(["openssl", "s_server", "-quiet", "-www", "-accept", "8443", "-key", "key.pem", "-cert",
+                                   "certificate.pem"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until_listening(8443)
+            for document in documents:
+                for name, block in blocks((repository / document).read_text()):
+                    if name != "sh":
+                        single += try_commands(block, server.pid)
+                        continue
+                    done = subprocess.run(["sh", "-eu", "-c", block], cwd=repository, text=True, stdout=subprocess.PIPE,
+                                          stderr=subprocess.STDOUT, timeout=PATIENCE)
+                    if done.returncode != 0:
+                        sys.exit(f"{document}: exit status {done.returncode}\n{block}\n{done.stdout}")
+                    whole += 1
+        finally:
+            server.kill()
+            server.wait()
+    if whole < 2 or single < 20:
+        sys.exit(f"only {whole} blocks and {single} commands found")
+    print(f"    {whole} blocks and {single} other commands of {len(documents)} documents ran")
 
 
 if __name__ == "__main__":

@@ -136,12 +136,14 @@ impl Owners {
         let Some(stacks) = &mut self.stacks else {
             return OpenedIn::default();
         };
-        let Some(addresses) = watch.stack(record.cookie) else {
+        let Some(mut addresses) = watch.stack(record.cookie) else {
             return OpenedIn {
                 stack: Vec::new(),
                 stack_reason: Some("it was not recorded"),
             };
         };
+        // Where a chain of frame pointers ends that nobody has kept.
+        addresses.retain(|address| *address != 0);
         let stack = stacks.name(record.who.pid, &addresses);
         OpenedIn {
             stack: stack.frames,

@@ -10,7 +10,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
+use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject, interface_name};
 use crate::endpoint::Endpoint;
 use crate::failure::Failure;
 use crate::metadata;
@@ -29,7 +29,7 @@ struct File {
     #[serde(default)]
     packets_only: bool,
     #[serde(default)]
-    interfaces: Vec<String>,
+    interfaces: Vec<Spanned<String>>,
     #[serde(default, rename = "rule")]
     rules: Vec<Spanned<FileRule>>,
 }
@@ -159,6 +159,24 @@ impl Places<'_> {
     }
 }
 
+/// The policy in the bytes of a file, as [`parse`] reads it.
+///
+/// # Errors
+/// [`Failure::Usage`], as of [`parse`].
+pub fn parse_bytes(file: &str, bytes: &[u8]) -> Result<Policy, Failure> {
+    let text = std::str::from_utf8(bytes).map_err(|err| {
+        let end = err.valid_up_to();
+        let text = String::from_utf8_lossy(&bytes[..end]);
+        let places = Places { file, text: &text };
+        let byte = bytes.get(end).copied().unwrap_or_default();
+        places.wrong(
+            &(end..end),
+            format!("the byte 0x{byte:02x} is no text; expected UTF-8"),
+        )
+    })?;
+    parse(file, text)
+}
+
 /// The policy in `text`; `file` is what messages call it.
 ///
 /// # Errors
@@ -175,6 +193,10 @@ pub fn parse(file: &str, text: &str) -> Result<Policy, Failure> {
         )));
     }
     let rules = written.rules.iter().map(|rule| places.rule(rule));
+    let interfaces = written
+        .interfaces
+        .iter()
+        .map(|name| interface_name(name.get_ref()).map_err(|err| places.wrong(&name.span(), err)));
     Ok(Policy {
         rules: rules.collect::<Result<_, _>>()?,
         mode: written.mode,
@@ -185,7 +207,7 @@ pub fn parse(file: &str, text: &str) -> Result<Policy, Failure> {
             None => None,
         },
         packets_only: written.packets_only,
-        interfaces: written.interfaces,
+        interfaces: interfaces.collect::<Result<_, _>>()?,
     })
 }
 
@@ -285,6 +307,11 @@ mode = "audit"
                 "f:3:10:",
                 "expected a name in quotes or a number",
             ),
+            (
+                "interfaces = [\"eth0\",\n\"an-interface-name\"]\n[[rule]]\nclouds = [\"aws\"]\n",
+                "f:2:1:",
+                "\"an-interface-name\"; expected 1 to 15 bytes",
+            ),
             ("[[rule]\n", "f:1:8:", "unclosed array table, expected"),
             (
                 "[[rule]]\nclouds = [\"aws\"]\nclouds = [\"gcp\"]\n",
@@ -298,6 +325,14 @@ mode = "audit"
                 "{text:?}: {err}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_no_text_is_named_with_its_place() {
+        let bytes = b"[[rule]]\n# gr\xc3\xbc\xdfe\n";
+        let err = parse_bytes("f", bytes).unwrap_err().to_string();
+        assert_eq!(err, "f:2:6: the byte 0xdf is no text; expected UTF-8");
+        assert!(parse_bytes("f", FULL.as_bytes()).is_ok());
     }
 
     #[test]

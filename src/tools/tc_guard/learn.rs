@@ -25,7 +25,7 @@ use super::event::VerdictEvent;
 use super::hold::Hold;
 use super::learned::Learned;
 use super::plan::Plan;
-use super::policy::{Mode, Policy, Rule};
+use super::policy::{Mode, Policy, Rule, interface_name};
 use super::report::{Key, Reported, Sample, Tally};
 use super::run::Place;
 use super::{NAME, pinned};
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     how_long: Option<Duration>,
     /// Interfaces to watch, as they come; all but loopback if none is given
-    #[arg(short, long = "interface", value_name = "IFACE")]
+    #[arg(short, long = "interface", value_name = "IFACE", value_parser = interface_name)]
     interfaces: Vec<String>,
     /// A new file for the policy; standard output if it is not given
     #[arg(long, value_name = "FILE")]

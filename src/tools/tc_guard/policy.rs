@@ -149,6 +149,25 @@ pub struct Policy {
     pub interfaces: Vec<String>,
 }
 
+/// The longest name of an interface in bytes (`IFNAMSIZ` less the zero byte).
+const LONGEST_INTERFACE: usize = 15;
+
+/// The name of an interface, if the kernel would take it (`dev_valid_name()`).
+///
+/// # Errors
+/// [`Failure::Usage`] that names it: no interface can ever be called so.
+pub fn interface_name(text: &str) -> Result<String, Failure> {
+    let odd = |c: char| c.is_ascii_whitespace() || c == '\u{b}' || matches!(c, '/' | ':' | '\0');
+    let fits = (1..=LONGEST_INTERFACE).contains(&text.len());
+    if fits && text != "." && text != ".." && !text.contains(odd) {
+        return Ok(text.to_owned());
+    }
+    Err(Failure::usage(format!(
+        "no interface can be called {text:?}; expected 1 to {LONGEST_INTERFACE} bytes without blanks, \"/\" \
+         and \":\""
+    )))
+}
+
 impl Policy {
     /// One rule, as tests and examples want it.
     pub fn of(endpoints: &[Endpoint], users: &[&str]) -> Self {
@@ -166,6 +185,26 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_no_interface_can_have_is_named() {
+        for name in ["eth0", "br-0123456789ab", "veth@x", "wlé"] {
+            assert_eq!(interface_name(name).unwrap(), name);
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            "eth 0",
+            "eth0:1",
+            "a/b",
+            "br-0123456789abc",
+            "a\n",
+        ] {
+            let err = interface_name(name).unwrap_err().to_string();
+            assert!(err.contains(&format!("{name:?}; expected")), "{err}");
+        }
+    }
 
     #[test]
     fn a_limit_is_a_number_a_second() {

@@ -18,7 +18,7 @@ use super::event::{Checked, Ready, Summary};
 use super::hold::Hold;
 use super::pinned::{self, Found};
 use super::plan::Plan;
-use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
+use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject, interface_name};
 use super::reporter::Reporter;
 use super::statement::Statement;
 use super::{Guard, NAME};
@@ -52,7 +52,7 @@ pub(super) struct Args {
     #[arg(long = "allow-cgroup", value_name = "PATH|UNIT", value_delimiter = ',')]
     cgroups: Vec<String>,
     /// Interfaces to guard, as they come; all but loopback if none is given
-    #[arg(short, long = "interface", value_name = "IFACE")]
+    #[arg(short, long = "interface", value_name = "IFACE", value_parser = interface_name)]
     interfaces: Vec<String>,
     /// Deny nothing, report what would be denied
     #[arg(long)]
@@ -161,10 +161,10 @@ const LONGEST_POLICY: u64 = 4 << 20;
 /// [`Failure::Usage`] if it is no policy; those of the system if it cannot be read.
 pub fn read(path: &Path) -> Result<Policy> {
     let at = || format!("cannot read the policy {}", path.display());
-    let mut text = String::new();
+    let mut text = Vec::new();
     let file = File::open(path).with_context(at)?;
     let mut start = file.take(LONGEST_POLICY + 1);
-    start.read_to_string(&mut text).with_context(at)?;
+    start.read_to_end(&mut text).with_context(at)?;
     if text.len() as u64 > LONGEST_POLICY {
         return Err(Failure::usage(format!(
             "{}: longer than the {LONGEST_POLICY} bytes that a policy may have",
@@ -172,7 +172,7 @@ pub fn read(path: &Path) -> Result<Policy> {
         ))
         .into());
     }
-    Ok(config::parse(&path.display().to_string(), &text)?)
+    Ok(config::parse_bytes(&path.display().to_string(), &text)?)
 }
 
 pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
