@@ -444,7 +444,9 @@ mod tests {
             ..rule(&[&format!("10.0.0.{n}")], &["root"])
         };
         assert_eq!(
-            plan((1..=64).map(of_one).collect()).unwrap_err().to_string(),
+            plan((1..=64).map(of_one).collect())
+                .unwrap_err()
+                .to_string(),
             "guard.toml:64:1: one list of endpoints too many; expected rules for 63 different lists at most"
         );
         assert!(plan((1..=63).map(of_one).collect()).is_ok());

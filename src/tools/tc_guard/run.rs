@@ -120,6 +120,7 @@ impl Args {
             groups: subjects(&self.groups),
             cgroups: subjects(&self.cgroups),
             mode: Mode::Enforce,
+            place: None,
         };
         if !rule.endpoints.is_empty() {
             policy.rules.push(rule);

@@ -152,6 +152,7 @@ impl Statement {
                 groups: subjects(&rule.groups),
                 cgroups: subjects(&rule.cgroups),
                 mode: mode(rule.audit),
+                place: None,
             })
         };
         let written = &self.policy;
