@@ -27,6 +27,23 @@ import time
 PATIENCE = 300
 # What is run of a block that is not run whole. setpriv is there to give the program its privileges.
 OURS = ["ebpfkit", "setpriv", "tshark"]
+# Other programs that blocks show which are not run whole, and where that is tried, or why it cannot be.
+ELSEWHERE = {
+    "make": "these are the tests themselves and what they begin with",
+    "apt": "a package is installed by tests/packages/try_package, with dpkg",
+    "dnf": "a package is installed by tests/packages/try_package, with rpm",
+    "pacman": "a package is installed by tests/packages/try_package",
+    "packaging/source-archives": "tests/packages/run builds packages so",
+    "cd": "tests/packages/run builds packages so",
+    "mv": "tests/packages/run builds packages so",
+    "dpkg-buildpackage": "tests/packages/run builds packages so",
+    "rpmbuild": "tests/packages/run builds packages so",
+    "systemctl": "tests/packages/try_booted.py has a systemd",
+    "journalctl": "tests/packages/try_booted.py has a systemd",
+    "curl": "tests/demo.rs has a server that is guarded",
+    "podman": "there is no engine to build an image; the recipe is linted",
+    "kubectl": "there is no cluster; the manifests are checked against Kubernetes' schemas",
+}
 # What documents call a process that the reader has.
 A_PROCESS = "4711"
 # `check` says with 1 that something can get past a guard, as all but certainly something can.
@@ -48,12 +65,26 @@ def blocks(text):
     return [(name, block) for _, name, block in sorted(found)]
 
 
-def commands(block):
-    """The commands of ours in a block, as someone would type them. A synopsis is none."""
+def typed(block):
+    """The commands in a block, as root would type them."""
     for line in re.sub(r"\\\n\s*", "", block).splitlines():
-        command = re.sub(r"^sudo ", "", line.removeprefix("$ "))
-        if command.split(" ")[0] in OURS and not re.search(r"[…<\[]|^ebpfkit:", command):
+        command = re.sub(r"^sudo (-u \w+ )?", "", line.removeprefix("$ "))
+        program = command.split(" ")[0]
+        # A synopsis is none.
+        if program in OURS and not re.search(r"[…<\[]|^ebpfkit:", command):
             yield command.split("  #")[0].rstrip()
+        elif line.startswith(("$ ", "sudo ", "make ")):
+            yield command
+
+
+def commands(block):
+    """The commands of ours in a block. What another one is for is known."""
+    for command in typed(block):
+        program = command.split(" ")[0]
+        if program in OURS:
+            yield command
+        elif program not in ELSEWHERE:
+            sys.exit(f"{command}: neither run nor said to be tried elsewhere")
 
 
 def expect(command, status, said):
