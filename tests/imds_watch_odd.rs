@@ -165,4 +165,37 @@ mod root {
         assert_eq!(found[0]["findings"], json!(["user-data", "unparsable"]));
         assert_eq!(found[0]["path"], target);
     }
+
+    /// A tag may be held outside of the frame, as those are that an interface takes off or puts on.
+    #[test]
+    fn a_request_in_a_vlan_is_seen_there_and_at_the_interface_below() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        for (side, address) in [
+            (&network.machine, "10.216.0.7/24"),
+            (&network.cloud, "10.216.0.1/24"),
+        ] {
+            if !side.made("eth0.5", "link eth0 type vlan id 5") {
+                return;
+            }
+            side.ip(&["addr", "add", address, "dev", "eth0.5"]);
+            side.ip(&["link", "set", "eth0.5", "up"]);
+        }
+        let way = ["via", "10.216.0.1", "dev", "eth0.5"];
+        network
+            .machine
+            .ip(&[&["route", "add", IMDS4][..], &way].concat());
+        for interface in ["eth0.5", "eth0"] {
+            let tool = start(&network, &["-i", interface]);
+            let output = network.curl(ALICE, &[&format!("http://{IMDS4}/latest/meta-data/")]);
+            assert!(output.status.success(), "{output:?}");
+            tool.wait_for("request", |event| event["kind"] == "request");
+            let ended = tool.stop();
+            let told = ended.kind("request");
+            assert_eq!(told.len(), 1, "{ended:?}");
+            assert_eq!(told[0]["interface"], interface);
+            assert_eq!(told[0]["findings"], json!(["imdsv1"]));
+            assert_eq!(told[0]["status"], 200);
+        }
+    }
 }

@@ -68,6 +68,41 @@ mod root {
         assert!(close.get("resumed").is_none());
     }
 
+    #[test]
+    fn a_call_that_was_under_way_is_not_taken_for_one_without_room() {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let mut client = place.peer(&["late", PORT, "later"]);
+        let pid = server.pid().to_string();
+        // Whoever comes second is told of the return of what began before it.
+        let first = Tool::start(&place.netns, &["sslsniff", "-p", &pid]);
+        client.go();
+        assert_eq!(client.line(), "connected");
+        until_it_reads(&pid);
+        let second = Tool::start(&place.netns, &["sslsniff", "-p", &pid]);
+        client.go();
+        client.rest();
+        server.rest();
+        let directions = |ended: &super::common::Ended| -> Vec<Value> {
+            nothing_is_lost(ended);
+            let data = ended.kind("data").into_iter();
+            data.map(|event| event["direction"].clone()).collect()
+        };
+        assert_eq!(directions(&first.stop()), ["read", "write"]);
+        assert_eq!(directions(&second.stop()), ["write"]);
+    }
+
+    fn until_it_reads(pid: &str) {
+        let read = format!("{} ", libc::SYS_read);
+        let reads = || {
+            let call = std::fs::read_to_string(format!("/proc/{pid}/syscall"));
+            call.expect("a process").starts_with(&read)
+        };
+        while !reads() {
+            std::thread::yield_now();
+        }
+    }
+
     /// `*at_fourth_argument = 2^64 - 1; return 1;`
     #[cfg(target_arch = "x86_64")]
     const SAYS_ANYTHING: &[u8] = b"\x48\xc7\x01\xff\xff\xff\xff\xb8\x01\0\0\0\xc3";

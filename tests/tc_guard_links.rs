@@ -8,7 +8,7 @@ mod common;
 mod root {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Child, Stdio};
     use std::sync::mpsc::{Sender, channel};
     use std::thread::{self, JoinHandle};
     use std::time::{Duration, Instant};
@@ -74,23 +74,6 @@ mod root {
             let stdin = self.child.0.stdin.as_mut().unwrap();
             stdin.write_all(b"go\n").unwrap();
         }
-    }
-
-    /// Whether this kernel has interfaces of this kind. Those of the matrix have all; where one does not,
-    /// it is said.
-    fn made(netns: &Netns, name: &str, kind: &str) -> bool {
-        let mut command = Command::new("ip");
-        command.args(["-n", netns.name(), "link", "add", name]);
-        let output = command.args(kind.split(' ')).output().expect("ip");
-        if output.status.success() {
-            return true;
-        }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let unknown = said.contains("Unknown device type") || said.contains("not supported");
-        assert!(unknown, "{kind}: {said}");
-        assert!(std::env::var_os("EBPFKIT_VM").is_none(), "{kind}: {said}");
-        eprintln!("not tried, as this kernel has no such interfaces: {kind}");
-        false
     }
 
     /// Sends datagrams to port 9999 from one socket.
@@ -198,7 +181,7 @@ mod root {
         machine.ip(&["addr", "flush", "dev", "eth0"]);
         machine.ip(&["link", "set", "eth0", "master", "br0"]);
         // The other end takes no tags: what leaves is what counts here.
-        if made(machine, "eth0.5", "link eth0 type vlan id 5") {
+        if machine.made("eth0.5", "link eth0 type vlan id 5") {
             ways.push("eth0.5");
         }
         for (number, way) in ways.iter().enumerate() {
@@ -253,7 +236,7 @@ mod root {
             netns.ip(&["addr", "add", &format!("10.214.0.{own}/24"), "dev", link]);
             netns.ip(&["link", "set", link, "up"]);
             let remote = format!("{vxlan} 10.214.0.{other} dev {link}");
-            assert!(made(netns, "vx0", &remote));
+            assert!(netns.made("vx0", &remote));
             netns.ip(&["addr", "add", &format!("10.217.0.{own}/24"), "dev", "vx0"]);
             netns.ip(&["link", "set", "vx0", "up"]);
         }
@@ -392,7 +375,7 @@ mod root {
         let machine = &network.machine;
         let mut there = Vec::new();
         for (number, (name, kind, to)) in tunnels().into_iter().enumerate() {
-            if !made(machine, name, &kind) {
+            if !machine.made(name, &kind) {
                 continue;
             }
             machine.ip(&["link", "set", name, "up"]);
@@ -467,7 +450,7 @@ mod root {
             [(&network.machine, 1, CLOUD4), (&network.cloud, 2, MACHINE4)]
         {
             let kind = format!("type vxlan id 7 dstport 4789 dev eth0 remote {remote}");
-            assert!(made(netns, "vx0", &kind));
+            assert!(netns.made("vx0", &kind));
             let own = format!("10.217.0.{number}/24");
             netns.ip(&["addr", "add", &own, "dev", "vx0"]);
             netns.ip(&["link", "set", "vx0", "up"]);

@@ -85,6 +85,12 @@ static __always_inline bool watched(__u32 tgid)
 	return true;
 }
 
+/* Calls that found no room as they began, and those of them that have returned. A return whose beginning
+ * is not known is one of them, or of a call that was under way as the probes came: of that the kernel tells
+ * if another program's return probe was there before.
+ */
+__u64 calls_without_room, returns_without_room;
+
 static __always_inline struct thread *thread_of(__u64 pid_tgid)
 {
 	struct thread *thread = bpf_map_lookup_elem(&threads, &pid_tgid);
@@ -121,6 +127,7 @@ static __always_inline struct call *new_call(struct thread *thread, __u32 functi
 		if (!call->under_way)
 			return call;
 	}
+	__sync_fetch_and_add(&calls_without_room, 1);
 	return &thread->calls[thread->oldest++ % MAX_NESTED];
 }
 
@@ -144,21 +151,24 @@ static __always_inline bool is_inner(struct thread *thread, const struct call *c
 static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 library)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
-	__u64 third = PT_REGS_PARM3(ctx), fifth = PT_REGS_PARM5(ctx);
+	__u64 third = PT_REGS_PARM3(ctx), fifth = PT_REGS_PARM5(ctx), stack = PT_REGS_SP(ctx);
 	struct thread *thread;
 	struct call *call;
 
 	/* A choice among arguments must not become one among places of the context. */
 	barrier_var(third);
 	barrier_var(fifth);
+	barrier_var(stack);
 	if (!watched(pid_tgid >> 32))
 		return 0;
 	/* No room is counted at the return, where the length is known. */
 	thread = thread_of(pid_tgid);
-	if (!thread)
+	if (!thread) {
+		__sync_fetch_and_add(&calls_without_room, 1);
 		return 0;
-	call = new_call(thread, function, PT_REGS_SP(ctx));
-	call->stack = PT_REGS_SP(ctx);
+	}
+	call = new_call(thread, function, stack);
+	call->stack = stack;
 	call->ssl = PT_REGS_PARM1(ctx);
 	call->buffer = PT_REGS_PARM2(ctx);
 	if (HAS(AT_FIFTH, function))
@@ -195,7 +205,11 @@ static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *th
 	if (thread)
 		call = find_call(thread, function, PT_REGS_SP(ctx) - RETURN_ADDRESS_SIZE);
 	if (!call) {
-		if (lost && watched(bpf_get_current_pid_tgid() >> 32)) {
+		if (returns_without_room >= calls_without_room ||
+		    !watched(bpf_get_current_pid_tgid() >> 32))
+			return NULL;
+		__sync_fetch_and_add(&returns_without_room, 1);
+		if (lost) {
 			if (lost_bytes > INT_MAX)
 				lost_bytes = 0;
 			count(SSL_SEEN_CALLS, 1);

@@ -111,6 +111,23 @@ impl Netns {
         ip(&all)
     }
 
+    /// Whether this kernel has interfaces of this kind. Those of the matrix have all; where one does not,
+    /// it is said.
+    pub fn made(&self, name: &str, kind: &str) -> bool {
+        let mut command = Command::new("ip");
+        command.args(["-n", self.name(), "link", "add", name]);
+        let output = command.args(kind.split(' ')).output().expect("ip");
+        if output.status.success() {
+            return true;
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let unknown = said.contains("Unknown device type") || said.contains("not supported");
+        assert!(unknown, "{kind}: {said}");
+        assert!(std::env::var_os("EBPFKIT_VM").is_none(), "{kind}: {said}");
+        eprintln!("not tried, as this kernel has no such interfaces: {kind}");
+        false
+    }
+
     /// A command that runs in this network namespace and shares all else: `ip netns exec` would
     /// hide bpffs and cgroup2 behind a sysfs of its own.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {

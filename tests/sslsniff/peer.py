@@ -6,6 +6,7 @@ input before they start.
                                       as many in a single call on another
     peer.py send PORT SIZE...         the other end, which waits for a line before each connection
     peer.py text PORT PIECE...        writes each piece in a call of its own and reads the echo
+    peer.py late PORT TEXT            connects, says so, waits for another line, writes and reads the echo
     peer.py echo CERT PORT            writes back what comes on one connection
     peer.py plain PORT                a server that does not speak TLS, for one connection
     peer.py proxy CERT PORT TO        an HTTPS proxy (CONNECT) for one connection, always to port TO
@@ -100,6 +101,16 @@ def text(port, *pieces):
                     missing -= len(tls.recv(1 << 16))
                 except ssl.SSLWantReadError:
                     select.select([tls], [], [])
+    print(json.dumps({}), flush=True)
+
+
+def late(port, words):
+    sys.stdin.readline()
+    with connect(int(port)) as tls:
+        print("connected", flush=True)
+        sys.stdin.readline()
+        tls.write(words.encode())
+        assert read_all(tls, len(words)) == words.encode()
     print(json.dumps({}), flush=True)
 
 
