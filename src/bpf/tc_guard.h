@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What tc-guard's programs and its user space share. Include lib/identity.bpf.h and
- * lib/executable.bpf.h first.
- */
+/* What tc-guard's programs and its user space share. Include lib/identity.bpf.h first. */
 #ifndef EBPFKIT_TC_GUARD_H
 #define EBPFKIT_TC_GUARD_H
 
@@ -105,13 +103,6 @@ struct guard_report {
 	__u64 last_ns;
 };
 
-/* What a process runs. */
-struct guard_executable {
-	/* Bytes in `names`, both as executable_of() has them; 0 if nobody has looked. */
-	__u32 length;
-	__u8 names[EXECUTABLE_BYTES];
-};
-
 /* A packet or call that was judged, and how many of its key there have been. */
 struct guard_event {
 	__u64 time_ns;
@@ -134,9 +125,7 @@ struct guard_event {
 	__u8 transport;
 	/* enum guard_layer */
 	__u8 layer;
-	__u8 pad[1];
-	/* Of `who`, as it was then. */
-	struct guard_executable executable;
+	__u8 pad[5];
 };
 
 #endif

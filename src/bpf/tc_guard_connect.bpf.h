@@ -19,13 +19,13 @@
 
 /* Who connected a socket, or sent from it to a guarded endpoint. It goes with the socket, so that
  * nobody can push it out by making many. Stays when a policy replaces another.
- * Key: the socket. Value: struct known_caller, 392 bytes.
+ * Key: the socket. Value: struct caller, 64 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct known_caller);
+	__type(value, struct caller);
 } callers SEC(".maps");
 
 /* What opens an endpoint of this mask to the current task, as in opened(). */
@@ -51,9 +51,7 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 				      bool perfmon)
 {
 	const struct endpoint_target *target;
-	const struct guard_executable *unseen = (const struct guard_executable *)&no_executable;
-	struct known_caller *kept;
-	struct caller caller = {};
+	struct caller *kept, caller = {};
 	struct sighting seen = {};
 	struct guard_key key = {};
 	struct packet pkt = {};
@@ -85,16 +83,11 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 		key.verdict = GUARD_DENIED;
 		key.uid = caller.who.uid;
 		seen.who = &caller.who;
-		barrier_var(unseen);
-		seen.executable = unseen;
 		seen.cgroup = caller.who.cgroup;
 		seen.layer = GUARD_CONNECT;
 		count(GUARD_DENIED);
 		count(GUARD_CALLS);
-		if (perfmon)
-			report_current(&pkt, &key, &seen);
-		else
-			report(&pkt, &key, &seen);
+		report(&pkt, &key, &seen);
 		return REFUSE;
 	}
 	/* What is only audited is reported when it is sent. */
@@ -102,12 +95,8 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 	if (!sk)
 		return PROCEED;
 	kept = bpf_sk_storage_get(&callers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!kept)
-		return PROCEED;
-	kept->caller = caller;
-	if (perfmon)
-		kept->executable.length =
-			executable_of((void *)bpf_get_current_task(), kept->executable.names);
+	if (kept)
+		*kept = caller;
 	return PROCEED;
 }
 

@@ -2,7 +2,7 @@
 /* What tc-guard tells: exact counters, a table of totals and a ring of events. All of this stays when
  * a policy replaces another.
  *
- * Helpers: bpf_ktime_get_boot_ns and the ring buffer (5.8), those of executable.bpf.h.
+ * Helpers: bpf_ktime_get_boot_ns and the ring buffer (5.8).
  */
 #ifndef EBPFKIT_TC_GUARD_REPORT_BPF_H
 #define EBPFKIT_TC_GUARD_REPORT_BPF_H
@@ -59,13 +59,11 @@ static __always_inline void count(__u32 counter)
 
 /* Of whom nothing is known. */
 const volatile struct identity nobody;
-const volatile struct guard_executable no_executable;
 
 /* Where and by whom something was seen. */
 struct sighting {
 	/* Never NULL: without CAP_PERFMON the verifier lets nobody ask whether a place on the stack is. */
 	const struct identity *who;
-	const struct guard_executable *executable;
 	__u64 cgroup;
 	__u32 ifindex;
 	/* enum guard_layer */
@@ -74,7 +72,7 @@ struct sighting {
 
 static __always_inline void send_event(const struct packet *pkt, const struct guard_key *key,
 				       const struct sighting *seen, struct guard_report *report,
-				       __u64 now, bool look)
+				       __u64 now)
 {
 	struct guard_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
@@ -98,17 +96,14 @@ static __always_inline void send_event(const struct packet *pkt, const struct gu
 	event->transport = pkt->transport_state;
 	event->layer = seen->layer;
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
-	event->executable = *seen->executable;
-	/* Only now, as it takes twenty reads or so, and a caller may be refused very often. */
-	if (look)
-		event->executable.length =
-			executable_of((void *)bpf_get_current_task(), event->executable.names);
 	bpf_ringbuf_submit(event, 0);
 }
 
-/* With `look`, a constant, the current task is whom it is about, and its executable may be read. */
-static __always_inline void tell(const struct packet *pkt, const struct guard_key *key,
-				 const struct sighting *seen, bool look)
+/* Not inline: its stack is its own. Where a compiler puts a number into the place of a pointer that it
+ * no longer needs, the verifier objects without CAP_PERFMON.
+ */
+static __noinline void report(const struct packet *pkt, const struct guard_key *key,
+			      const struct sighting *seen)
 {
 	struct guard_report *entry = bpf_map_lookup_elem(&reports, key);
 	struct guard_report fresh = {};
@@ -138,23 +133,7 @@ static __always_inline void tell(const struct packet *pkt, const struct guard_ke
 	__sync_fetch_and_add(&entry->total, 1);
 	now = bpf_ktime_get_boot_ns();
 	if (!entry->last_ns || now - entry->last_ns >= event_interval_ns)
-		send_event(pkt, &told, seen, entry, now, look);
-}
-
-/* Not inline: its stack is its own. Where a compiler puts a number into the place of a pointer that it
- * no longer needs, the verifier objects without CAP_PERFMON.
- */
-static __noinline void report(const struct packet *pkt, const struct guard_key *key,
-			      const struct sighting *seen)
-{
-	tell(pkt, key, seen, false);
-}
-
-/* The same of a call of the current task. Needs CAP_PERFMON. */
-static __noinline void report_current(const struct packet *pkt, const struct guard_key *key,
-				      const struct sighting *seen)
-{
-	tell(pkt, key, seen, true);
+		send_event(pkt, &told, seen, entry, now);
 }
 
 #endif

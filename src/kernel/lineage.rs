@@ -8,7 +8,7 @@ use procfs::process::Process;
 use crate::kernel::identity::{IDENTITY_BYTES, Record};
 use crate::process::{self, Directory, Identity};
 
-/// `LINEAGE_PARENTS`, `EXECUTABLE_PATH`, `EXECUTABLE_NAME` and `LINEAGE_ARGS`.
+/// `LINEAGE_PARENTS`, `LINEAGE_EXE`, `LINEAGE_NAME` and `LINEAGE_ARGS`.
 const PARENTS: usize = 4;
 const EXE: usize = 256;
 const NAME: usize = 64;
@@ -114,9 +114,9 @@ pub fn living(pid: u32) -> (Vec<String>, Vec<Parent>) {
     (arguments(&line), parents)
 }
 
-/// The path of an executable as `src/bpf/lib/executable.bpf.h` records it: names from the file up, each
-/// with a zero byte behind it. Names of `NAME` - 1 bytes or longer are cut, and such a path is none.
-pub fn path(bytes: &[u8], length: usize) -> Option<String> {
+/// Names from the file up, each with a zero byte behind it. Names of this length or longer are cut,
+/// and such a path is none.
+fn path(bytes: &[u8], length: usize) -> Option<String> {
     if length == 0 || length >= EXE {
         return None;
     }
