@@ -6,6 +6,9 @@
 //! module under [`tools`]; what they share is here. Data flows one way: arguments become a plan,
 //! the plan is written to the kernel, records come back and become events, events become lines.
 
+// Nothing that comes from outside ends the program in the middle.
+#![warn(clippy::unwrap_used, clippy::expect_used)]
+
 pub mod cli;
 pub mod endpoint;
 pub mod endpoint_table;

@@ -2,6 +2,9 @@
 
 //! Parse, run, turn an error into a message and an exit code.
 
+// Nothing that comes from outside ends the program in the middle.
+#![warn(clippy::unwrap_used, clippy::expect_used)]
+
 use std::process::ExitCode;
 
 use clap::Parser as _;

@@ -14,10 +14,12 @@
     clippy::all,
     clippy::absolute_paths,
     clippy::clone_on_ref_ptr,
+    clippy::expect_used,
     clippy::ptr_as_ptr,
     clippy::redundant_closure_for_method_calls,
     clippy::undocumented_unsafe_blocks,
     clippy::uninlined_format_args,
+    clippy::unwrap_used,
     clippy::use_self,
     clippy::wildcard_imports
 )]

@@ -303,13 +303,11 @@ fn attach(
 /// The interfaces that `policy` names, or all but loopback; then those of them that cannot be guarded.
 fn chosen(policy: &Policy) -> Result<(Vec<Interface>, Vec<Interface>)> {
     let all = interfaces::chosen(&policy.interfaces)?;
-    let (readable, unreadable): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|at| at.readable().is_ok());
-    match unreadable.first() {
-        // Whoever names one counts on it.
-        Some(first) if !policy.interfaces.is_empty() => Err(first.readable().unwrap_err()),
-        _ => Ok((readable, unreadable)),
+    // Whoever names one counts on it.
+    if !policy.interfaces.is_empty() {
+        all.iter().try_for_each(Interface::readable)?;
     }
+    Ok(all.into_iter().partition(|at| at.readable().is_ok()))
 }
 
 /// Attaches a pinned guard to those of `interfaces` that it is not at, and gives all that it is at.
