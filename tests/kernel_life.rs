@@ -5,8 +5,10 @@
 mod common;
 
 mod root {
+    use std::io::{BufRead as _, BufReader};
     use std::os::fd::AsFd as _;
-    use std::process::Command;
+    use std::path::Path;
+    use std::process::{Command, Stdio};
 
     use ebpfkit::kernel::hooks::{self, How};
     use ebpfkit::kernel::netlink::{Changes, Monitor};
@@ -310,5 +312,44 @@ mod root {
             pin::bpffs(Some(bpffs.path()), false).unwrap().as_deref(),
             Some(bpffs.path())
         );
+    }
+
+    /// Set in the environment of the process that is killed: this test, once more.
+    const VICTIM: &str = "EBPFKIT_TO_BE_KILLED";
+
+    #[test]
+    fn what_a_killed_test_has_made_goes_all_the_same() {
+        let itself = "root::what_a_killed_test_has_made_goes_all_the_same";
+        if std::env::var_os(VICTIM).is_some() {
+            let (netns, bpffs) = (Netns::new(), Bpffs::new());
+            println!("\nmade {} {}", netns.path().display(), bpffs.text());
+            loop {
+                std::thread::park();
+            }
+        }
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", itself, "--nocapture"]);
+        let mut victim = command
+            .env(VICTIM, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+        let mut made =
+            lines.filter_map(|line| line.unwrap().strip_prefix("made ").map(str::to_owned));
+        let made = made.next().expect("what it has made");
+        let there = || {
+            made.split(' ')
+                .filter(|path| Path::new(path).exists())
+                .count()
+        };
+        assert_eq!(there(), 2, "{made}");
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let start = std::time::Instant::now();
+        while there() > 0 {
+            assert!(start.elapsed() < PATIENCE, "left behind: {made}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 }

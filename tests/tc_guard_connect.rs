@@ -9,7 +9,6 @@ mod root {
     use std::fs;
     use std::path::{Path, PathBuf};
     use std::process::Command;
-    use std::sync::atomic::{AtomicU32, Ordering};
 
     use ebpfkit::kernel::cgroup;
     use ebpfkit::tools::tc_guard::plan::Plan;
@@ -17,7 +16,7 @@ mod root {
 
     use super::common::{
         ALICE, BOB, Ended, IMDS4, IMDS6, MetadataService, Netns, Network, Tool, ebpfkit_path,
-        python3, sh,
+        python3, sh, swept,
     };
 
     const V4: &str = "http://169.254.169.254/latest/meta-data/";
@@ -71,13 +70,10 @@ mod root {
         root: PathBuf,
     }
 
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-
     impl Cgroups {
         fn new() -> Self {
             let root = cgroup::mount().expect("cgroup2 is mounted");
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = format!("/ebpfkit-{}-{number}", std::process::id());
+            let path = format!("/{}", swept("ebpfkit"));
             let cgroups = Self { path, root };
             cgroups.make();
             cgroups

@@ -10,13 +10,12 @@ mod root {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::path::PathBuf;
     use std::process::{Command, Output, Stdio};
-    use std::sync::atomic::{AtomicU32, Ordering};
 
     use ebpfkit::kernel::cgroup;
 
     use super::common::{
         ALICE, Background, Ended, IMDS4, IMDS6, MACHINE4, MACHINE6, MetadataService, Netns,
-        Network, Tool, python3, read_all, sh,
+        Network, Tool, python3, read_all, sh, swept,
     };
 
     const V4: &str = "http://169.254.169.254/latest/meta-data/";
@@ -113,13 +112,10 @@ mod root {
         at: PathBuf,
     }
 
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-
     impl Cgroup {
         fn new() -> Self {
             let root = cgroup::mount().expect("cgroup2 is mounted");
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = format!("/ebpfkit-pod-{}-{number}", std::process::id());
+            let path = format!("/{}", swept("ebpfkit-pod"));
             let at = root.join(&path[1..]);
             fs::create_dir_all(&at).unwrap();
             Self { path, at }

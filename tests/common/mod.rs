@@ -16,10 +16,11 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,34 @@ pub fn ip(args: &[&str]) -> String {
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// Removes what has this process's number in its name once the pipe has no writer any more: when the process
+/// is gone, whatever has ended it, so that its values were not dropped.
+const SWEEP: &str = r#"
+cat
+for name in /run/netns/ebpfkit-"$1"-*; do [ ! -e "$name" ] || ip netns del "${name##*/}"; done
+for folder in "$2"/ebpfkit-bpffs-"$1"-*; do [ ! -d "$folder" ] || { umount -l "$folder"; rmdir "$folder"; }; done
+for folder in "$3"/ebpfkit-"$1"-*/* "$3"/ebpfkit-"$1"-* "$3"/ebpfkit-pod-"$1"-*; do [ ! -d "$folder" ] || rmdir "$folder"; done
+"#;
+
+/// A name that no other value has, with what removes it if this process cannot.
+pub fn swept(prefix: &str) -> String {
+    static SWEEPER: OnceLock<Child> = OnceLock::new();
+    SWEEPER.get_or_init(|| {
+        let mut command = Command::new("sh");
+        let id = std::process::id().to_string();
+        command
+            .args(["-c", SWEEP, "sh", &id])
+            .arg(std::env::temp_dir());
+        command.arg(ebpfkit::kernel::cgroup::mount().unwrap_or_default());
+        // What ends the group of the tests must not end this.
+        command.process_group(0).stdin(Stdio::piped());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("sh")
+    });
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{prefix}-{}-{number}", std::process::id())
+}
+
 /// A network namespace with its loopback up, removed on drop.
 #[derive(Debug)]
 pub struct Netns {
@@ -88,9 +117,8 @@ pub struct Netns {
 
 impl Netns {
     pub fn new() -> Self {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let netns = Self {
-            name: format!("ebpfkit-{}-{number}", std::process::id()),
+            name: swept("ebpfkit"),
         };
         ip(&["netns", "add", &netns.name]);
         netns.ip(&["link", "set", "lo", "up"]);
@@ -624,9 +652,7 @@ pub struct Bpffs {
 
 impl Bpffs {
     pub fn new() -> Self {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("ebpfkit-bpffs-{}-{number}", std::process::id()));
+        let path = std::env::temp_dir().join(swept("ebpfkit-bpffs"));
         std::fs::create_dir(&path).expect("a folder");
         nix::mount::mount(
             Some("bpf"),
