@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Which functions there are, and the calls of them that are under way: what is known as one begins is
+ * kept for its return.
+ */
+#ifndef EBPFKIT_SSLSNIFF_CALLS_BPF_H
+#define EBPFKIT_SSLSNIFF_CALLS_BPF_H
+
+#include "sslsniff_send.bpf.h"
+#include <bpf/bpf_tracing.h>
+
+/* A uretprobe finds the stack pointer where the return instruction left it. */
+#if defined(__TARGET_ARCH_x86)
+#define RETURN_ADDRESS_SIZE 8
+#else
+#define RETURN_ADDRESS_SIZE 0
+#endif
+
+/* What functions have in common: sets of enum ssl_function. */
+#define BIT(function) (1U << (function))
+#define HAS(set, function) ((set) >> (function) & 1)
+
+/* They return 1 and leave the length in memory: at their fourth argument, or at their fifth. */
+#define AT_FOURTH                                                           \
+	(BIT(SSL_FN_READ_EX) | BIT(SSL_FN_WRITE_EX) | BIT(SSL_FN_PEEK_EX) | \
+	 BIT(SSL_FN_READ_EARLY) | BIT(SSL_FN_WRITE_EARLY))
+#define AT_FIFTH BIT(SSL_FN_WRITE_EX2)
+/* They return the length, as an int or as a ssize_t. */
+#define RETURNS_INT (BIT(SSL_FN_READ) | BIT(SSL_FN_WRITE) | BIT(SSL_FN_PEEK))
+#define RETURNS_LONG \
+	(BIT(SSL_FN_SENDFILE) | BIT(GNUTLS_FN_RECV) | BIT(GNUTLS_FN_SEND) | BIT(GNUTLS_FN_SEND2))
+#define MOVES_DATA (AT_FOURTH | AT_FIFTH | RETURNS_INT | RETURNS_LONG)
+#define WRITES                                                                  \
+	(BIT(SSL_FN_WRITE) | BIT(SSL_FN_WRITE_EX) | BIT(SSL_FN_WRITE_EX2) |     \
+	 BIT(SSL_FN_WRITE_EARLY) | BIT(SSL_FN_SENDFILE) | BIT(GNUTLS_FN_SEND) | \
+	 BIT(GNUTLS_FN_SEND2))
+#define PEEKS (BIT(SSL_FN_PEEK) | BIT(SSL_FN_PEEK_EX))
+#define HANDSHAKES (BIT(SSL_FN_DO_HANDSHAKE) | BIT(GNUTLS_FN_HANDSHAKE))
+#define SHUTDOWNS (BIT(SSL_FN_SHUTDOWN) | BIT(GNUTLS_FN_BYE))
+#define FREES (BIT(SSL_FN_FREE) | BIT(GNUTLS_FN_DEINIT))
+#define GNUTLS (BIT(GNUTLS_FN_HANDSHAKE) | BIT(GNUTLS_FN_BYE))
+
+/* gnutls/gnutls.h: errors after which the same call is made again. */
+#define GNUTLS_E_WARNING_ALERT_RECEIVED -16
+#define GNUTLS_E_AGAIN -28
+#define GNUTLS_E_GOT_APPLICATION_DATA -38
+#define GNUTLS_E_INTERRUPTED -52
+
+/* openssl/tls1.h: what SSL_set_tlsext_host_name() makes SSL_ctrl() do. */
+#define SSL_CTRL_SET_TLSEXT_HOSTNAME 55
+
+static __always_inline bool watched(__u32 tgid)
+{
+	if (targ_pids && !bpf_map_lookup_elem(&pids, &tgid))
+		return false;
+	if (targ_uids) {
+		__u32 uid = bpf_get_current_uid_gid();
+
+		if (!bpf_map_lookup_elem(&uids, &uid))
+			return false;
+	}
+	if (targ_cgroups) {
+		bool inside = false;
+
+		for (__u32 i = 0; i < MAX_CGROUPS && i < targ_cgroups; i++)
+			inside = inside || bpf_current_task_under_cgroup(&cgroups, i) == 1;
+		if (!inside)
+			return false;
+	}
+	if (targ_comms) {
+		struct comm comm = {};
+
+		bpf_get_current_comm(comm.text, sizeof(comm.text));
+		if (!bpf_map_lookup_elem(&comms, &comm))
+			return false;
+	}
+	return true;
+}
+
+/* Calls that found no room as they began, and those of them that have returned. A return whose beginning
+ * is not known is one of them, or of a call that was under way as the probes came: of that the kernel tells
+ * if another program's return probe was there before.
+ */
+__u64 calls_without_room, returns_without_room;
+
+static __always_inline struct thread *thread_of(__u64 pid_tgid)
+{
+	struct thread *thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+
+	if (thread)
+		return thread;
+	bpf_map_update_elem(&threads, &pid_tgid, &new_thread, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&threads, &pid_tgid);
+}
+
+/* The call of this function that has its return address at `stack`. */
+static __always_inline struct call *find_call(struct thread *thread, __u32 function, __u64 stack)
+{
+	for (int i = 0; i < MAX_NESTED; i++) {
+		struct call *call = &thread->calls[i];
+
+		if (call->stack == stack && call->function == function)
+			return call;
+	}
+	return NULL;
+}
+
+/* Room for a call. A call that never returned (longjmp) keeps its place until another has the same
+ * stack pointer, or until there is no other place.
+ */
+static __always_inline struct call *new_call(struct thread *thread, __u32 function, __u64 stack)
+{
+	struct call *call = find_call(thread, function, stack);
+
+	if (call)
+		return call;
+	for (int i = 0; i < MAX_NESTED; i++) {
+		call = &thread->calls[i];
+		if (!call->under_way)
+			return call;
+	}
+	__sync_fetch_and_add(&calls_without_room, 1);
+	return &thread->calls[thread->oldest++ % MAX_NESTED];
+}
+
+/* Whether `call`, about to be made, does the work of another that is under way: SSL_write_ex may call
+ * SSL_write_ex2, the early data functions call the plain ones, and BoringSSL's SSL_read SSL_peek. They
+ * pass on where the bytes are. A tail call leaves the stack where it was.
+ */
+static __always_inline bool is_inner(struct thread *thread, const struct call *call)
+{
+	for (int i = 0; i < MAX_NESTED; i++) {
+		const struct call *outer = &thread->calls[i];
+
+		if (outer->under_way && outer->ssl == call->ssl && outer->buffer == call->buffer &&
+		    outer->function != call->function && outer->stack >= call->stack &&
+		    HAS(MOVES_DATA, outer->function & 31))
+			return true;
+	}
+	return false;
+}
+
+static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 library)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u64 third = PT_REGS_PARM3(ctx), fifth = PT_REGS_PARM5(ctx), stack = PT_REGS_SP(ctx);
+	struct thread *thread;
+	struct call *call;
+
+	/* A choice among arguments must not become one among places of the context. */
+	barrier_var(third);
+	barrier_var(fifth);
+	barrier_var(stack);
+	if (!watched(pid_tgid >> 32))
+		return 0;
+	/* No room is counted at the return, where the length is known. */
+	thread = thread_of(pid_tgid);
+	if (!thread) {
+		__sync_fetch_and_add(&calls_without_room, 1);
+		return 0;
+	}
+	call = new_call(thread, function, stack);
+	call->stack = stack;
+	call->ssl = PT_REGS_PARM1(ctx);
+	call->buffer = PT_REGS_PARM2(ctx);
+	if (HAS(AT_FIFTH, function))
+		call->length = fifth;
+	else if (function == SSL_FN_GET_ALPN)
+		call->length = third;
+	else
+		call->length = PT_REGS_PARM4(ctx);
+	call->start_ns = bpf_ktime_get_boot_ns();
+	call->library = library;
+	call->function = function;
+	call->under_way = 0;
+	call->inner = HAS(MOVES_DATA, function) && is_inner(thread, call);
+	call->under_way = 1;
+	if (HAS(HANDSHAKES, function)) {
+		struct connection *connection;
+
+		connection = connection_of(pid_tgid >> 32, call->ssl, call->start_ns);
+		if (connection && !connection->handshake_ns)
+			connection->handshake_ns = call->start_ns;
+	}
+	return 0;
+}
+
+/* The call that returns, or NULL. It is over whatever it returned; its entry stays, so that a
+ * second probe at the same place (one file under two inode numbers, as overlayfs has them) finds
+ * that its work is done.
+ */
+static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *thread,
+					  __u32 function, __u64 lost_bytes, bool lost)
+{
+	struct call *call = NULL;
+
+	if (thread)
+		call = find_call(thread, function, PT_REGS_SP(ctx) - RETURN_ADDRESS_SIZE);
+	if (!call) {
+		if (returns_without_room >= calls_without_room ||
+		    !watched(bpf_get_current_pid_tgid() >> 32))
+			return NULL;
+		__sync_fetch_and_add(&returns_without_room, 1);
+		if (lost) {
+			if (lost_bytes > INT_MAX)
+				lost_bytes = 0;
+			count(SSL_SEEN_CALLS, 1);
+			count(SSL_SEEN_BYTES, lost_bytes);
+			count_lost(SSL_LOST_STATE_FULL, 1, lost_bytes);
+		}
+		return NULL;
+	}
+	if (!call->under_way)
+		return NULL;
+	call->under_way = 0;
+	return call;
+}
+
+#endif

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What becomes of a connection but data: its handshake, its end, and what a program asks or tells about it. */
+#ifndef EBPFKIT_SSLSNIFF_CONNECTION_BPF_H
+#define EBPFKIT_SSLSNIFF_CONNECTION_BPF_H
+
+#include "sslsniff_calls.bpf.h"
+
+/* A record without payload. */
+static __always_inline struct ssl_record *start_event(void)
+{
+	struct ssl_record *record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+
+	count(SSL_SEEN_CALLS, 1);
+	if (!record)
+		count_lost(SSL_LOST_RING_FULL, 1, 0);
+	return record;
+}
+
+static __always_inline void send_handshake(__u32 function, __u64 ssl, struct connection *connection,
+					   __u64 now, __u32 library, __u8 flags)
+{
+	struct ssl_record *record = start_event();
+
+	if (record) {
+		describe(record, SSL_HANDSHAKE, function, ssl, connection, now, library);
+		record->duration_ns = now - connection->handshake_ns;
+		record->flags = SSL_FLAG_LAST | flags;
+		bpf_ringbuf_submit(record, 0);
+	}
+	connection->handshake_ns = 0;
+}
+
+/* How a handshake or a shutdown ended: SSL_FLAG_DONE, SSL_FLAG_FAILED, or zero if it is not over.
+ * Without SSL_get_error() nobody knows whether OpenSSL's, which return 0 or less, have failed or only
+ * wait for the socket: a handshake has failed if the connection is freed before it is done.
+ */
+static __always_inline __u8 outcome(__u32 function, int ret)
+{
+	if (!HAS(GNUTLS, function))
+		return ret == 1 ? SSL_FLAG_DONE : 0;
+	switch (ret) {
+	case 0:
+		return SSL_FLAG_DONE;
+	case GNUTLS_E_WARNING_ALERT_RECEIVED:
+	case GNUTLS_E_AGAIN:
+	case GNUTLS_E_GOT_APPLICATION_DATA:
+	case GNUTLS_E_INTERRUPTED:
+		return 0;
+	default:
+		return ret < 0 ? SSL_FLAG_FAILED : 0;
+	}
+}
+
+static __always_inline int leave_handshake(struct pt_regs *ctx, __u32 function)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u8 flags = outcome(function, PT_REGS_RC(ctx));
+	struct connection *connection;
+	struct thread *thread;
+	struct call *call;
+	__u64 now;
+
+	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+	call = leave(ctx, thread, function, 0, flags != 0);
+	if (!call || !flags)
+		return 0;
+	now = bpf_ktime_get_boot_ns();
+	connection = connection_of(pid_tgid >> 32, call->ssl, now);
+	if (!connection) {
+		count(SSL_SEEN_CALLS, 1);
+		count_lost(SSL_LOST_STATE_FULL, 1, 0);
+	} else if (connection->handshake_ns) {
+		send_stack(ctx, call, connection, now);
+		send_handshake(function, call->ssl, connection, now, call->library, flags);
+	}
+	return 0;
+}
+
+/* Told when the program has said that it is done; the peer may or may not have said so. */
+static __always_inline int leave_closing(struct pt_regs *ctx, __u32 function)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	int ret = PT_REGS_RC(ctx);
+	struct connection_key key = { .tgid = pid_tgid >> 32 };
+	struct connection *connection;
+	struct ssl_record *record;
+	struct thread *thread;
+	struct call *call;
+	__u64 now;
+
+	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+	call = leave(ctx, thread, function, 0, ret >= 0);
+	if (!call || ret < 0)
+		return 0;
+	key.ssl = call->ssl;
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (!connection)
+		return 0;
+	now = bpf_ktime_get_boot_ns();
+	record = start_event();
+	if (!record)
+		return 0;
+	describe(record, SSL_SHUTDOWN, function, call->ssl, connection, now, call->library);
+	record->duration_ns = now - call->start_ns;
+	record->flags = SSL_FLAG_LAST | outcome(function, ret);
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* Of an object that others refer to it only drops a reference; the connection then goes on under
+ * another number.
+ */
+static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, __u32 library)
+{
+	struct connection_key key = {
+		.ssl = PT_REGS_PARM1(ctx),
+		.tgid = bpf_get_current_pid_tgid() >> 32,
+	};
+	struct connection *connection;
+	struct ssl_record *record;
+	__u64 now;
+
+	if (!watched(key.tgid))
+		return 0;
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (!connection)
+		return 0;
+	now = bpf_ktime_get_boot_ns();
+	if (connection->handshake_ns)
+		send_handshake(function == SSL_FN_FREE ? SSL_FN_DO_HANDSHAKE : GNUTLS_FN_HANDSHAKE,
+			       key.ssl, connection, now, library, 0);
+	record = start_event();
+	if (record) {
+		describe(record, SSL_CLOSE, function, key.ssl, connection, now, library);
+		record->offset = connection->offset[SSL_READ];
+		record->length = connection->offset[SSL_WRITE];
+		record->duration_ns = now - connection->since_ns;
+		record->flags = SSL_FLAG_LAST;
+		bpf_ringbuf_submit(record, 0);
+	}
+	bpf_map_delete_elem(&connections, &key);
+	return 0;
+}
+
+/* Names of servers and of protocols have at most 255 bytes (RFC 6066, RFC 7301). */
+#define LONGEST_FACT 256
+
+struct fact_record {
+	struct ssl_record head;
+	char text[LONGEST_FACT];
+};
+
+/* Sends what a program asks or tells its library about a connection. `length` is 0 if the text ends
+ * with a zero byte; a fact may have no text.
+ */
+static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, __u64 text,
+				     __u32 length)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct connection *connection;
+	struct fact_record *record;
+	long read;
+
+	count(SSL_SEEN_CALLS, 1);
+	connection = connection_of(bpf_get_current_pid_tgid() >> 32, ssl, now);
+	if (!connection) {
+		count_lost(SSL_LOST_STATE_FULL, 1, 0);
+		return 0;
+	}
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	if (!record) {
+		count_lost(SSL_LOST_RING_FULL, 1, 0);
+		return 0;
+	}
+	describe(&record->head, SSL_FACT, function, ssl, connection, now, library);
+	if (!text) {
+		read = 0;
+	} else if (length) {
+		barrier_var(length);
+		if (length >= LONGEST_FACT)
+			length = LONGEST_FACT - 1;
+		read = bpf_probe_read_user(record->text, length, (void *)text);
+		read = read ? read : length;
+	} else {
+		read = bpf_probe_read_user_str(record->text, sizeof(record->text), (void *)text);
+		read--;
+	}
+	if (read < 0 || read >= LONGEST_FACT) {
+		bpf_ringbuf_discard(record, 0);
+		count_lost(SSL_LOST_UNREADABLE, 1, 0);
+		return 0;
+	}
+	record->head.flags = SSL_FLAG_LAST;
+	record->head.captured = read;
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* SSL_set_tlsext_host_name() is a macro for SSL_ctrl(ssl, command, type, name). */
+static __always_inline int enter_ctrl(struct pt_regs *ctx, __u32 library)
+{
+	if ((int)PT_REGS_PARM2(ctx) != SSL_CTRL_SET_TLSEXT_HOSTNAME ||
+	    !watched(bpf_get_current_pid_tgid() >> 32))
+		return 0;
+	return send_fact(SSL_FN_CTRL, PT_REGS_PARM1(ctx), library, PT_REGS_PARM4(ctx), 0);
+}
+
+/* The functions that return text, or a number, or leave where text is and how long. */
+static __always_inline int leave_fact(struct pt_regs *ctx, __u32 function)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	bool tells = function == SSL_FN_GET_ALPN || PT_REGS_RC(ctx);
+	struct thread *thread;
+	__u32 length = 0;
+	struct call *call;
+	__u64 text;
+
+	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+	text = PT_REGS_RC(ctx);
+	call = leave(ctx, thread, function, 0, tells);
+	if (!call || !thread)
+		return 0;
+	if (function == SSL_FN_SESSION_REUSED)
+		return (int)text == 1 ? send_fact(function, call->ssl, call->library, 0, 0) : 0;
+	if (function == SSL_FN_GET_ALPN &&
+	    (bpf_probe_read_user(&text, sizeof(text), (void *)call->buffer) ||
+	     bpf_probe_read_user(&length, sizeof(length), (void *)call->length) || !length))
+		return 0;
+	if (!text)
+		return 0;
+	return send_fact(function, call->ssl, call->library, text, length);
+}
+
+#endif
