@@ -224,33 +224,41 @@ mod root {
         python.display().to_string()
     }
 
-    /// The libraries whose calls moved data.
-    fn libraries(ended: &Ended) -> BTreeSet<String> {
+    /// The one library whose calls moved data.
+    fn library(ended: &Ended) -> String {
         let of = |event: &&Value| event["library"].as_str().unwrap_or("?").to_owned();
-        ended.kind("data").iter().map(of).collect()
+        let all: BTreeSet<_> = ended.kind("data").iter().map(of).collect();
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.into_iter().collect()
     }
 
     const BUNDLED: &str = include_str!("sslsniff/bundled.py");
 
     #[test]
     fn openssl_that_pycurl_brings_along_is_shown_byte_by_byte() {
-        let ended = download(&[&clients(), "-c", BUNDLED, "curl", PORT, "/file"]);
-        let libraries = Vec::from_iter(libraries(&ended));
-        assert!(
-            libraries.len() == 1 && libraries[0].contains("/pycurl.libs/libssl-"),
-            "{libraries:?}"
-        );
+        let library = library(&download(&[
+            &clients(),
+            "-c",
+            BUNDLED,
+            "curl",
+            PORT,
+            "/file",
+        ]));
+        assert!(library.contains("/pycurl.libs/libssl-"), "{library}");
     }
 
     #[test]
     fn openssl_inside_of_cryptography_is_shown_byte_by_byte() {
-        let ended = download(&[&clients(), "-c", BUNDLED, "openssl", PORT, "/file"]);
-        let libraries = Vec::from_iter(libraries(&ended));
+        let library = library(&download(&[
+            &clients(),
+            "-c",
+            BUNDLED,
+            "openssl",
+            PORT,
+            "/file",
+        ]));
         // Its functions are in `.symtab` alone.
-        assert!(
-            libraries.len() == 1 && libraries[0].ends_with("/_rust.abi3.so"),
-            "{libraries:?}"
-        );
+        assert!(library.ends_with("/_rust.abi3.so"), "{library}");
     }
 
     /// The stack of a process's first write.
