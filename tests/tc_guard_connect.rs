@@ -166,6 +166,36 @@ mod root {
     }
 
     #[test]
+    fn the_executable_is_the_one_that_called_and_not_what_runs_by_then() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let python = fs::canonicalize(python3()).unwrap();
+        // Is something else, and then gone, before anybody can look.
+        let program = "import os, socket\n\
+             s = socket.socket()\n\
+             s.connect_ex(('169.254.169.254', 80))\n\
+             os.execvp('true', ['true'])\n";
+        for (mode, layer, verdict) in [
+            (None, "connect", "denied"),
+            (Some("--audit"), "tc", "would-deny"),
+        ] {
+            let mut args = vec!["--cloud", "aws"];
+            args.extend(mode);
+            let guard = guard(&network, &args);
+            as_user(&network, ALICE, program);
+            let ended = guard.stop();
+            let events = ended.kind("verdict");
+            let named = events.iter().find(|event| event.get("pid").is_some());
+            let named = named.unwrap_or_else(|| panic!("{events:?}"));
+            assert_eq!(
+                (&named["layer"], &named["verdict"]),
+                (&layer.into(), &verdict.into())
+            );
+            assert_eq!(named["exe"], python.to_str().unwrap(), "{named}");
+        }
+    }
+
+    #[test]
     fn datagrams_are_refused_whether_connected_or_not() {
         let network = Network::new();
         let endpoints = [format!("{IMDS4}:80/udp"), format!("[{IMDS6}]:80/udp")];

@@ -36,6 +36,7 @@ struct owner {
 	 * 6.16, where it puts a barrier there).
 	 */
 	const struct identity *who;
+	const struct executable *executable;
 	/* Those that the groups of whoever connected it are subjects of. */
 	__u64 group_rules;
 	__u32 uid;
@@ -52,12 +53,15 @@ struct owner {
  */
 static __always_inline void owner_of(struct __sk_buff *skb, struct place place, struct owner *owner)
 {
+	const struct executable *executable = (const struct executable *)&no_executable;
 	const struct identity *who = (const struct identity *)&nobody;
 	struct bpf_sock *sk = skb->sk;
-	struct caller *caller;
+	struct known_caller *known;
 
 	barrier_var(who);
+	barrier_var(executable);
 	owner->who = who;
+	owner->executable = executable;
 	owner->reason = GUARD_NO_SOCKET;
 	if (!sk)
 		return;
@@ -74,12 +78,13 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	}
 	owner->socket = true;
 	owner->raw = sk->type == SOCK_RAW;
-	caller = bpf_sk_storage_get(&callers, sk, NULL, 0);
-	if (caller) {
-		owner->who = &caller->who;
+	known = bpf_sk_storage_get(&callers, sk, NULL, 0);
+	if (known) {
+		owner->who = &known->caller.who;
+		owner->executable = &known->executable;
 		/* Of another policy's rules they say nothing. */
-		if (caller->generation == generation)
-			owner->group_rules = caller->group_rules;
+		if (known->caller.generation == generation)
+			owner->group_rules = known->caller.group_rules;
 	}
 	owner->reason = GUARD_FOREIGN_SOCKET;
 	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth, or has arrived
@@ -317,6 +322,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 		count(key.verdict);
 	if (!counted && (key.verdict != GUARD_ALLOWED || report_allowed)) {
 		seen.who = owner.who;
+		seen.executable = owner.executable;
 		/* Zero where there is no socket. */
 		seen.cgroup = bpf_skb_cgroup_id(skb);
 		seen.ifindex = skb->ifindex;
@@ -337,6 +343,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 /* A frame with a third VLAN tag: receivers take off any number of them, and it may be for an endpoint. */
 static __noinline int refuse_tags(struct __sk_buff *skb, bool ingress)
 {
+	const struct executable *executable = (const struct executable *)&no_executable;
 	const struct identity *who = (const struct identity *)&nobody;
 	struct sighting seen = {};
 	struct guard_key key = {};
@@ -344,7 +351,9 @@ static __noinline int refuse_tags(struct __sk_buff *skb, bool ingress)
 
 	/* Else clang copies all of it from read-only data, where no pointer can be. */
 	barrier_var(who);
+	barrier_var(executable);
 	seen.who = who;
+	seen.executable = executable;
 	key.endpoint = GUARD_NO_ENDPOINT;
 	key.generation = generation;
 	key.verdict = enforcing ? GUARD_DENIED : GUARD_WOULD_DENY;

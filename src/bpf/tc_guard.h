@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What tc-guard's programs and its user space share. Include lib/identity.bpf.h first. */
+/* What tc-guard's programs and its user space share. Include lib/identity.bpf.h and
+ * lib/executable.bpf.h first.
+ */
 #ifndef EBPFKIT_TC_GUARD_H
 #define EBPFKIT_TC_GUARD_H
 
@@ -125,7 +127,9 @@ struct guard_event {
 	__u8 transport;
 	/* enum guard_layer */
 	__u8 layer;
-	__u8 pad[5];
+	__u8 pad[1];
+	/* Of `who`, as it was then. */
+	struct executable executable;
 };
 
 #endif

@@ -6,7 +6,8 @@
  * allowed user's socket handed down does not pass here. It is the quicker and the better informed
  * layer, not the one that counts: what does not come through here is judged in TC.
  *
- * Helpers: bpf_get_netns_cookie (5.7), bpf_sk_storage_get (5.8), those of identity.bpf.h.
+ * Helpers: bpf_get_netns_cookie (5.7), bpf_sk_storage_get (5.8), those of identity.bpf.h and
+ * executable.bpf.h.
  */
 #ifndef EBPFKIT_TC_GUARD_CONNECT_BPF_H
 #define EBPFKIT_TC_GUARD_CONNECT_BPF_H
@@ -17,15 +18,15 @@
 #define REFUSE 0
 #define PROCEED 1
 
-/* Who connected a socket, or sent from it to a guarded endpoint. It goes with the socket, so that
- * nobody can push it out by making many. Stays when a policy replaces another.
- * Key: the socket. Value: struct caller, 64 bytes.
+/* Who connected a socket, or sent from it to a guarded endpoint, or tried to. It goes with the socket,
+ * so that nobody can push it out by making many. Stays when a policy replaces another.
+ * Key: the socket. Value: struct known_caller, 392 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct caller);
+	__type(value, struct known_caller);
 } callers SEC(".maps");
 
 /* What opens an endpoint of this mask to the current task, as in opened(). */
@@ -47,11 +48,32 @@ static __always_inline bool opened_to_caller(const struct caller *caller, __u64 
 	return false;
 }
 
+/* Writes to the caller's record at the socket what it runs. Needs CAP_PERFMON.
+ *
+ * A global function, which the verifier walks through once for each program: inline, it did so for each
+ * way that leads here, and starting a guard took five times as long.
+ */
+int record_executable(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct known_caller *known;
+
+	if (!sk)
+		return 0;
+	known = bpf_sk_storage_get(&callers, sk, NULL, 0);
+	if (!known)
+		return 0;
+	executable_of((void *)bpf_get_current_task(), &known->executable);
+	return 0;
+}
+
 static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union address *remote,
 				      bool perfmon)
 {
+	const struct executable *executable = (const struct executable *)&no_executable;
 	const struct endpoint_target *target;
-	struct caller *kept, caller = {};
+	struct known_caller *known = NULL;
+	struct caller caller = {};
 	struct sighting seen = {};
 	struct guard_key key = {};
 	struct packet pkt = {};
@@ -76,6 +98,17 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 	if (perfmon && any_groups)
 		caller.group_rules = rules_of_group(caller.who.gid) |
 				     rules_of_supplementary_groups();
+	sk = ctx->sk;
+	if (sk)
+		known = bpf_sk_storage_get(&callers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (known)
+		known->caller = caller;
+	/* Else clang copies all of it from read-only data, where no pointer can be. */
+	barrier_var(executable);
+	if (perfmon && known) {
+		record_executable(ctx);
+		executable = &known->executable;
+	}
 	/* Containers are judged as their packets come in, by their cgroup. */
 	home = bpf_get_netns_cookie(ctx) == home_netns;
 	if (home && !opened_to_caller(&caller, mask, &key.reason) && mask & GUARD_ENFORCED) {
@@ -83,6 +116,7 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 		key.verdict = GUARD_DENIED;
 		key.uid = caller.who.uid;
 		seen.who = &caller.who;
+		seen.executable = executable;
 		seen.cgroup = caller.who.cgroup;
 		seen.layer = GUARD_CONNECT;
 		count(GUARD_DENIED);
@@ -91,12 +125,6 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 		return REFUSE;
 	}
 	/* What is only audited is reported when it is sent. */
-	sk = ctx->sk;
-	if (!sk)
-		return PROCEED;
-	kept = bpf_sk_storage_get(&callers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (kept)
-		*kept = caller;
 	return PROCEED;
 }
 

@@ -9,6 +9,7 @@
 #define EBPFKIT_TC_GUARD_POLICY_BPF_H
 
 #include "lib/endpoints.bpf.h"
+#include "lib/executable.bpf.h"
 #include "lib/identity.bpf.h"
 #include "tc_guard.h"
 
@@ -128,13 +129,20 @@ struct {
 	__type(value, struct guard_bucket);
 } buckets SEC(".maps");
 
-/* What the hook in connect() and sendmsg() leaves at a socket for its packets. */
+/* Who calls connect() or sendmsg(). */
 struct caller {
 	struct identity who;
 	/* Those that the caller's groups are subjects of. */
 	__u64 group_rules;
 	/* The policy that they are rules of. */
 	__u32 generation;
+	__u32 pad;
+};
+
+/* What the hook leaves at a socket for its packets. */
+struct known_caller {
+	struct caller caller;
+	struct executable executable;
 	__u32 pad;
 };
 

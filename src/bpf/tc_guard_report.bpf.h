@@ -59,11 +59,14 @@ static __always_inline void count(__u32 counter)
 
 /* Of whom nothing is known. */
 const volatile struct identity nobody;
+const volatile struct executable no_executable;
 
 /* Where and by whom something was seen. */
 struct sighting {
 	/* Never NULL: without CAP_PERFMON the verifier lets nobody ask whether a place on the stack is. */
 	const struct identity *who;
+	/* Likewise. */
+	const struct executable *executable;
 	__u64 cgroup;
 	__u32 ifindex;
 	/* enum guard_layer */
@@ -96,6 +99,7 @@ static __always_inline void send_event(const struct packet *pkt, const struct gu
 	event->transport = pkt->transport_state;
 	event->layer = seen->layer;
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	event->executable = *seen->executable;
 	bpf_ringbuf_submit(event, 0);
 }
 

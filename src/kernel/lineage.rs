@@ -8,7 +8,7 @@ use procfs::process::Process;
 use crate::kernel::identity::{IDENTITY_BYTES, Record};
 use crate::process::{self, Directory, Identity};
 
-/// `LINEAGE_PARENTS`, `LINEAGE_EXE`, `LINEAGE_NAME` and `LINEAGE_ARGS`.
+/// `LINEAGE_PARENTS`, `EXECUTABLE_PATH`, `EXECUTABLE_NAME` and `LINEAGE_ARGS`.
 const PARENTS: usize = 4;
 const EXE: usize = 256;
 const NAME: usize = 64;
@@ -54,16 +54,17 @@ impl Caller {
         }
         let (who, rest) = bytes.split_at(IDENTITY_BYTES);
         let (parents, rest) = rest.split_at(PARENTS * PARENT_BYTES);
-        let (lengths, rest) = rest.split_at(8);
+        let (exe_length, rest) = rest.split_at(4);
         let (exe, rest) = rest.split_at(EXE + NAME);
+        let (args_length, rest) = rest.split_at(4);
         let word = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?));
         let parents = parents.chunks(PARENT_BYTES).map_while(|one| {
             let pid = word(one).filter(|pid| *pid != 0)?;
             let comm = process::comm(&one[4..]);
             Some(Parent { pid, comm })
         });
-        let exe_length = word(lengths)? as usize;
-        let args_length = (word(&lengths[4..])? as usize).min(ARGS);
+        let exe_length = word(exe_length)? as usize;
+        let args_length = (word(args_length)? as usize).min(ARGS);
         let parents: Vec<_> = parents.collect();
         Some(Self {
             who: Record::parse(who)?,
@@ -114,9 +115,9 @@ pub fn living(pid: u32) -> (Vec<String>, Vec<Parent>) {
     (arguments(&line), parents)
 }
 
-/// Names from the file up, each with a zero byte behind it. Names of this length or longer are cut,
-/// and such a path is none.
-fn path(bytes: &[u8], length: usize) -> Option<String> {
+/// The path of an executable as `src/bpf/lib/executable.bpf.h` records it: names from the file up, each
+/// with a zero byte behind it. Names of `NAME` - 1 bytes or longer are cut, and such a path is none.
+pub fn path(bytes: &[u8], length: usize) -> Option<String> {
     if length == 0 || length >= EXE {
         return None;
     }
@@ -157,10 +158,10 @@ mod tests {
             bytes.extend(b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
         }
         bytes.extend(exe_length.to_ne_bytes());
-        bytes.extend(u32::try_from(args.len()).unwrap().to_ne_bytes());
         let mut field = exe.to_vec();
         field.resize(EXE + NAME, 0);
         bytes.extend(field);
+        bytes.extend(u32::try_from(args.len()).unwrap().to_ne_bytes());
         let mut field = args.to_vec();
         field.resize(ARGS, 0);
         bytes.extend(field);

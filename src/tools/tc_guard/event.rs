@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::hold::Change;
 use super::plan::Plan;
-use super::report::{Layer, Reason, Reported, Verdict};
+use super::report::{Executable, Layer, Reason, Reported, Verdict};
 use crate::endpoint::protocol_name;
 use crate::output::{Event, Line, Printable, Style};
 use crate::process::{Directory, Identity};
@@ -64,6 +64,12 @@ impl VerdictEvent {
         let sample = reported.sample.as_ref();
         let who = sample.and_then(|sample| sample.who.as_ref());
         let mut identity = who.map_or_else(Identity::default, |who| who.identity(directory));
+        // What ran when it called: by now it may be another program, which the caller has chosen.
+        match sample.map(|sample| &sample.executable) {
+            None | Some(Executable::Unseen) => {}
+            Some(Executable::TooLong) => identity.exe = None,
+            Some(Executable::Path(path)) => identity.exe = Some(path.clone()),
+        }
         // The verdict's own view comes first: the socket's, where that is what was judged.
         if let Some(uid) = key.uid {
             identity.uid = Some(uid);
@@ -403,6 +409,7 @@ mod tests {
             key,
             cgroup: 0,
             who: None,
+            executable: Executable::Unseen,
             layer: Layer::Egress,
             ifindex: 2,
             src: "10.0.0.2:40000".parse().unwrap(),

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use anyhow::{Context as _, Result, bail};
 
 use crate::kernel::identity::Record;
+use crate::kernel::lineage;
 use crate::process;
 use crate::skel::tc_guard::types::{
     guard_event, guard_key, guard_layer, guard_reason, guard_report, guard_verdict,
@@ -119,6 +120,18 @@ pub enum Layer {
     Call,
 }
 
+/// What a hook has recorded of the executable of a process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Executable {
+    /// Nothing: it could not look, or nobody has called.
+    #[default]
+    Unseen,
+    /// A path that is too long to be recorded.
+    TooLong,
+    /// Its path in the process's mount namespace.
+    Path(String),
+}
+
 /// One packet of a key, and how many there had been.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
@@ -132,6 +145,8 @@ pub struct Sample {
     pub cgroup: u64,
     /// Who connected the socket, where a hook has seen it.
     pub who: Option<Record>,
+    /// What they ran then; nothing if no hook has looked.
+    pub executable: Executable,
     /// Where it was seen.
     pub layer: Layer,
     /// Index of the interface, or 0.
@@ -223,6 +238,7 @@ impl Sample {
             key: Key::decode(&raw.key)?,
             cgroup: raw.cgroup,
             who: record(&raw),
+            executable: executable(&raw),
             layer,
             ifindex: raw.ifindex,
             src: socket_addr(raw.src, raw.sport),
@@ -244,6 +260,14 @@ fn record(raw: &guard_event) -> Option<Record> {
         gid: who.gid,
         comm: process::comm(&who.comm),
     })
+}
+
+fn executable(raw: &guard_event) -> Executable {
+    match raw.executable.length as usize {
+        0 => Executable::Unseen,
+        length => lineage::path(&raw.executable.names, length)
+            .map_or(Executable::TooLong, Executable::Path),
+    }
 }
 
 /// The total in an entry of the kernel's table.
@@ -352,7 +376,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::skel::tc_guard::types::identity;
+    use crate::skel::tc_guard::types::{executable, identity};
 
     fn bytes<T: plain::Plain>(value: &T) -> Vec<u8> {
         #[allow(unsafe_code)]
@@ -389,13 +413,14 @@ mod tests {
             protocol: 6,
             transport: 0,
             layer: 0,
-            pad: [0; 5],
+            pad: [0; 1],
+            executable: executable::default(),
         }
     }
 
     #[test]
     fn records_have_the_size_that_the_kernel_writes() {
-        assert_eq!(size_of::<guard_event>(), 144);
+        assert_eq!(size_of::<guard_event>(), 464);
         assert_eq!(size_of::<guard_key>(), 24);
         assert_eq!(size_of::<guard_report>(), 16);
     }
@@ -420,8 +445,27 @@ mod tests {
     }
 
     #[test]
+    fn an_executable_is_what_the_hook_saw() {
+        let executable = |bytes: &[u8], length| {
+            let mut raw = raw(1);
+            raw.executable.length = length;
+            raw.executable.names[..bytes.len()].copy_from_slice(bytes);
+            Sample::from_bytes(&super::tests::bytes(&raw))
+                .unwrap()
+                .executable
+        };
+        assert_eq!(executable(b"", 0), Executable::Unseen);
+        assert_eq!(
+            executable(b"curl\0bin\0usr\0", 13),
+            Executable::Path("/usr/bin/curl".to_owned())
+        );
+        assert_eq!(executable(b"curl\0", 256), Executable::TooLong);
+        assert_eq!(executable(b"curl\0", u32::MAX), Executable::TooLong);
+    }
+
+    #[test]
     fn what_is_no_record_is_an_error() {
-        assert!(Sample::from_bytes(&bytes(&raw(5))[..143]).is_err());
+        assert!(Sample::from_bytes(&bytes(&raw(5))[..463]).is_err());
         assert!(Sample::from_bytes(&[]).is_err());
         let mut foreign = raw(5);
         foreign.key.cgroup = 9;
