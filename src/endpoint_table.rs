@@ -64,6 +64,29 @@ pub fn merge(targets: impl IntoIterator<Item = Target>) -> Vec<Target> {
     merged
 }
 
+/// The addresses and prefixes that endpoints take up in a table: [`MAX_PREFIXES`] at most.
+#[derive(Debug, Default)]
+pub struct Prefixes(BTreeSet<Prefix>);
+
+impl Prefixes {
+    /// Has those of one more endpoint.
+    pub fn add(&mut self, endpoint: &Endpoint) {
+        let prefix = Prefix::of(endpoint);
+        self.0.insert(prefix);
+        // Longest-prefix match knows no families: without an entry of its own, IPv4 would be
+        // found in an IPv6 prefix this short. A prefix of IPv4 always has such an entry or is
+        // longer.
+        if !prefix.v4 && prefix.length < ALL_V4.length && prefix.holds(ALL_V4.bits) {
+            self.0.insert(ALL_V4);
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// What the program reads. Its indices are into the targets that this was made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
@@ -94,22 +117,15 @@ impl Table {
     /// Those of [`Table::new`].
     pub fn with(targets: &[Target], unread: fn(&[u64]) -> u64) -> Result<Self, Failure> {
         let mut bitmaps: Box<Bitmaps> = Box::new([[0; BITMAP_WORDS]; 4]);
-        let mut prefixes = BTreeSet::new();
+        let mut prefixes = Prefixes::default();
         for target in targets {
-            let prefix = Prefix::of(&target.endpoint);
-            prefixes.insert(prefix);
-            // Longest-prefix match knows no families: without an entry of its own, IPv4 would be
-            // found in an IPv6 prefix this short. A prefix of IPv4 always has such an entry or is
-            // longer.
-            if !prefix.v4 && prefix.length < ALL_V4.length && prefix.holds(ALL_V4.bits) {
-                prefixes.insert(ALL_V4);
-            }
-            mark(&mut bitmaps, prefix);
+            prefixes.add(&target.endpoint);
+            mark(&mut bitmaps, Prefix::of(&target.endpoint));
         }
-        if prefixes.len() > MAX_PREFIXES {
+        if prefixes.count() > MAX_PREFIXES {
             return Err(Failure::usage(format!(
                 "{} addresses or prefixes to guard; at most {MAX_PREFIXES} can be",
-                prefixes.len()
+                prefixes.count()
             )));
         }
         let mut table = Self {
@@ -119,7 +135,7 @@ impl Table {
         };
         // Prefixes with the same targets at the same ports share a group.
         let mut groups: BTreeMap<Vec<Segments>, u32> = BTreeMap::new();
-        for prefix in prefixes {
+        for prefix in prefixes.0 {
             let covering = covering(targets, prefix);
             let segments: Vec<_> = PROTOCOLS
                 .iter()

@@ -10,8 +10,10 @@ mod root {
     use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
     use super::common::{
-        ALICE, BOB, Background, IMDS4, MACHINE4, MetadataService, Netns, Network, Tool, python3, sh,
+        ALICE, BOB, Background, IMDS4, IMDS6, MACHINE4, MetadataService, Netns, Network, Tool,
+        python3, sh,
     };
+    use tempfile::NamedTempFile;
 
     /// The packet layer alone.
     fn guard(network: &Network, args: &[&str]) -> Tool {
@@ -77,6 +79,45 @@ mod root {
              s.bind(('{IMDS4}', 0))\n\
              s.sendto(tcp(check), ('{MACHINE4}', 0))\n"
         )
+    }
+
+    #[test]
+    fn what_a_socket_was_allowed_once_opens_nothing_else_to_it() {
+        let network = Network::new();
+        let mut policy = NamedTempFile::new().unwrap();
+        for (port, user) in [(81, ALICE), (82, ALICE), (83, BOB)] {
+            writeln!(
+                policy,
+                "[[rule]]\nendpoints = [\"{IMDS4}:{port}/udp\", \"[{IMDS6}]:{port}/udp\"]\nusers = [\"{user}\"]"
+            )
+            .unwrap();
+        }
+        let guard = guard(&network, &["--config", policy.path().to_str().unwrap()]);
+        for (family, address) in [("AF_INET", IMDS4), ("AF_INET6", IMDS6)] {
+            // The first that is allowed is kept at the socket itself, others are looked up.
+            let program = format!(
+                "import socket\n\
+                 s = socket.socket(socket.{family}, socket.SOCK_DGRAM)\n\
+                 for port in [81, 82, 83, 81, 82, 83, 83, 81]:\n\
+                 \x20   s.sendto(b'x', ('{address}', port))\n"
+            );
+            sh(network
+                .machine
+                .command_as(ALICE, python3())
+                .args(["-c", &program]));
+        }
+        let ended = guard.stop();
+        let summary = ended.summary();
+        assert_eq!(
+            (&summary["allowed"], &summary["denied"]),
+            (&10.into(), &6.into())
+        );
+        for event in ended.kind("verdict") {
+            assert!(
+                event["endpoint"].as_str().unwrap().ends_with(":83/udp"),
+                "{event}"
+            );
+        }
     }
 
     #[test]

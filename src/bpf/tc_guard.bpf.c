@@ -164,29 +164,37 @@ static __noinline __u64 opened(struct __sk_buff *skb, const struct owner *owner,
 	return 0;
 }
 
+static __always_inline bool same_destination(const struct exact_key *one,
+					     const struct exact_key *other)
+{
+	return one->address.word[3] == other->address.word[3] && one->port == other->port &&
+	       one->protocol == other->protocol && one->address.word[0] == other->address.word[0] &&
+	       one->address.word[1] == other->address.word[1] &&
+	       one->address.word[2] == other->address.word[2];
+}
+
 /* Whether the packet's socket was allowed the same endpoint before: a connection is judged once, and then
- * looked up.
+ * looked up. One that has sent to several endpoints takes one lookup more for all but the first.
  */
 static __always_inline bool granted_before(struct __sk_buff *skb, const struct exact_key *key)
 {
 	const struct endpoint_target *target;
+	const struct grant *grant;
 	struct bpf_sock *sk;
-	__u64 *granted;
 
 	if (!has_ports(key->protocol))
-		return false;
-	target = bpf_map_lookup_elem(&exact_endpoints, key);
-	if (!target)
 		return false;
 	sk = skb->sk;
 	if (!sk)
 		return false;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk)
+	grant = bpf_sk_storage_get(&grants, sk, NULL, 0);
+	if (!grant)
 		return false;
-	granted = bpf_sk_storage_get(&grants, sk, NULL, 0);
+	if (same_destination(&grant->first, key))
+		return true;
+	target = bpf_map_lookup_elem(&exact_endpoints, key);
 	/* Never with GUARD_ENFORCED. */
-	return granted && *granted & target->mask;
+	return target && grant->rules & target->mask;
 }
 
 /* Only packets of the usual form; for whatever is not one, judge() has an answer. Not inline, one for each
@@ -252,19 +260,21 @@ static __always_inline bool allowed_before(struct __sk_buff *skb, __u32 network)
  * from stays as long as the socket and the policy do. Another CPU may do the same: what is lost by that
  * is found again by the next packet.
  */
-static __always_inline void remember(struct __sk_buff *skb, __u64 rules)
+static __always_inline void remember(struct __sk_buff *skb, const struct packet *pkt, __u64 rules)
 {
 	struct bpf_sock *sk = skb->sk;
-	__u64 *granted;
+	struct grant *grant, fresh = {};
 
 	if (!sk)
 		return;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk)
-		return;
-	granted = bpf_sk_storage_get(&grants, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (granted)
-		*granted |= rules;
+	if (pkt->transport_state == TRANSPORT_KNOWN) {
+		fresh.first.address = pkt->dst;
+		fresh.first.port = bpf_htons(pkt->dport);
+		fresh.first.protocol = pkt->protocol;
+	}
+	grant = bpf_sk_storage_get(&grants, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE);
+	if (grant)
+		grant->rules |= rules;
 }
 
 /* A packet whose destination may be guarded. */
@@ -314,7 +324,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 		} else {
 			key.verdict = GUARD_ALLOWED;
 			if (!place.ingress)
-				remember(skb, rules);
+				remember(skb, &pkt, rules);
 		}
 	}
 	counted = counted && key.verdict != GUARD_DENIED;
@@ -341,7 +351,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 }
 
 /* A frame with a third VLAN tag: receivers take off any number of them, and it may be for an endpoint. */
-static __noinline int refuse_tags(struct __sk_buff *skb, bool ingress)
+static __always_inline int refuse_tags(struct __sk_buff *skb, bool ingress)
 {
 	const struct executable *executable = (const struct executable *)&no_executable;
 	const struct identity *who = (const struct identity *)&nobody;
@@ -387,13 +397,9 @@ static __always_inline bool concerns(void *at, void *end)
 				    bpf_ntohs(ip6->daddr.in6_u.u6_addr16[7]));
 }
 
-static __always_inline int guard_network(struct __sk_buff *skb, __u32 network, struct place place)
+/* A packet that may concern a guarded endpoint. */
+static __always_inline int guard_packet(struct __sk_buff *skb, __u32 network, struct place place)
 {
-	void *end = (void *)(long)skb->data_end;
-	void *data = (void *)(long)skb->data;
-
-	if (!concerns(data + network, end))
-		return TC_ACT_UNSPEC;
 	if (!place.ingress && allowed_before(skb, network)) {
 		if (skb->tc_index != (judged ^ GUARD_COUNTED)) {
 			count(GUARD_ALLOWED);
@@ -402,6 +408,16 @@ static __always_inline int guard_network(struct __sk_buff *skb, __u32 network, s
 		return TC_ACT_UNSPEC;
 	}
 	return judge(skb, network, place);
+}
+
+static __always_inline int guard_network(struct __sk_buff *skb, __u32 network, struct place place)
+{
+	void *end = (void *)(long)skb->data_end;
+	void *data = (void *)(long)skb->data;
+
+	if (!concerns(data + network, end))
+		return TC_ACT_UNSPEC;
+	return guard_packet(skb, network, place);
 }
 
 /* The type of a frame, or of what is behind a tag, that may be a network header. */
@@ -415,23 +431,11 @@ static __always_inline bool is_tag(__be16 type)
 	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
 }
 
-/* Interfaces whose packets begin with an Ethernet header. The type is read from the frame:
- * skb->protocol is what the sender of a raw frame says it is.
- */
-static __always_inline int guard_frame(struct __sk_buff *skb, struct place place)
+static __always_inline int guard_tagged(struct __sk_buff *skb, struct place place)
 {
-	void *end = (void *)(long)skb->data_end;
-	void *data = (void *)(long)skb->data;
-	struct ethhdr *eth = data;
 	/* The types behind a tag and behind a second one (IEEE 802.1ad). */
 	__be16 inner[2][2] = {};
 
-	if ((void *)(eth + 1) > end)
-		return TC_ACT_UNSPEC;
-	if (is_network(eth->h_proto))
-		return guard_network(skb, ETH_HLEN, place);
-	if (!is_tag(eth->h_proto))
-		return TC_ACT_UNSPEC;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, inner[0], 4))
 		return TC_ACT_UNSPEC;
 	if (is_network(inner[0][1]))
@@ -445,19 +449,6 @@ static __always_inline int guard_frame(struct __sk_buff *skb, struct place place
 	return TC_ACT_UNSPEC;
 }
 
-SEC("tc")
-int egress_eth(struct __sk_buff *skb)
-{
-	return guard_frame(skb, (struct place){ .ethernet = true });
-}
-
-/* Interfaces whose packets begin with the network header: tun, WireGuard, ppp, most tunnels. */
-SEC("tc")
-int egress_ip(struct __sk_buff *skb)
-{
-	return guard_network(skb, 0, (struct place){});
-}
-
 /* A mark that a packet brought along says nothing; judge() sets it anew. */
 static __always_inline void forget_mark(struct __sk_buff *skb)
 {
@@ -465,30 +456,58 @@ static __always_inline void forget_mark(struct __sk_buff *skb)
 		skb->tc_index = 0;
 }
 
+/* Interfaces whose packets begin with an Ethernet header. The type is read from the frame: skb->protocol is
+ * what the sender of a raw frame says it is.
+ *
+ * What is done for a packet that may concern an endpoint is not inline, so that one that concerns nobody
+ * costs no register to save and no stack.
+ */
+#define GUARD_FRAMES(hook, ...)                                                             \
+	static __noinline int hook##_packet(struct __sk_buff *skb)                          \
+	{                                                                                   \
+		return guard_packet(skb, ETH_HLEN,                                          \
+				    (struct place){ .ethernet = true, __VA_ARGS__ });       \
+	}                                                                                   \
+	static __noinline int hook##_tagged(struct __sk_buff *skb)                          \
+	{                                                                                   \
+		return guard_tagged(skb, (struct place){ .ethernet = true, __VA_ARGS__ });  \
+	}                                                                                   \
+	SEC("tc")                                                                           \
+	int hook(struct __sk_buff *skb)                                                     \
+	{                                                                                   \
+		struct place place = { .ethernet = true, __VA_ARGS__ };                     \
+		void *end = (void *)(long)skb->data_end;                                    \
+		struct ethhdr *eth = (void *)(long)skb->data;                               \
+                                                                                            \
+		if (place.ingress)                                                          \
+			forget_mark(skb);                                                   \
+		if ((void *)(eth + 1) > end)                                                \
+			return TC_ACT_UNSPEC;                                               \
+		if (is_network(eth->h_proto))                                               \
+			return concerns(eth + 1, end) ? hook##_packet(skb) : TC_ACT_UNSPEC; \
+		return is_tag(eth->h_proto) ? hook##_tagged(skb) : TC_ACT_UNSPEC;           \
+	}
+
+/* Interfaces whose packets begin with the network header: tun, WireGuard, ppp, most tunnels. */
+#define GUARD_PACKETS(hook, ...)                                                 \
+	static __noinline int hook##_packet(struct __sk_buff *skb)               \
+	{                                                                        \
+		return guard_packet(skb, 0, (struct place){ __VA_ARGS__ });      \
+	}                                                                        \
+	SEC("tc")                                                                \
+	int hook(struct __sk_buff *skb)                                          \
+	{                                                                        \
+		void *end = (void *)(long)skb->data_end;                         \
+		void *data = (void *)(long)skb->data;                            \
+                                                                                 \
+		return concerns(data, end) ? hook##_packet(skb) : TC_ACT_UNSPEC; \
+	}
+
+GUARD_FRAMES(egress_eth)
+GUARD_PACKETS(egress_ip)
 /* The machine's ends of its containers' veth pairs. */
-SEC("tc")
-int ingress_eth(struct __sk_buff *skb)
-{
-	forget_mark(skb);
-	return guard_frame(skb, (struct place){ .ethernet = true, .ingress = true });
-}
+GUARD_FRAMES(ingress_eth, .ingress = true)
 
-SEC("tc")
-int egress_eth_ns(struct __sk_buff *skb)
-{
-	return guard_frame(skb, (struct place){ .ethernet = true, .namespaces = true });
-}
-
-SEC("tc")
-int egress_ip_ns(struct __sk_buff *skb)
-{
-	return guard_network(skb, 0, (struct place){ .namespaces = true });
-}
-
-SEC("tc")
-int ingress_eth_ns(struct __sk_buff *skb)
-{
-	forget_mark(skb);
-	return guard_frame(skb,
-			   (struct place){ .ethernet = true, .ingress = true, .namespaces = true });
-}
+GUARD_FRAMES(egress_eth_ns, .namespaces = true)
+GUARD_PACKETS(egress_ip_ns, .namespaces = true)
+GUARD_FRAMES(ingress_eth_ns, .ingress = true, .namespaces = true)

@@ -94,14 +94,24 @@ struct {
 	__type(value, struct endpoint_target);
 } exact_endpoints SEC(".maps");
 
-/* Rules by which a socket's owner was allowed before.
- * Key: the socket. Value: a bit per rule, 8 bytes.
+struct grant {
+	/* A bit per rule. */
+	__u64 rules;
+	/* What the socket was allowed first. Written as this is made and never again, so that nobody reads parts
+	 * of two: another CPU may be judging a packet of the same socket.
+	 */
+	struct exact_key first;
+	__u32 pad;
+};
+
+/* By what a socket's owner was allowed before.
+ * Key: the socket. Value: struct grant, 32 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, __u64);
+	__type(value, struct grant);
 } grants SEC(".maps");
 
 struct bucket_key {

@@ -178,6 +178,16 @@ pub fn parse_bytes(file: &str, bytes: &[u8]) -> Result<Policy, Failure> {
     parse(file, text)
 }
 
+/// What the parser says, in the words of TOML.
+fn in_plain_words(message: &str) -> String {
+    message
+        .replace(
+            "invalid type: map, expected a sequence",
+            "a table; expected [[rule]], in double brackets, for each rule",
+        )
+        .replace("expected a sequence", "expected a list in brackets")
+}
+
 /// The policy in `text`; `file` is what messages call it.
 ///
 /// # Errors
@@ -186,7 +196,7 @@ pub fn parse(file: &str, text: &str) -> Result<Policy, Failure> {
     let places = Places { file, text };
     let written: File = toml::from_str(text).map_err(|err| {
         let span = err.span().unwrap_or_default();
-        places.wrong(&span, err.message())
+        places.wrong(&span, in_plain_words(err.message()))
     })?;
     if written.rules.is_empty() {
         return Err(Failure::usage(format!(
@@ -312,6 +322,16 @@ mode = "audit"
                 "interfaces = [\"eth0\",\n\"an-interface-name\"]\n[[rule]]\nclouds = [\"aws\"]\n",
                 "f:2:1:",
                 "\"an-interface-name\"; expected 1 to 15 bytes",
+            ),
+            (
+                "[rule]\nclouds = [\"aws\"]\n",
+                "f:1:1:",
+                "expected [[rule]], in double brackets",
+            ),
+            (
+                "[[rule]]\nclouds = \"aws\"\n",
+                "f:2:10:",
+                "string \"aws\", expected a list in brackets",
             ),
             ("[[rule]\n", "f:1:8:", "unclosed array table, expected"),
             (

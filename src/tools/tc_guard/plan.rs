@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
-use crate::endpoint_table::{Target, merge};
+use crate::endpoint_table::{MAX_PREFIXES, Prefixes, Table, Target, merge};
 use crate::failure::Failure;
 use crate::kernel::cgroup;
 use crate::process::{resolve_group, resolve_user};
@@ -29,6 +29,8 @@ pub const CGROUP_LEVELS: usize = 8;
 pub struct Plan {
     /// What is guarded; the mask has the rules that open it, and [`ENFORCED`].
     pub endpoints: Vec<Target>,
+    /// The same as the programs read it.
+    pub table: Table,
     /// Who may, each with the rules that it is a subject of; two mentions add up.
     pub users: BTreeMap<u32, u64>,
     /// The same of group ids.
@@ -56,8 +58,10 @@ impl Plan {
         if policy.rules.is_empty() {
             return Err(Failure::usage("a policy without a rule guards nothing").into());
         }
+        let endpoints = endpoints(policy)?;
         let mut plan = Self {
-            endpoints: Vec::new(),
+            table: Table::with(&endpoints, unread)?,
+            endpoints,
             users: BTreeMap::new(),
             groups: BTreeMap::new(),
             cgroups: BTreeMap::new(),
@@ -67,18 +71,10 @@ impl Plan {
             packets_only: policy.packets_only,
             report_each: false,
         };
-        let mut targets = Vec::new();
         let mut depths = BTreeSet::new();
         for (rule, bit) in policy.rules.iter().zip(bits(&policy.rules)?) {
-            let enforced = policy.mode == Mode::Enforce && rule.mode == Mode::Enforce;
-            let mask = bit | if enforced { ENFORCED } else { 0 };
-            targets.extend(rule.endpoints.iter().map(|endpoint| Target {
-                endpoint: endpoint.clone(),
-                mask,
-            }));
             plan.add_subjects(rule, bit, cgroup_root, &mut depths)?;
         }
-        plan.endpoints = merge(targets);
         Ok(plan)
     }
 
@@ -175,6 +171,31 @@ pub fn unread(masks: &[u64]) -> u64 {
 /// 1 right below the root.
 fn depth(cgroup: &str) -> usize {
     cgroup.matches('/').count()
+}
+
+/// What all rules guard, each endpoint once.
+fn endpoints(policy: &Policy) -> Result<Vec<Target>> {
+    let mut prefixes = Prefixes::default();
+    let mut targets: Vec<Target> = Vec::new();
+    for (rule, bit) in policy.rules.iter().zip(bits(&policy.rules)?) {
+        let enforced = policy.mode == Mode::Enforce && rule.mode == Mode::Enforce;
+        let mask = bit | if enforced { ENFORCED } else { 0 };
+        for endpoint in &rule.endpoints {
+            prefixes.add(endpoint);
+            targets.push(Target {
+                endpoint: endpoint.clone(),
+                mask,
+            });
+        }
+        if prefixes.count() > MAX_PREFIXES {
+            return Err(Failure::usage(format!(
+                "{}too many addresses and prefixes; expected {MAX_PREFIXES} in all rules at most",
+                before(rule.place.as_ref())
+            ))
+            .into());
+        }
+    }
+    Ok(merge(targets))
 }
 
 /// A bit for each rule; rules with the same endpoints and mode share one.
@@ -450,6 +471,24 @@ mod tests {
             "guard.toml:64:1: one list of endpoints too many; expected rules for 63 different lists at most"
         );
         assert!(plan((1..=63).map(of_one).collect()).is_ok());
+
+        let of_half = |n: usize| {
+            let endpoints: Vec<String> = (0..=2048)
+                .map(|i| format!("10.{n}.{}.{}", i / 256, i % 256))
+                .collect();
+            let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
+            Rule {
+                place: Some(format!("guard.toml:{n}:1")),
+                ..rule(&endpoints, &["root"])
+            }
+        };
+        assert_eq!(
+            plan(vec![of_half(1), of_half(1), of_half(2)])
+                .unwrap_err()
+                .to_string(),
+            "guard.toml:2:1: too many addresses and prefixes; expected 4096 in all rules at most"
+        );
+        assert!(plan(vec![of_half(1), of_half(1)]).is_ok());
 
         let cgroups = (1..10).map(|depth| Subject {
             text: "/a".repeat(depth),

@@ -13,7 +13,7 @@ use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
 use super::gates::{Hook, needed, own, prepare};
-use super::plan::{self, Plan};
+use super::plan::Plan;
 use super::report::{Key, Verdict};
 use crate::endpoint_table::Table;
 use crate::failure::Failure;
@@ -144,7 +144,6 @@ impl Programs {
         kept: Option<&Kept>,
     ) -> Result<(Self, Kept)> {
         let Settings { method, calls, .. } = settings;
-        let table = Table::with(&plan.endpoints, plan::unread)?;
         let perfmon = Capabilities::effective().has(Capability::Perfmon);
         if !plan.groups.is_empty() && calls && !perfmon {
             return Err(Failure::blocked(
@@ -164,7 +163,7 @@ impl Programs {
         let mut open = TcGuardSkelBuilder::default()
             .open(&mut storage)
             .map_err(|err| bpf::explain(err, "open the guard", needed(method)))?;
-        configure(&mut open, plan, &table, settings)?;
+        configure(&mut open, plan, settings)?;
         let namespaces = settings.home_netns != 0 && features::tc_knows_namespaces();
         let progs = &mut open.progs;
         for (hook, program, wanted) in [
@@ -194,7 +193,7 @@ impl Programs {
         let skel = open
             .load()
             .map_err(|err| bpf::explain(err, "load the guard", needed(method)))?;
-        write_maps(&skel, plan, &table)?;
+        write_maps(&skel, plan)?;
         if kept.is_none() {
             // Whoever finds the table of reports full is counted here; it was made for the first policy,
             // and stays.
@@ -239,18 +238,13 @@ impl Programs {
 }
 
 /// Writes the read-only data.
-fn configure(
-    open: &mut OpenTcGuardSkel<'_>,
-    plan: &Plan,
-    table: &Table,
-    settings: Settings,
-) -> Result<()> {
+fn configure(open: &mut OpenTcGuardSkel<'_>, plan: &Plan, settings: Settings) -> Result<()> {
     let rodata = open.maps.rodata_data.as_deref_mut();
     let rodata = rodata.context("the guard has no settings")?;
     rodata.enforcing = plan.enforces().into();
     rodata.silent = (plan.deny == super::policy::Deny::Drop).into();
     rodata.report_allowed = plan.report_allowed.into();
-    rodata.endpoint_bits = *table.bitmaps;
+    rodata.endpoint_bits = *plan.table.bitmaps;
     rodata.home_netns = settings.home_netns;
     rodata.judged = settings.judged;
     rodata.generation = settings.generation;
@@ -268,7 +262,7 @@ fn configure(
     Ok(())
 }
 
-fn write_maps(skel: &TcGuardSkel<'_>, plan: &Plan, table: &Table) -> Result<()> {
+fn write_maps(skel: &TcGuardSkel<'_>, plan: &Plan) -> Result<()> {
     let maps = &skel.maps;
     for (uid, rules) in &plan.users {
         maps.users
@@ -280,7 +274,7 @@ fn write_maps(skel: &TcGuardSkel<'_>, plan: &Plan, table: &Table) -> Result<()> 
             .update(&gid.to_ne_bytes(), &rules.to_ne_bytes(), MapFlags::ANY)
             .with_context(|| format!("cannot allow gid {gid}"))?;
     }
-    kernel_endpoints::write(table, &maps.endpoints, &maps.endpoint_ports)?;
+    kernel_endpoints::write(&plan.table, &maps.endpoints, &maps.endpoint_ports)?;
     for (key, value) in Table::exact(&plan.endpoints) {
         maps.exact_endpoints
             .update(&key, &value, MapFlags::ANY)

@@ -23,7 +23,6 @@ use super::reporter::Reporter;
 use super::statement::Statement;
 use super::{Guard, NAME};
 use crate::endpoint::Endpoint;
-use crate::endpoint_table::Table;
 use crate::failure::{self, Failure};
 use crate::kernel::cgroup_follow::Follower;
 use crate::kernel::interfaces;
@@ -181,7 +180,6 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let root = cgroup::mount();
     let plan = Plan::new(&policy, root.as_deref())?;
     if args.check_config {
-        Table::new(&plan.endpoints)?;
         let mut sink = output::stdout(NAME, settings);
         sink.event(OffsetDateTime::now_utc(), &Checked::new(&plan))?;
         return Ok(sink.flush()?);
