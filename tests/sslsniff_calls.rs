@@ -65,7 +65,7 @@ mod root {
             close["version"].as_str().unwrap().starts_with("TLSv1."),
             "{close}"
         );
-        assert!(close.get("resumed").is_none());
+        assert_eq!(close["resumed"], false);
     }
 
     #[test]

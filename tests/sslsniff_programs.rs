@@ -32,81 +32,83 @@ mod root {
         Peer::start(place.netns.command("node").args(["-e", NODE, PORT, path]))
     }
 
-    /// Each connection of a process: what passed first in a direction, its own address and its peer's.
-    fn starts(ended: &Ended, pid: u32, direction: &str) -> Vec<(String, Value, Value)> {
-        ended
-            .kind("data")
-            .into_iter()
-            .filter(|event| {
-                event["pid"] == pid && event["direction"] == direction && event["offset"] == 0
-            })
-            .map(|event| {
-                let text = String::from_utf8_lossy(&bytes_of(event)).into_owned();
-                (text, event["local"].clone(), event["peer"].clone())
-            })
-            .collect()
+    /// Connections of each client at the same time.
+    const MANY: usize = 12;
+    const THIRD_PORT: &str = "4435";
+
+    /// The first of what a process read or wrote on the connection on which this was asked for.
+    fn asked<'a>(ended: &'a Ended, pid: u32, direction: &str, path: &str) -> &'a Value {
+        let start = format!("GET {path} HTTP/1.");
+        let mut found = ended.kind("data").into_iter().filter(|event| {
+            event["pid"] == pid
+                && event["direction"] == direction
+                && event["offset"] == 0
+                && bytes_of(event).starts_with(start.as_bytes())
+        });
+        let first = found.next();
+        assert!(found.next().is_none(), "two ask for {path}");
+        first.unwrap_or_else(|| panic!("process {pid} did not {direction} {start}"))
     }
 
     #[test]
-    fn a_client_a_server_and_a_proxy_at_once_have_no_wrong_ends() {
+    fn clients_servers_and_proxies_at_once_have_no_wrong_ends() {
         let place = Place::new();
-        let mut server = asyncio(&place, &["serve", &place.pem(), OTHER_PORT]);
+        let mut server = asyncio(&place, &["serve", &place.pem(), THIRD_PORT]);
         assert_eq!(server.line(), "listening");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sslsniff/node_end.js");
+        let node = |args: &[&str]| {
+            let mut command = place.netns.command("node");
+            Peer::start(command.arg(script).args(args))
+        };
+        let mut proxy = node(&["proxy", &place.pem(), OTHER_PORT, THIRD_PORT]);
+        assert_eq!(proxy.line(), "listening");
         let nginx = place.nginx_with(&format!(
             "location / {{ proxy_pass https://127.0.0.1:{OTHER_PORT}; }}"
         ));
+        let many = MANY.to_string();
         let mut clients = [
-            node(&place, "/node"),
-            asyncio(&place, &["get", PORT, "/asyncio"]),
+            node(&["many", PORT, "/node", &many]),
+            asyncio(&place, &["many", PORT, "/asyncio", &many]),
         ];
         let tool = Tool::start(&place.netns, &["sslsniff"]);
+        clients.iter_mut().for_each(Peer::go);
         for client in &mut clients {
-            client.go();
-            client.rest();
+            assert_eq!(client.rest()[0].as_array().unwrap().len(), MANY);
         }
         let ended = tool.stop();
         nothing_is_lost(&ended);
         for (client, path) in clients.iter().zip(["/node", "/asyncio"]) {
-            let request = text(&ended, client.pid(), "write");
-            assert!(
-                request.starts_with(&format!("GET {path} HTTP/1.1\r\n")),
-                "{request:?}"
-            );
-            assert!(text(&ended, client.pid(), "read").ends_with(path));
-        }
-        // Over memory nobody knows the socket; then nothing is said of it.
-        for pid in [clients[0].pid(), clients[1].pid(), server.pid()] {
-            for event in ended
-                .kind("data")
-                .iter()
-                .filter(|event| event["pid"] == pid)
-            {
-                assert!(
-                    event.get("peer").is_none() && event.get("local").is_none(),
-                    "{event}"
-                );
+            for path in (0..MANY).map(|number| format!("{path}{number}")) {
+                // Who asks, who is asked, and at which port.
+                for (from, to, port) in [
+                    ((client.pid(), "ciphertext"), (nginx.0.id(), "call"), PORT),
+                    (
+                        (nginx.0.id(), "call"),
+                        (proxy.pid(), "ciphertext"),
+                        OTHER_PORT,
+                    ),
+                    (
+                        (proxy.pid(), "ciphertext"),
+                        (server.pid(), "ciphertext"),
+                        THIRD_PORT,
+                    ),
+                ] {
+                    let asks = asked(&ended, from.0, "write", &path);
+                    let is_asked = asked(&ended, to.0, "read", &path);
+                    assert_eq!(asks["peer"], format!("127.0.0.1:{port}"), "{asks}");
+                    assert_eq!(asks["local"], is_asked["peer"], "{asks} {is_asked}");
+                    assert_eq!(asks["peer"], is_asked["local"], "{asks} {is_asked}");
+                    assert_eq!(asks["peer_via"], from.1, "{asks}");
+                    assert_eq!(is_asked["peer_via"], to.1, "{is_asked}");
+                }
             }
         }
-        // The proxy's two sides are told apart.
-        let (down, up) = (
-            starts(&ended, nginx.0.id(), "read"),
-            starts(&ended, nginx.0.id(), "write"),
-        );
-        for path in ["/node", "/asyncio"] {
-            let asked = format!("GET {path} HTTP/1.1");
-            let (_, local, _) = down
-                .iter()
-                .find(|(text, ..)| text.starts_with(&asked))
-                .unwrap();
-            assert_eq!(local, "127.0.0.1:4433");
-            let passed = format!("GET {path} HTTP/1.0");
-            let (_, _, peer) = up
-                .iter()
-                .find(|(text, ..)| text.starts_with(&passed))
-                .unwrap();
-            assert_eq!(peer, "127.0.0.1:4434");
+        // And so on all lines of these connections.
+        for (pid, via) in [(proxy.pid(), "ciphertext"), (nginx.0.id(), "call")] {
+            for event in ended.kind("data") {
+                assert!(event["pid"] != pid || event["peer_via"] == via, "{event}");
+            }
         }
-        drop(server);
     }
 
     /// Watches a shell that runs `command`, which gets `/file` of nginx, and no other; checks that each
@@ -197,12 +199,9 @@ mod root {
     fn openssl_inside_of_nodejs_is_shown_byte_by_byte() {
         let ended = download(&["node", "-e", NODE, PORT, "/file"]);
         assert_eq!(Vec::from_iter(functions(&ended, "write")), ["SSL_write"]);
-        assert!(
-            ended
-                .kind("data")
-                .iter()
-                .all(|event| event.get("peer").is_none())
-        );
+        for event in ended.kind("data") {
+            assert_eq!(event["peer"], "127.0.0.1:4433", "{event}");
+        }
     }
 
     #[test]

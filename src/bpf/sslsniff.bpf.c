@@ -15,6 +15,7 @@
 #include <bpf/bpf_tracing.h>
 #include "sslsniff_state.bpf.h"
 #include "sslsniff_send.bpf.h"
+#include "sslsniff_handshake.bpf.h"
 #include "sslsniff_calls.bpf.h"
 #include "sslsniff_connection.bpf.h"
 #include "sslsniff_socket.bpf.h"
@@ -61,6 +62,7 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 		count_lost(SSL_LOST_STATE_FULL, 1, length);
 		return 0;
 	}
+	find_peer(connection, call->ssl, function, call->library);
 	transfer = &thread->transfer;
 	transfer->address = call->buffer;
 	transfer->wanted = length > targ_max_bytes ? targ_max_bytes : length;
@@ -162,6 +164,14 @@ int any_enters(struct pt_regs *ctx)
 		return free_connection(ctx, function, cookie);
 	if (function == SSL_FN_CTRL)
 		return enter_ctrl(ctx, cookie);
+	if (HAS(SETS_BIO, function))
+		return enter_bio(ctx, function);
+	if (HAS(MAKES_RANDOM, function))
+		return note_random(ctx, function);
+	if (HAS(RAISES_ERROR, function))
+		return error_raised(ctx, function);
+	if (function == CRYPTO_FN_DERIVE)
+		return begin_derivation(ctx);
 	return enter(ctx, function, cookie);
 }
 
@@ -180,6 +190,10 @@ int any_leaves(struct pt_regs *ctx)
 		return leave_handshake(ctx, function);
 	if (HAS(SHUTDOWNS, function))
 		return leave_closing(ctx, function);
+	if (HAS(SETS_FD, function))
+		return leave_fd(ctx, function);
+	if (function == CRYPTO_FN_DERIVE)
+		return end_derivation(ctx);
 	return leave_fact(ctx, function);
 }
 
@@ -233,6 +247,17 @@ DEFINE_CALL(session_reused, SSL_FN_SESSION_REUSED)
 DEFINE_ENTRY(free, SSL_FN_FREE)
 DEFINE_ENTRY(gnutls_deinit, GNUTLS_FN_DEINIT)
 DEFINE_ENTRY(ssl_ctrl, SSL_FN_CTRL)
+DEFINE_CALL(set_fd, SSL_FN_SET_FD)
+DEFINE_CALL(set_rfd, SSL_FN_SET_RFD)
+DEFINE_CALL(set_wfd, SSL_FN_SET_WFD)
+DEFINE_ENTRY(set_bio, SSL_FN_SET_BIO)
+DEFINE_ENTRY(set0_rbio, SSL_FN_SET0_RBIO)
+DEFINE_ENTRY(set0_wbio, SSL_FN_SET0_WBIO)
+DEFINE_ENTRY(random, CRYPTO_FN_RANDOM)
+DEFINE_ENTRY(random_ex, CRYPTO_FN_RANDOM_EX)
+DEFINE_ENTRY(error, CRYPTO_FN_ERROR)
+DEFINE_ENTRY(error_v, CRYPTO_FN_ERROR_V)
+DEFINE_CALL(derive, CRYPTO_FN_DERIVE)
 
 /* Children of watched processes are watched. Args: the parent's and the child's task_struct. */
 SEC("raw_tp/sched_process_fork")

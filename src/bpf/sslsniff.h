@@ -30,6 +30,19 @@ enum ssl_function {
 	SSL_FN_GET_SERVERNAME,
 	SSL_FN_GET_ALPN,
 	SSL_FN_SESSION_REUSED,
+	/* Which socket or stream a program gives a connection. */
+	SSL_FN_SET_FD,
+	SSL_FN_SET_RFD,
+	SSL_FN_SET_WFD,
+	SSL_FN_SET_BIO,
+	SSL_FN_SET0_RBIO,
+	SSL_FN_SET0_WBIO,
+	/* What the library asks of libcrypto, which may be a file of its own. */
+	CRYPTO_FN_RANDOM,
+	CRYPTO_FN_RANDOM_EX,
+	CRYPTO_FN_ERROR,
+	CRYPTO_FN_ERROR_V,
+	CRYPTO_FN_DERIVE,
 	SSL_FUNCTIONS,
 };
 
@@ -54,6 +67,14 @@ enum ssl_kind {
 	SSL_FACT,
 	/* Where the call that the thread's next record is about was made: a struct user_stack follows. */
 	SSL_STACK,
+	/* Bytes that passed a socket as a connection began. */
+	SSL_HELLO,
+	/* The library said why a call fails. */
+	SSL_ERROR,
+	/* A key was derived: a struct ssl_derived follows. */
+	SSL_SECRET,
+	/* The program has given the connection something in place of its socket. */
+	SSL_NO_PEER,
 };
 
 enum ssl_direction {
@@ -71,6 +92,8 @@ enum ssl_direction {
 #define SSL_FLAG_PEEK 8
 /* The handshake has failed; without this and DONE it was given up. */
 #define SSL_FLAG_FAILED 16
+/* ERROR: the number of the reason is one of BoringSSL's. */
+#define SSL_FLAG_BORING 32
 
 /* Why something that was to be shown is not. */
 enum ssl_lost {
@@ -93,6 +116,8 @@ enum ssl_counter {
 	SSL_MISSED_CHILDREN,
 	/* Calls whose stack the ring had no room for. */
 	SSL_LOST_STACKS,
+	/* Keys that could not be read, or that the ring had no room for. */
+	SSL_LOST_KEYS,
 	/* + enum ssl_lost */
 	SSL_LOST_CALLS,
 	SSL_LOST_BYTES = SSL_LOST_CALLS + SSL_LOST_CAUSES,
@@ -104,16 +129,20 @@ struct ssl_record {
 	/* bpf_ktime_get_boot_ns() */
 	__u64 time_ns;
 	/* Address of the SSL object and the time when it was first seen: together with the process
-	 * they name the connection.
+	 * they name the connection. HELLO: zero, if it is not known whose it is.
 	 */
 	__u64 ssl;
 	__u64 since_ns;
 	/* DATA: of the record's first byte in the connection's direction.
 	 * CLOSE: bytes read.
+	 * PEER, HELLO: the socket, a number that no other has at the time.
+	 * ERROR: the number of the reason.
 	 */
 	__u64 offset;
 	/* DATA: bytes of the stream that the record stands for.
 	 * CLOSE: bytes written.
+	 * HELLO: bytes that passed in this system call.
+	 * ERROR: when the call began that it is of.
 	 */
 	__u64 length;
 	/* DATA: what the whole call read or wrote. */
@@ -147,6 +176,10 @@ struct ssl_record {
 enum ssl_via {
 	/* The thread used it within a call for the connection. */
 	SSL_VIA_CALL,
+	/* The program gave the connection its descriptor. */
+	SSL_VIA_SET_FD,
+	/* What a call for the connection made passed it. */
+	SSL_VIA_CIPHERTEXT,
 };
 
 /* A socket's two ends. */
@@ -160,6 +193,25 @@ struct ssl_addresses {
 	/* AF_INET or AF_INET6 */
 	__u16 family;
 	__u16 pad;
+};
+
+/* What a key was derived from, and the key: the parameters of EVP_KDF_derive(3). */
+#define SSL_PARAMETERS 8
+#define SSL_PARAMETER_NAME 8
+#define SSL_PARAMETER_BYTES 64
+
+struct ssl_parameter {
+	/* The start of its name; all zero: there is no such parameter, and none after it. */
+	__u8 name[SSL_PARAMETER_NAME];
+	/* Its length; what is longer than `bytes` is cut. */
+	__u64 size;
+	__u8 bytes[SSL_PARAMETER_BYTES];
+};
+
+struct ssl_derived {
+	struct ssl_parameter parameters[SSL_PARAMETERS];
+	__u64 size;
+	__u8 key[SSL_PARAMETER_BYTES];
 };
 
 /* What of a process was lost, by cause. */

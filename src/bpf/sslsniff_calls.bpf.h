@@ -5,7 +5,7 @@
 #ifndef EBPFKIT_SSLSNIFF_CALLS_BPF_H
 #define EBPFKIT_SSLSNIFF_CALLS_BPF_H
 
-#include "sslsniff_send.bpf.h"
+#include "sslsniff_handshake.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 /* A uretprobe finds the stack pointer where the return instruction left it. */
@@ -16,7 +16,7 @@
 #endif
 
 /* What functions have in common: sets of enum ssl_function. */
-#define BIT(function) (1U << (function))
+#define BIT(function) (1ULL << (function))
 #define HAS(set, function) ((set) >> (function) & 1)
 
 /* They return 1 and leave the length in memory: at their fourth argument, or at their fifth. */
@@ -37,6 +37,13 @@
 #define HANDSHAKES (BIT(SSL_FN_DO_HANDSHAKE) | BIT(GNUTLS_FN_HANDSHAKE))
 #define SHUTDOWNS (BIT(SSL_FN_SHUTDOWN) | BIT(GNUTLS_FN_BYE))
 #define FREES (BIT(SSL_FN_FREE) | BIT(GNUTLS_FN_DEINIT))
+/* They give a connection descriptors, or streams of another kind (BIO) in their place: SSL_set_fd() does so
+ * itself before it returns.
+ */
+#define SETS_FD (BIT(SSL_FN_SET_FD) | BIT(SSL_FN_SET_RFD) | BIT(SSL_FN_SET_WFD))
+#define SETS_BIO (BIT(SSL_FN_SET_BIO) | BIT(SSL_FN_SET0_RBIO) | BIT(SSL_FN_SET0_WBIO))
+#define MAKES_RANDOM (BIT(CRYPTO_FN_RANDOM) | BIT(CRYPTO_FN_RANDOM_EX))
+#define RAISES_ERROR (BIT(CRYPTO_FN_ERROR) | BIT(CRYPTO_FN_ERROR_V))
 #define GNUTLS (BIT(GNUTLS_FN_HANDSHAKE) | BIT(GNUTLS_FN_BYE))
 
 /* gnutls/gnutls.h: errors after which the same call is made again. */
@@ -133,7 +140,7 @@ static __always_inline bool is_inner(struct thread *thread, const struct call *c
 
 		if (outer->under_way && outer->ssl == call->ssl && outer->buffer == call->buffer &&
 		    outer->function != call->function && outer->stack >= call->stack &&
-		    HAS(MOVES_DATA, outer->function & 31))
+		    HAS(MOVES_DATA, outer->function & 63))
 			return true;
 	}
 	return false;
@@ -212,6 +219,8 @@ static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *th
 	if (!call->under_way)
 		return NULL;
 	call->under_way = 0;
+	if (thread->noted_count)
+		remember_randoms(bpf_get_current_pid_tgid());
 	return call;
 }
 

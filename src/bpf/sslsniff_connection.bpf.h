@@ -4,6 +4,7 @@
 #define EBPFKIT_SSLSNIFF_CONNECTION_BPF_H
 
 #include "sslsniff_calls.bpf.h"
+#include "sslsniff_peer.bpf.h"
 
 /* A record without payload. */
 static __always_inline struct ssl_record *start_event(void)
@@ -70,6 +71,7 @@ static __always_inline int leave_handshake(struct pt_regs *ctx, __u32 function)
 		count(SSL_SEEN_CALLS, 1);
 		count_lost(SSL_LOST_STATE_FULL, 1, 0);
 	} else if (connection->handshake_ns) {
+		find_peer(connection, call->ssl, function, call->library);
 		send_stack(ctx, call, connection, now);
 		send_handshake(function, call->ssl, connection, now, call->library, flags);
 	}
@@ -104,6 +106,71 @@ static __always_inline int leave_closing(struct pt_regs *ctx, __u32 function)
 	record->duration_ns = now - call->start_ns;
 	record->flags = SSL_FLAG_LAST | outcome(function, ret);
 	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* SSL_set_fd(ssl, fd) and its kin, which return 1. */
+static __always_inline int leave_fd(struct pt_regs *ctx, __u32 function)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	int ret = PT_REGS_RC(ctx);
+	struct connection *connection;
+	struct thread *thread;
+	struct call *call;
+
+	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+	call = leave(ctx, thread, function, 0, false);
+	if (!call || ret != 1)
+		return 0;
+	connection = connection_of(pid_tgid >> 32, call->ssl, bpf_ktime_get_boot_ns());
+	if (!connection)
+		return 0;
+	if (function != SSL_FN_SET_WFD)
+		connection->read_fd = (__u32)call->buffer + 1;
+	if (function != SSL_FN_SET_RFD)
+		connection->write_fd = (__u32)call->buffer + 1;
+	return 0;
+}
+
+/* What the program gives now is not the descriptor that it gave before. */
+static __always_inline int enter_bio(struct pt_regs *ctx, __u32 function)
+{
+	struct connection_key key = {
+		.ssl = PT_REGS_PARM1(ctx),
+		.tgid = bpf_get_current_pid_tgid() >> 32,
+	};
+	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+	struct ssl_record *record;
+
+	if (!connection)
+		return 0;
+	if (function != SSL_FN_SET0_WBIO)
+		connection->read_fd = 0;
+	if (function != SSL_FN_SET0_RBIO)
+		connection->write_fd = 0;
+	if (!connection->socket)
+		return 0;
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	if (!record)
+		return 0;
+	describe(record, SSL_NO_PEER, function, key.ssl, connection, bpf_ktime_get_boot_ns(), 0);
+	bpf_ringbuf_submit(record, 0);
+	connection->socket = 0;
+	return 0;
+}
+
+/* EVP_KDF_derive() returns 1. */
+static __always_inline int end_derivation(struct pt_regs *ctx)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	struct thread *thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+
+	if (!thread || !thread->derivation.stack ||
+	    thread->derivation.stack != PT_REGS_SP(ctx) - RETURN_ADDRESS_SIZE)
+		return 0;
+	if ((int)PT_REGS_RC(ctx) == 1)
+		send_secret(pid_tgid);
+	thread->derivation.stack = 0;
 	return 0;
 }
 
@@ -167,6 +234,7 @@ static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, _
 		count_lost(SSL_LOST_STATE_FULL, 1, 0);
 		return 0;
 	}
+	find_peer(connection, ssl, function, library);
 	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
 	if (!record) {
 		count_lost(SSL_LOST_RING_FULL, 1, 0);

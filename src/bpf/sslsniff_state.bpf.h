@@ -23,6 +23,13 @@
  */
 #define MAX_NESTED 8
 
+/* Handshakes whose random numbers have not passed a socket yet. */
+#define MAX_RANDOMS 8192
+/* As TLS has them (RFC 8446, 4.1.2 and 4.1.3). */
+#define RANDOM_SIZE 32
+/* Random numbers that one call of a library asks for at most, of those that may be a hello's. A power of two. */
+#define MAX_NOTED 4
+
 #define COMM_LEN 16
 
 /* Which filters are set; what passes all that are set is watched. */
@@ -41,6 +48,8 @@ const volatile __u8 is_preempted;
 const volatile __u8 huge_records = 1;
 /* Where calls were made is told. */
 const volatile __u8 targ_stacks;
+/* Keys are told. */
+const volatile __u8 targ_secrets;
 
 /* A call between its entry and its return. */
 struct call {
@@ -77,12 +86,39 @@ struct transfer {
 	struct ssl_record head;
 };
 
+/* Where a library puts a random number that it asked for in a call for a connection. */
+struct noted {
+	__u64 ssl;
+	__u64 address;
+};
+
+/* A key that is being derived in a call for a connection. */
+struct derivation {
+	/* Where its return address is; zero: there is none. */
+	__u64 stack;
+	__u64 ssl;
+	__u64 key;
+	__u64 size;
+	__u64 parameters;
+};
+
+/* Memory of the program that passes a socket: the first piece of it. */
+struct piece {
+	__u64 address;
+	__u64 length;
+};
+
 struct thread {
 	struct call calls[MAX_NESTED];
 	struct transfer transfer;
+	struct noted noted[MAX_NOTED];
+	struct derivation derivation;
+	/* What is being received, where that is told at the start of it alone. */
+	struct piece receiving;
 	/* The call to forget if there are too many. */
 	__u32 oldest;
-	__u32 pad;
+	/* How many were noted since they were last read. */
+	__u32 noted_count;
 };
 
 struct connection_key {
@@ -99,6 +135,28 @@ struct connection {
 	__u64 handshake_ns;
 	/* Of the socket that user space was told of: peer's address or the last of it, and ports. */
 	__u64 socket;
+	/* The descriptors that the program gave it to read from and to write to, each plus one; zero if
+	 * it gave none, or something else since.
+	 */
+	__u32 read_fd;
+	__u32 write_fd;
+	/* enum ssl_via of `socket`. */
+	__u8 via;
+	/* Pieces of its beginning that were told of, received and sent. */
+	__u8 received;
+	__u8 sent;
+	__u8 pad[5];
+};
+
+/* A random number that a call for a connection made, to be sent in its hello. */
+struct random_key {
+	__u32 tgid;
+	__u8 random[RANDOM_SIZE];
+};
+
+struct random_of {
+	__u64 ssl;
+	__u64 since_ns;
 };
 
 struct comm {
@@ -123,7 +181,7 @@ struct {
 
 /* Connections, until they are freed. A process that ends without freeing leaves its own behind,
  * so the one that was used least recently makes room.
- * Key: struct connection_key, 16 bytes. Value: struct connection, 40 bytes.
+ * Key: struct connection_key, 16 bytes. Value: struct connection, 56 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -131,6 +189,16 @@ struct {
 	__type(key, struct connection_key);
 	__type(value, struct connection);
 } connections SEC(".maps");
+
+/* What handshakes made up and no socket has passed yet: see sslsniff_socket.bpf.h.
+ * Key: struct random_key, 36 bytes. Value: struct random_of, 16 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_RANDOMS);
+	__type(key, struct random_key);
+	__type(value, struct random_of);
+} randoms SEC(".maps");
 
 /* Processes that are watched, with their children.
  * Key: process id (tgid), 4 bytes. Value: nothing.
@@ -200,6 +268,7 @@ const enum ssl_lost *unused_lost __attribute__((unused));
 const enum ssl_counter *unused_counter __attribute__((unused));
 const enum ssl_via *unused_via __attribute__((unused));
 const struct ssl_addresses *unused_addresses __attribute__((unused));
+const struct ssl_derived *unused_derived __attribute__((unused));
 const struct ssl_loss_key *unused_loss_key __attribute__((unused));
 const struct ssl_loss *unused_loss __attribute__((unused));
 

@@ -78,9 +78,45 @@ impl Names {
 struct Watched {
     number: u32,
     probes: Probes,
+    /// They are on their way.
+    later: Option<JoinHandle<Probes>>,
     /// Processes that were seen to map it, if a process is why it is watched; there may be others.
     users: HashSet<u32>,
     mapped: Option<MappedAs>,
+}
+
+impl Watched {
+    /// All probes, once they are there.
+    fn into_probes(self) -> Probes {
+        let mut probes = self.probes;
+        if let Some(Ok(later)) = self.later.map(JoinHandle::join) {
+            probes.add(later);
+        }
+        probes
+    }
+}
+
+impl Arrived {
+    /// A library that was found, and why it is not probed, if so.
+    fn of(
+        library: &Library,
+        attacher: &Attacher,
+        pid: Option<u32>,
+        failed: Option<(io::Error, Function)>,
+    ) -> Self {
+        let functions = library.offsets.iter().map(|(function, _)| *function);
+        let functions = functions.filter(|function| attacher.wants(*function));
+        Self {
+            library: library.path.to_string_lossy().into_owned(),
+            pid,
+            functions: if failed.is_none() {
+                functions.map(Function::name).collect()
+            } else {
+                Vec::new()
+            },
+            reason: failed.map(|(err, function)| format!("{}: {err}", function.name())),
+        }
+    }
 }
 
 /// Whose mappings are looked at.
@@ -104,7 +140,7 @@ impl std::fmt::Debug for Filter {
 /// What is watched.
 #[derive(Debug)]
 pub struct Arrivals {
-    attacher: Attacher,
+    attacher: Arc<Attacher>,
     found: Found,
     watched: HashMap<FileId, Watched>,
     /// Mappings that were looked at: which library they are of, if of any.
@@ -121,7 +157,7 @@ impl Arrivals {
     /// Nothing yet.
     pub fn new(attacher: Attacher, found: Found, names: Names) -> Self {
         Self {
-            attacher,
+            attacher: Arc::new(attacher),
             found,
             watched: HashMap::new(),
             remembered: HashMap::new(),
@@ -172,24 +208,55 @@ impl Arrivals {
     }
 
     fn probe(&mut self, library: &Library, users: &[u32]) -> Result<(), (io::Error, Function)> {
-        let number = self.last + 1;
-        // Before the first record.
-        let functions = library.offsets.iter().map(|(one, _)| *one).collect();
-        self.names
-            .set(number, &library.path.to_string_lossy(), functions);
+        let number = self.name(library);
         let probes = self
             .attacher
             .attach(library, number, Scope::All)
             .inspect_err(|_| self.names.remove(number))?;
-        self.last = number;
         let watched = Watched {
             number,
             probes,
+            later: None,
             users: users.iter().copied().collect(),
             mapped: library.mapped,
         };
         self.watched.insert(library.id, watched);
         Ok(())
+    }
+
+    /// Gives a library its number, before its first record.
+    fn name(&mut self, library: &Library) -> u32 {
+        self.last += 1;
+        let functions = library.offsets.iter().map(|(one, _)| *one).collect();
+        self.names
+            .set(self.last, &library.path.to_string_lossy(), functions);
+        self.last
+    }
+
+    /// Probes what is below a TLS library in a thread of its own: the TLS library itself may be mapped
+    /// in this moment, and its probes come first.
+    fn probe_below(&mut self, library: Library, pid: Option<u32>, arrived: &Sender<Arrived>) {
+        let number = self.name(&library);
+        let (id, mapped) = (library.id, library.mapped);
+        let (attacher, arrived) = (Arc::clone(&self.attacher), arrived.clone());
+        let later = std::thread::Builder::new().spawn(move || {
+            let result = attacher.attach(&library, number, Scope::All);
+            let (probes, failed) = match result {
+                Ok(probes) => (probes, None),
+                Err(failed) => (Probes::default(), Some(failed)),
+            };
+            // Nobody listens once the end has come.
+            let _ = arrived.send(Arrived::of(&library, &attacher, pid, failed));
+            probes
+        });
+        let watched = Watched {
+            number,
+            probes: Probes::default(),
+            later: later.ok(),
+            users: pid.into_iter().collect(),
+            mapped,
+        };
+        self.watched.insert(id, watched);
     }
 
     /// Watches on in a thread of its own, until `stop` says so; then takes all probes off.
@@ -211,7 +278,7 @@ impl Arrivals {
                 let result = self.work(events.as_mut(), &filter, &stopped, &sender);
                 let mut all = Probes::default();
                 for (_, watched) in self.watched.drain() {
-                    all.add(watched.probes);
+                    all.add(watched.into_probes());
                 }
                 drop(all);
                 if result.is_err() {
@@ -305,7 +372,7 @@ impl Arrivals {
                     return;
                 };
                 // Gone already, or another user's: probed all the same.
-                let held = (filter.hold && !self.found.libraries.is_empty())
+                let held = (filter.hold && self.found.libraries.iter().any(Library::is_tls))
                     .then(|| Held::stop(mapped.pid));
                 self.probe_new(Some(mapped.pid), arrived);
                 drop(held);
@@ -334,20 +401,12 @@ impl Arrivals {
             });
         }
         for library in std::mem::take(&mut self.found.libraries) {
-            let result = self.probe(&library, pid.as_slice());
-            let functions = library.offsets.iter().map(|(one, _)| one.name());
-            let _ = arrived.send(Arrived {
-                library: library.path.to_string_lossy().into_owned(),
-                pid,
-                functions: if result.is_ok() {
-                    functions.collect()
-                } else {
-                    Vec::new()
-                },
-                reason: result
-                    .err()
-                    .map(|(err, function)| format!("{}: {err}", function.name())),
-            });
+            if library.is_tls() {
+                let result = self.probe(&library, pid.as_slice());
+                let _ = arrived.send(Arrived::of(&library, &self.attacher, pid, result.err()));
+            } else {
+                self.probe_below(library, pid, arrived);
+            }
         }
     }
 
@@ -384,8 +443,8 @@ impl Arrivals {
                     watched.users.extend(users);
                 }
             } else if let Some(watched) = self.watched.remove(&id) {
-                probes.add(watched.probes);
                 self.gone.push(watched.number);
+                probes.add(watched.into_probes());
                 self.found.forget(id);
                 self.remembered.retain(|_, library| *library != Some(id));
             }

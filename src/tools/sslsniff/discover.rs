@@ -88,7 +88,7 @@ const MOST_READ: u64 = 512 << 20;
 const SMALL_FILE: u64 = 64 << 10;
 
 /// How the names of the machine's own libraries start; the first are watched first.
-const LIBRARIES: [&[u8]; 2] = [b"libssl.so", b"libgnutls.so"];
+const LIBRARIES: [&[u8]; 3] = [b"libssl.so", b"libgnutls.so", b"libcrypto.so"];
 
 /// Files that are remembered not to be libraries.
 const MOST_OTHERS: usize = 1 << 16;
@@ -158,6 +158,13 @@ pub fn discover(places: &Places, stopped: &dyn Fn() -> bool) -> Result<Found> {
     }
     found.processes(&places.pids, stopped)?;
     Ok(found)
+}
+
+impl Library {
+    /// Whether it is a TLS library, and not what is below one.
+    pub fn is_tls(&self) -> bool {
+        symbols::is_tls(&self.offsets)
+    }
 }
 
 impl Found {

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use super::facts::{Ends, Facts, Trouble};
 use super::payload::{self, Payload};
 pub use super::places::MadeIn;
 use super::record::Direction;
@@ -98,48 +99,6 @@ pub(super) fn subject(line: &mut Line<'_>, who: &Identity, connection: u64) -> i
     write!(line, "{}[{pid}] #{connection} ", Printable(comm))
 }
 
-/// The ends of a connection; absent where they are not known.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Ends {
-    /// The program's own address and port.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub local: Option<String>,
-    /// The other end's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer: Option<String>,
-    /// How they are known: `call`, if the thread used the socket within a call for the connection.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer_via: Option<&'static str>,
-}
-
-impl Ends {
-    /// Writes the peer, if it is known, and a space.
-    pub(super) fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
-        match &self.peer {
-            Some(peer) => write!(line, "{peer} "),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What the program itself asked its library about a connection, or told it; absent where it did
-/// not.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Facts {
-    /// The name of the server that the client wants (SNI).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sni: Option<String>,
-    /// The application's protocol that was agreed upon (ALPN).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub alpn: Option<String>,
-    /// The version of TLS.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// The handshake went on with an earlier session.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub resumed: bool,
-}
-
 /// More is known of what a connection's ends have agreed upon.
 #[derive(Debug, Serialize)]
 pub struct Negotiated<'a> {
@@ -164,23 +123,8 @@ impl Event for Negotiated<'_> {
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         subject(line, self.who, self.connection)?;
         self.ends.text(line)?;
-        let Facts {
-            sni,
-            alpn,
-            version,
-            resumed,
-        } = self.facts;
         line.styled(Style::Dim, "negotiated")?;
-        for (name, value) in [("SNI", sni), ("ALPN", alpn), ("version", version)] {
-            if let Some(value) = value {
-                write!(line, " {name} {}", Printable(value))?;
-            }
-        }
-        if *resumed {
-            write!(line, " resumed")
-        } else {
-            Ok(())
-        }
+        self.facts.text(line)
     }
 }
 
@@ -325,6 +269,9 @@ pub struct Handshake<'a> {
     /// What is known of what was agreed upon.
     #[serde(flatten)]
     pub facts: &'a Facts,
+    /// Why it failed, if it did.
+    #[serde(flatten)]
+    pub trouble: &'a Trouble,
     /// Where the call was made that ended it.
     #[serde(flatten)]
     pub made: MadeIn,
@@ -353,6 +300,8 @@ impl Event for Handshake<'_> {
         #[allow(clippy::cast_precision_loss)]
         let milliseconds = self.duration_ns as f64 / 1e6;
         write!(line, " after {milliseconds:.3} ms")?;
+        self.trouble.text(line)?;
+        self.facts.text(line)?;
         self.made.text(line)
     }
 }
@@ -371,6 +320,9 @@ pub struct Close<'a> {
     /// What is known of what was agreed upon.
     #[serde(flatten)]
     pub facts: &'a Facts,
+    /// What went wrong, if anything did.
+    #[serde(flatten)]
+    pub trouble: &'a Trouble,
     /// Its ends.
     #[serde(flatten)]
     pub ends: &'a Ends,
@@ -388,7 +340,8 @@ impl Event for Close<'_> {
         subject(line, self.who, self.connection)?;
         self.ends.text(line)?;
         line.styled(Style::Dim, "close")?;
-        write!(line, ", {} bytes read, {} written", self.read, self.written)
+        write!(line, ", {} bytes read, {} written", self.read, self.written)?;
+        self.trouble.text(line)
     }
 }
 
@@ -466,6 +419,9 @@ pub struct Summary {
     /// Calls whose stack was lost as the ring was full (`--stack`).
     #[serde(skip_serializing_if = "is_zero")]
     pub lost_stacks: u64,
+    /// Keys that were lost as the ring was full, or could not be read (`--keylog`).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub lost_keys: u64,
     /// Connections that were seen.
     pub connections: u64,
     /// The exit status of the command, if it ended by itself.

@@ -170,9 +170,10 @@ pub fn inspect_new(pid: u32, seen: &mut HashSet<discover::MappedAs>) -> Result<V
 }
 
 fn look<'data>(pid: u32, name: String, path: &Path, file: impl ReadRef<'data>) -> Option<Use> {
-    let functions: Vec<_> = symbols::find(file)
-        .unwrap_or_default()
-        .into_iter()
+    let offsets = symbols::find(file).unwrap_or_default();
+    let functions: Vec<_> = offsets
+        .iter()
+        .filter(|_| symbols::is_tls(&offsets))
         .map(|(function, _)| function.name())
         .collect();
     if let Some(first) = functions.first() {

@@ -4,15 +4,18 @@
 //! the functions of the TLS library that they use.
 
 pub mod arrivals;
+pub mod beginning;
 pub mod cgroups;
 pub mod command;
 mod descriptors;
 pub mod discover;
 pub mod event;
+pub mod facts;
 mod files;
 pub mod har;
 pub mod http;
 pub mod inspect;
+pub mod keylog;
 mod live;
 mod losses;
 pub mod mask;
@@ -114,6 +117,9 @@ pub struct Args {
     /// Write requests of HTTP and their answers to this new file, as an HTTP Archive
     #[arg(long, value_name = "FILE")]
     har: Option<PathBuf>,
+    /// Write the keys of connections to this new file, for Wireshark and others (NSS key log format)
+    #[arg(long, value_name = "FILE")]
+    keylog: Option<PathBuf>,
     /// Show connections, requests and payload on the whole terminal, as they change
     #[arg(long, conflicts_with_all = ["http", "hex", "command"])]
     live: bool,
@@ -179,7 +185,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
             explain_events(err)
         ));
     }
-    if found.libraries.is_empty() {
+    if !found.libraries.iter().any(Library::is_tls) {
         if events.is_err() {
             return Err(nothing_to_watch(&found));
         }

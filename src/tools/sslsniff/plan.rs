@@ -37,6 +37,8 @@ pub struct Plan {
     pub ring: u32,
     /// Where calls were made is told.
     pub stacks: bool,
+    /// Keys are told.
+    pub keys: bool,
     /// The only files to probe, if any.
     pub only: Vec<PathBuf>,
     /// What to run and watch: the program and its arguments.
@@ -54,6 +56,7 @@ impl Default for Plan {
             max_bytes: u64::MAX,
             ring: 64 << 10,
             stacks: false,
+            keys: false,
             only: Vec::new(),
             command: None,
         }
@@ -78,6 +81,7 @@ impl Plan {
             },
             ring: u32::try_from(args.buffer).unwrap_or(u32::MAX),
             stacks: args.stack,
+            keys: args.keylog.is_some(),
             only: args.lib.clone(),
             command: args
                 .command

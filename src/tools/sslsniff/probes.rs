@@ -42,20 +42,40 @@ pub enum Programs {
 pub struct Attacher {
     programs: Programs,
     method: Method,
+    /// Keys are wanted.
+    keys: bool,
 }
 
 /// Whether something is to be told when the function returns.
 pub fn has_return(function: Function) -> bool {
     !matches!(
         function,
-        Function::Free | Function::GnutlsDeinit | Function::Ctrl
+        Function::Free
+            | Function::GnutlsDeinit
+            | Function::Ctrl
+            | Function::SetBio
+            | Function::Set0Rbio
+            | Function::Set0Wbio
+            | Function::Random
+            | Function::RandomEx
+            | Function::Error
+            | Function::ErrorV
     )
 }
 
 impl Attacher {
     /// One that attaches these.
-    pub fn new(programs: Programs, method: Method) -> Self {
-        Self { programs, method }
+    pub fn new(programs: Programs, method: Method, keys: bool) -> Self {
+        Self {
+            programs,
+            method,
+            keys,
+        }
+    }
+
+    /// Whether the function is probed where a library has it.
+    pub fn wants(&self, function: Function) -> bool {
+        self.keys || function != Function::Derive
     }
 
     /// Attaches to `library`, which is `number` in records.
@@ -74,6 +94,7 @@ impl Attacher {
             let functions: Vec<_> = library
                 .offsets
                 .iter()
+                .filter(|(function, _)| self.wants(*function))
                 .filter(|(function, _)| !at_return || has_return(*function))
                 .map(|(function, offset)| {
                     let place = Place {

@@ -8,6 +8,7 @@ use plain::Plain;
 
 use super::symbols::Function;
 use crate::skel::sslsniff::types::ssl_addresses as Addresses;
+pub use crate::skel::sslsniff::types::ssl_derived as Derived;
 pub use crate::skel::sslsniff::types::ssl_record as Header;
 use crate::skel::sslsniff::types::{ssl_direction, ssl_kind, ssl_via};
 
@@ -18,6 +19,10 @@ unsafe impl Plain for Header {}
 #[allow(unsafe_code)]
 // SAFETY: as above.
 unsafe impl Plain for Addresses {}
+
+#[allow(unsafe_code)]
+// SAFETY: as above.
+unsafe impl Plain for Derived {}
 
 /// `SSL_FLAG_LAST`
 pub const FLAG_LAST: u8 = 1;
@@ -30,6 +35,8 @@ pub const FLAG_DONE: u8 = 4;
 pub const FLAG_PEEK: u8 = 8;
 /// `SSL_FLAG_FAILED`
 pub const FLAG_FAILED: u8 = 16;
+/// `SSL_FLAG_BORING`
+pub const FLAG_BORING: u8 = 32;
 
 /// `AF_INET`, `AF_INET6`
 const AF_INET: u16 = 2;
@@ -92,6 +99,33 @@ pub enum What<'a> {
         peer: SocketAddr,
         /// How that is known.
         via: &'static str,
+        /// Which socket: no other has this number at the time.
+        socket: u64,
+    },
+    /// The connection has another stream in place of its socket.
+    NoPeer,
+    /// Bytes that passed a socket as a connection began; it is not known whose if `ssl` is zero.
+    Hello {
+        /// Where the bytes go.
+        direction: Direction,
+        /// The first of those that passed in a system call.
+        bytes: &'a [u8],
+        /// Which socket, as above.
+        socket: u64,
+    },
+    /// The library said why a call fails.
+    Error {
+        /// When the call began: the first reason is the cause.
+        call: u64,
+        /// The reason's number.
+        reason: u32,
+        /// The number is one of BoringSSL's.
+        boring: bool,
+    },
+    /// A key was derived.
+    Secret {
+        /// From what, and the key.
+        derived: &'a [u8],
     },
     /// Where the call was made that the thread's next record is about.
     Stack {
@@ -105,6 +139,20 @@ pub enum What<'a> {
         /// The answer, or what was told.
         text: &'a [u8],
     },
+}
+
+impl What<'_> {
+    /// Whether it is told beside a call, by who knows nothing of the call's library.
+    pub fn is_aside(&self) -> bool {
+        matches!(
+            self,
+            Self::Peer { .. }
+                | Self::NoPeer
+                | Self::Hello { .. }
+                | Self::Error { .. }
+                | Self::Secret { .. }
+        )
+    }
 }
 
 /// How a handshake ended.
@@ -134,14 +182,15 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         let payload = bytes.get(size_of::<Header>()..)?;
         payload.get(..usize::try_from(header.captured).ok()?)
     };
+    let direction = || match ssl_direction(u32::from(header.direction)) {
+        ssl_direction::SSL_READ => Some(Direction::Read),
+        ssl_direction::SSL_WRITE => Some(Direction::Write),
+        _ => None,
+    };
     let what = match ssl_kind(u32::from(header.kind)) {
         ssl_kind::SSL_DATA => What::Data {
             function,
-            direction: match ssl_direction(u32::from(header.direction)) {
-                ssl_direction::SSL_READ => Direction::Read,
-                ssl_direction::SSL_WRITE => Direction::Write,
-                _ => return None,
-            },
+            direction: direction()?,
             payload: payload()?,
             repeated: header.flags & FLAG_PEEK != 0,
         },
@@ -174,10 +223,27 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
                 peer: address(addresses.peer, addresses.peer_port)?,
                 via: match ssl_via(u32::from(header.via)) {
                     ssl_via::SSL_VIA_CALL => "call",
+                    ssl_via::SSL_VIA_SET_FD => "set_fd",
+                    ssl_via::SSL_VIA_CIPHERTEXT => "ciphertext",
                     _ => return None,
                 },
+                socket: header.offset,
             }
         }
+        ssl_kind::SSL_NO_PEER => What::NoPeer,
+        ssl_kind::SSL_HELLO => What::Hello {
+            direction: direction()?,
+            bytes: payload()?,
+            socket: header.offset,
+        },
+        ssl_kind::SSL_ERROR => What::Error {
+            call: header.length,
+            reason: u32::try_from(header.offset).ok()?,
+            boring: header.flags & FLAG_BORING != 0,
+        },
+        ssl_kind::SSL_SECRET => What::Secret {
+            derived: payload()?,
+        },
         ssl_kind::SSL_STACK => What::Stack { stack: payload()? },
         ssl_kind::SSL_FACT => What::Fact {
             function,
@@ -254,6 +320,7 @@ pub(super) mod tests {
             ("SSL_FLAG_DONE", FLAG_DONE),
             ("SSL_FLAG_PEEK", FLAG_PEEK),
             ("SSL_FLAG_FAILED", FLAG_FAILED),
+            ("SSL_FLAG_BORING", FLAG_BORING),
         ] {
             assert!(
                 text.contains(&format!("#define {name} {value}\n")),
@@ -283,9 +350,9 @@ pub(super) mod tests {
     #[test]
     fn addresses_of_both_families_are_read_and_of_no_other() {
         let peer = |family| match decode(&socket(family)).map(|record| record.what) {
-            Some(What::Peer { local, peer, via }) => {
-                Some((local.to_string(), peer.to_string(), via))
-            }
+            Some(What::Peer {
+                local, peer, via, ..
+            }) => Some((local.to_string(), peer.to_string(), via)),
             other => {
                 assert!(other.is_none());
                 None

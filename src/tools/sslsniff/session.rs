@@ -9,7 +9,9 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::arrivals::Names;
-use super::event::{Close, Data, Ends, Facts, Handshake, MadeIn, Negotiated, Shutdown};
+use super::beginning::{self, Beginnings, Known, Whose};
+use super::event::{Close, Data, Ends, Facts, Handshake, MadeIn, Negotiated, Shutdown, Trouble};
+use super::keylog::{self, Pending};
 use super::mask::Masker;
 use super::payload::Payload;
 use super::places::Places;
@@ -62,6 +64,14 @@ struct Connection {
     library: (Option<u32>, Option<Arc<str>>),
     ends: Ends,
     facts: Facts,
+    trouble: Trouble,
+    /// When the call began that the library gave a reason for.
+    troubled: u64,
+    /// Its socket, if it has none within its calls.
+    socket: Option<u64>,
+    /// The random number of the client's hello, and keys that wait for it.
+    random: Option<[u8; 32]>,
+    keys: Vec<Pending>,
     /// By direction: the next byte's offset, once there was one, and the secrets.
     next: [Option<u64>; 2],
     /// By direction: more of a call's bytes are to come.
@@ -80,6 +90,9 @@ pub struct Session<W: Write> {
     connections: HashMap<Key, Connection>,
     /// The latest of those by process and pointer: since when it is known.
     latest: HashMap<(u32, u64), u64>,
+    /// Whose a socket is that nobody uses within a call, by process.
+    sockets: HashMap<(u32, u64), Key>,
+    beginnings: Beginnings,
     /// Connections were forgotten.
     forgotten: bool,
     records: u64,
@@ -108,6 +121,8 @@ impl<W: Write> Session<W> {
             directory,
             connections: HashMap::new(),
             latest: HashMap::new(),
+            sockets: HashMap::new(),
+            beginnings: Beginnings::default(),
             forgotten: false,
             records: 0,
             shown: Shown::default(),
@@ -170,15 +185,34 @@ impl<W: Write> Session<W> {
             return Ok(());
         };
         let header = &record.header;
-        let key = (header.pid, header.ssl, header.since_ns);
+        let mut key = (header.pid, header.ssl, header.since_ns);
         self.records += 1;
+        if let What::Hello {
+            socket,
+            direction,
+            bytes,
+        } = record.what
+            && header.ssl == 0
+        {
+            match self.whose((header.pid, socket), bytes) {
+                Some(known) => key = known,
+                None => {
+                    let whose = Whose::Socket((header.pid, socket));
+                    self.beginnings.push(whose, direction, bytes);
+                    return Ok(());
+                }
+            }
+        }
         let fresh = !self.connections.contains_key(&key);
         if fresh {
             self.open(key);
         }
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.used = self.records;
-            connection.identify(header, &mut self.directory, &self.libraries);
+            connection.identify(header, &mut self.directory);
+            if !record.what.is_aside() {
+                connection.name_library(header, &self.libraries);
+            }
             if fresh {
                 self.directory.fill(&mut connection.who, header.pid);
                 if let Some(places) = &mut self.places {
@@ -188,13 +222,28 @@ impl<W: Write> Session<W> {
         }
         self.show(key, &record, time(header.time_ns))?;
         if record.what == What::Close {
-            self.connections.remove(&key);
+            let socket = self.connections.remove(&key).and_then(|one| one.socket);
+            if let Some(socket) = socket {
+                self.sockets.remove(&(header.pid, socket));
+            }
+            self.beginnings.forget(Whose::Connection(key));
             self.latest.remove(&(header.pid, header.ssl));
         }
         if header.flags & FLAG_LAST != 0 && header.flags & FLAG_GAP == 0 {
             self.shown.calls += 1;
         }
         Ok(())
+    }
+
+    /// Whose a piece is that passed a socket while no call was under way. A client's hello begins another
+    /// connection on a socket of that number.
+    fn whose(&mut self, socket: (u32, u64), bytes: &[u8]) -> Option<Key> {
+        if beginning::is_client_hello(bytes) {
+            self.sockets.remove(&socket);
+            self.beginnings.forget(Whose::Socket(socket));
+        }
+        let key = self.sockets.get(&socket)?;
+        self.connections.contains_key(key).then_some(*key)
     }
 
     fn open(&mut self, key: Key) {
@@ -208,6 +257,7 @@ impl<W: Write> Session<W> {
             let connections = &self.connections;
             self.latest
                 .retain(|(pid, ssl), since| connections.contains_key(&(*pid, *ssl, *since)));
+            self.sockets.retain(|_, key| connections.contains_key(key));
             self.forgotten = true;
         }
         // The kernel's side forgets too when it has to make room, and then counts from 0 again, in the
@@ -252,6 +302,9 @@ impl<W: Write> Session<W> {
                     connection.maskers = Default::default();
                     connection.maskers.iter_mut().for_each(Masker::start_seen);
                 }
+                if done {
+                    connection.trouble = Trouble::default();
+                }
                 let event = Handshake {
                     function: function.name(),
                     library,
@@ -259,6 +312,7 @@ impl<W: Write> Session<W> {
                     result: if done { "ok" } else { "failed" },
                     duration_ns: header.duration_ns,
                     facts: &connection.facts,
+                    trouble: &connection.trouble,
                     made,
                     ends: &connection.ends,
                     who: &connection.who,
@@ -268,14 +322,58 @@ impl<W: Write> Session<W> {
                 }
                 self.sink.event(time, &event)
             }
-            What::Peer { local, peer, via } => {
+            What::Peer {
+                local,
+                peer,
+                via,
+                socket,
+            } => {
                 connection.ends = Ends {
                     local: Some(local.to_string()),
                     peer: Some(peer.to_string()),
                     peer_via: Some(via),
                 };
+                if via != "ciphertext" {
+                    return Ok(());
+                }
+                connection.socket = Some(socket);
+                let socket = (header.pid, socket);
+                self.sockets.insert(socket, key);
+                match self.beginnings.claim(socket, key) {
+                    Some(known) => connection.begun(known, &mut self.views),
+                    None => Ok(()),
+                }
+            }
+            What::NoPeer => {
+                connection.ends = Ends::default();
                 Ok(())
             }
+            What::Hello {
+                direction, bytes, ..
+            } => {
+                let whose = Whose::Connection(key);
+                let known = self.beginnings.push(whose, direction, bytes);
+                connection.begun(known, &mut self.views)
+            }
+            What::Error {
+                call,
+                reason,
+                boring,
+            } => {
+                // What follows within the call is of no cause of its own.
+                if connection.troubled != call {
+                    connection.troubled = call;
+                    connection.trouble.reason(reason, boring);
+                }
+                Ok(())
+            }
+            What::Secret { derived } => match keylog::key_of(derived) {
+                Some(key) => {
+                    let random = connection.random;
+                    self.views.key(key, random, &mut connection.keys)
+                }
+                None => Ok(()),
+            },
             What::Fact { function, text } => {
                 if !connection.learn(function, text) || !self.views.shows_steps() {
                     return Ok(());
@@ -306,6 +404,7 @@ impl<W: Write> Session<W> {
                     written: header.length,
                     duration_ns: header.duration_ns,
                     facts: &connection.facts,
+                    trouble: &connection.trouble,
                     ends: &connection.ends,
                     who: &connection.who,
                 };
@@ -387,7 +486,7 @@ impl<W: Write> Session<W> {
 
 impl Connection {
     /// Brings `who` up to date: a thread, a name or a user may change between two calls.
-    fn identify(&mut self, header: &Header, directory: &mut Directory, libraries: &Names) {
+    fn identify(&mut self, header: &Header, directory: &mut Directory) {
         let who = &mut self.who;
         who.tid = Some(header.tid);
         who.gid = Some(header.gid);
@@ -405,10 +504,27 @@ impl Connection {
                 who.set_cgroup(&path);
             }
         }
+    }
+
+    fn name_library(&mut self, header: &Header, libraries: &Names) {
         if self.library.0 != Some(header.library) {
             let function = Function::ALL.get(usize::from(header.function));
             let path = function.and_then(|function| libraries.get(header.library, *function));
             self.library = (Some(header.library), path);
+        }
+    }
+
+    /// Adds what its beginning has told so far.
+    fn begun(&mut self, known: Known, views: &mut Views) -> io::Result<()> {
+        beginning::learn(&mut self.facts, &known.facts);
+        if known.trouble.alert.is_some() {
+            self.trouble.alert = known.trouble.alert;
+            self.trouble.alert_from = known.trouble.alert_from;
+        }
+        self.random = known.random.or(self.random);
+        match &self.random {
+            Some(random) => views.settle(random, &mut self.keys),
+            None => Ok(()),
         }
     }
 
@@ -420,7 +536,7 @@ impl Connection {
             Function::Ctrl | Function::GetServername => self.facts.sni = text(),
             Function::GetAlpn => self.facts.alpn = text(),
             Function::GetVersion => self.facts.version = text(),
-            Function::SessionReused => self.facts.resumed = true,
+            Function::SessionReused => self.facts.resumed = Some(true),
             _ => {}
         }
         self.facts != before

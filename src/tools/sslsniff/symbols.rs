@@ -41,11 +41,28 @@ pub enum Function {
     GetServername,
     GetAlpn,
     SessionReused,
+    SetFd,
+    SetRfd,
+    SetWfd,
+    SetBio,
+    /// OpenSSL 1.1.0, as the next.
+    Set0Rbio,
+    Set0Wbio,
+    /// What the hello's random number comes from.
+    Random,
+    /// The same from OpenSSL 3.0 on.
+    RandomEx,
+    /// How OpenSSL up to 1.1.1 and BoringSSL say why a call fails.
+    Error,
+    /// The same from OpenSSL 3.0 on.
+    ErrorV,
+    /// What keys come from, from OpenSSL 3.0 on.
+    Derive,
 }
 
 impl Function {
     /// All of them; the order is that of `enum ssl_function`.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 35] = [
         Self::Read,
         Self::Write,
         Self::ReadEx,
@@ -70,6 +87,17 @@ impl Function {
         Self::GetServername,
         Self::GetAlpn,
         Self::SessionReused,
+        Self::SetFd,
+        Self::SetRfd,
+        Self::SetWfd,
+        Self::SetBio,
+        Self::Set0Rbio,
+        Self::Set0Wbio,
+        Self::Random,
+        Self::RandomEx,
+        Self::Error,
+        Self::ErrorV,
+        Self::Derive,
     ];
 
     /// The symbol's name.
@@ -99,6 +127,17 @@ impl Function {
             Self::GetServername => "SSL_get_servername",
             Self::GetAlpn => "SSL_get0_alpn_selected",
             Self::SessionReused => "SSL_session_reused",
+            Self::SetFd => "SSL_set_fd",
+            Self::SetRfd => "SSL_set_rfd",
+            Self::SetWfd => "SSL_set_wfd",
+            Self::SetBio => "SSL_set_bio",
+            Self::Set0Rbio => "SSL_set0_rbio",
+            Self::Set0Wbio => "SSL_set0_wbio",
+            Self::Random => "RAND_bytes",
+            Self::RandomEx => "RAND_bytes_ex",
+            Self::Error => "ERR_put_error",
+            Self::ErrorV => "ERR_vset_error",
+            Self::Derive => "EVP_KDF_derive",
         }
     }
 
@@ -116,9 +155,19 @@ impl Function {
         )
     }
 
+    /// What is probed in place of it where a library has both.
+    fn successor(self) -> Option<Self> {
+        match self {
+            Self::Random => Some(Self::RandomEx),
+            Self::Error => Some(Self::ErrorV),
+            _ => None,
+        }
+    }
+
     fn of(symbol: &[u8]) -> Option<Self> {
+        const STARTS: [&[u8]; 5] = [b"SSL_", b"gnutls_", b"RAND_", b"ERR_", b"EVP_KDF_"];
         // Most symbols leave here.
-        if !symbol.starts_with(b"SSL_") && !symbol.starts_with(b"gnutls_") {
+        if !STARTS.iter().any(|start| symbol.starts_with(start)) {
             return None;
         }
         Self::ALL
@@ -130,6 +179,20 @@ impl Function {
 /// Functions, each with the bytes from the file's start to its first instruction.
 pub type Offsets = Vec<(Function, u64)>;
 
+/// Whether these are of a TLS library, and not of what is below one (libcrypto).
+pub fn is_tls(offsets: &Offsets) -> bool {
+    offsets
+        .iter()
+        .any(|(function, _)| function.makes_a_library())
+}
+
+/// Whether these are of the library below a TLS library.
+fn is_crypto(offsets: &Offsets) -> bool {
+    let has = |function| offsets.iter().any(|(one, _)| *one == function);
+    (has(Function::Random) || has(Function::RandomEx))
+        && (has(Function::Error) || has(Function::ErrorV))
+}
+
 /// The largest symbol or string table that is read; that of node is some 20 MiB.
 const LARGEST_TABLE: u64 = 32 << 20;
 
@@ -138,7 +201,7 @@ const LONGEST_NAME: usize = 32;
 
 /// Finds the functions in `file`: in the dynamic symbols or, where those have none, in the symbol
 /// table that linkers leave for debuggers. Empty if it is no TLS library: it defines neither `SSL_read`
-/// nor `SSL_write` nor GnuTLS's.
+/// nor `SSL_write` nor GnuTLS's; and is none for one to use, as libcrypto.
 ///
 /// # Errors
 /// Why it is no 64-bit little-endian ELF file, or what is wrong in it.
@@ -158,6 +221,7 @@ pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets>
     let sections = header.section_headers(endian, file)?;
     let segments = header.program_headers(endian, file)?;
     let mut all = 0u64;
+    let mut below = Offsets::new();
     for kind in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
         let Some(table) = sections
             .iter()
@@ -178,12 +242,21 @@ pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets>
         }
         let symbols: &[elf::Sym64<LittleEndian>] = table.data_as_array(endian, file)?;
         let strings = strings.data(endian, file)?;
-        let found = in_table(symbols, strings, segments);
-        if found.iter().any(|(function, _)| function.makes_a_library()) {
+        let mut found = in_table(symbols, strings, segments);
+        let all: Vec<_> = found.iter().map(|(function, _)| *function).collect();
+        found.retain(|(function, _)| {
+            function
+                .successor()
+                .is_none_or(|successor| !all.contains(&successor))
+        });
+        if is_tls(&found) {
             return Ok(found);
         }
+        if is_crypto(&found) {
+            below = found;
+        }
     }
-    Ok(Offsets::new())
+    Ok(below)
 }
 
 /// Refuses the forms that count headers elsewhere, in 32 bits and more: no library has that many,
@@ -364,6 +437,30 @@ mod tests {
         let user = crafted(11, &[("SSL_read", 0, false), ("SSL_write", 0, false)]);
         assert_eq!(find(user.as_slice()).unwrap(), []);
         assert_eq!(find(real().as_slice()).unwrap(), []);
+    }
+
+    #[test]
+    fn what_a_tls_library_uses_is_found_too_and_is_none_itself() {
+        let of = |symbols| find(crafted(11, symbols).as_slice()).unwrap();
+        let old = of(&[
+            ("RAND_bytes", 0x11010, true),
+            ("ERR_put_error", 0x11020, true),
+        ]);
+        assert_eq!(old, [(Function::Random, 0x1010), (Function::Error, 0x1020)]);
+        assert!(!is_tls(&old));
+        let new = of(&[
+            ("RAND_bytes", 0x11010, true),
+            ("RAND_bytes_ex", 0x11020, true),
+            ("ERR_vset_error", 0x11030, true),
+            ("EVP_KDF_derive", 0x11040, true),
+        ]);
+        let functions: Vec<_> = new.iter().map(|(function, _)| *function).collect();
+        assert_eq!(
+            functions,
+            [Function::RandomEx, Function::ErrorV, Function::Derive]
+        );
+        assert_eq!(of(&[("RAND_bytes", 0x11010, true)]), []);
+        assert!(is_tls(&of(SYMBOLS)));
     }
 
     #[test]

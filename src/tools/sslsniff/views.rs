@@ -13,6 +13,7 @@ use super::event::{Close, Data};
 use super::files::Output;
 use super::har::{self, Har};
 use super::http::{Http, NotHttp};
+use super::keylog::{Key, KeyLog, Pending};
 use super::live::{self, Live};
 use super::pcap::Pcap;
 use crate::failure::Failure;
@@ -26,6 +27,7 @@ pub struct Views {
     lines: bool,
     pcap: Option<(Output, Pcap<BufWriter<File>>)>,
     har: Option<(Output, Har<BufWriter<File>>)>,
+    keylog: Option<(Output, KeyLog<BufWriter<File>>)>,
     live: Option<Live>,
 }
 
@@ -52,6 +54,10 @@ impl Views {
             let (output, writer) = Output::create("--har", path)?;
             let har = Har::new(writer).map_err(|err| failed(&output, &err))?;
             views.har = Some((output, har));
+        }
+        if let Some(path) = &args.keylog {
+            let (output, writer) = Output::create("--keylog", path)?;
+            views.keylog = Some((output, KeyLog::new(writer)));
         }
         if args.http || args.har.is_some() || args.live {
             let keep = match (&args.har, args.live) {
@@ -154,6 +160,35 @@ impl Views {
         Ok(!self.lines)
     }
 
+    /// A key was derived for a connection; it waits in `pending` until the client's random number is known.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn key(
+        &mut self,
+        key: Key,
+        random: Option<[u8; 32]>,
+        pending: &mut Vec<Pending>,
+    ) -> io::Result<()> {
+        let Some((output, keylog)) = &mut self.keylog else {
+            return Ok(());
+        };
+        let written = keylog.key(key, random, pending);
+        written.map_err(|err| output.named(&err))
+    }
+
+    /// The client's random number is known.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn settle(&mut self, random: &[u8; 32], pending: &mut Vec<Pending>) -> io::Result<()> {
+        let Some((output, keylog)) = &mut self.keylog else {
+            return Ok(());
+        };
+        let written = keylog.settle(random, pending);
+        written.map_err(|err| output.named(&err))
+    }
+
     /// Shows the exchanges that have come to their end.
     fn exchanges(&mut self, time: OffsetDateTime, sink: &mut Sink<impl Write>) -> io::Result<()> {
         let Some(http) = &mut self.http else {
@@ -183,6 +218,9 @@ impl Views {
         }
         if let Some((output, har)) = &mut self.har {
             har.flush().map_err(|err| output.named(&err))?;
+        }
+        if let Some((output, keylog)) = &mut self.keylog {
+            keylog.flush().map_err(|err| output.named(&err))?;
         }
         Ok(())
     }

@@ -59,6 +59,7 @@ pub struct Watch<'obj> {
     method: Method,
     sockets: Sockets,
     by_pid: bool,
+    keys: bool,
 }
 
 impl fmt::Debug for Watch<'_> {
@@ -98,6 +99,17 @@ macro_rules! classic_programs {
             (Function::GetServername, $($what)+ $progs.enter_get_servername, Some($($what)+ $progs.leave_get_servername)),
             (Function::GetAlpn, $($what)+ $progs.enter_get_alpn, Some($($what)+ $progs.leave_get_alpn)),
             (Function::SessionReused, $($what)+ $progs.enter_session_reused, Some($($what)+ $progs.leave_session_reused)),
+            (Function::SetFd, $($what)+ $progs.enter_set_fd, Some($($what)+ $progs.leave_set_fd)),
+            (Function::SetRfd, $($what)+ $progs.enter_set_rfd, Some($($what)+ $progs.leave_set_rfd)),
+            (Function::SetWfd, $($what)+ $progs.enter_set_wfd, Some($($what)+ $progs.leave_set_wfd)),
+            (Function::SetBio, $($what)+ $progs.enter_set_bio, None),
+            (Function::Set0Rbio, $($what)+ $progs.enter_set0_rbio, None),
+            (Function::Set0Wbio, $($what)+ $progs.enter_set0_wbio, None),
+            (Function::Random, $($what)+ $progs.enter_random, None),
+            (Function::RandomEx, $($what)+ $progs.enter_random_ex, None),
+            (Function::Error, $($what)+ $progs.enter_error, None),
+            (Function::ErrorV, $($what)+ $progs.enter_error_v, None),
+            (Function::Derive, $($what)+ $progs.enter_derive, Some($($what)+ $progs.leave_derive)),
         ]
     };
 }
@@ -126,13 +138,18 @@ impl<'obj> Watch<'obj> {
         rodata.has_cookie = u8::from(method.has_cookie());
         rodata.is_preempted = u8::from(method == Method::Multi);
         rodata.targ_stacks = u8::from(plan.stacks);
+        rodata.targ_secrets = u8::from(plan.keys);
         open.maps.records.set_max_entries(plan.ring)?;
         let progs = &mut open.progs;
         progs.process_forks.set_autoload(plan.by_pid());
         for program in [&mut progs.socket_sends, &mut progs.socket_receives] {
             program.set_autoload(sockets == Sockets::Tracepoints);
         }
-        for program in [&mut progs.tcp_sends, &mut progs.tcp_receives] {
+        for program in [
+            &mut progs.tcp_sends,
+            &mut progs.tcp_receives,
+            &mut progs.tcp_received,
+        ] {
             program.set_autoload(sockets == Sockets::Functions);
         }
         for program in [&mut progs.any_enters, &mut progs.any_leaves] {
@@ -179,6 +196,7 @@ impl<'obj> Watch<'obj> {
             method,
             sockets,
             by_pid: plan.by_pid(),
+            keys: plan.keys,
         };
         watch.add_pids(&plan.pids)?;
         Ok(watch)
@@ -232,8 +250,8 @@ impl<'obj> Watch<'obj> {
                 .push(link.map_err(|err| bpf::explain(err, "follow processes", &needed))?);
         }
         let sockets = match self.sockets {
-            Sockets::Tracepoints => [&progs.socket_sends, &progs.socket_receives],
-            Sockets::Functions => [&progs.tcp_sends, &progs.tcp_receives],
+            Sockets::Tracepoints => &[&progs.socket_sends, &progs.socket_receives][..],
+            Sockets::Functions => &[&progs.tcp_sends, &progs.tcp_receives, &progs.tcp_received],
         };
         for program in sockets {
             match program.attach() {
@@ -267,7 +285,7 @@ impl<'obj> Watch<'obj> {
                 .map(|(function, entry, leave)| anyhow::Ok((function, pair(entry, leave)?)));
             Programs::Each(pairs.collect::<Result<_>>()?)
         };
-        Ok(Attacher::new(programs, self.method))
+        Ok(Attacher::new(programs, self.method, self.keys))
     }
 
     /// Runs `start`, and watches the processes that it starts and their children: each is in the
@@ -309,6 +327,7 @@ impl<'obj> Watch<'obj> {
             cut: self.counter(ssl_counter::SSL_CUT_BYTES.0)?,
             missed_children: self.counter(ssl_counter::SSL_MISSED_CHILDREN.0)?,
             lost_stacks: self.counter(ssl_counter::SSL_LOST_STACKS.0)?,
+            lost_keys: self.counter(ssl_counter::SSL_LOST_KEYS.0)?,
             lost: [Amount::default(); 3],
         };
         for (amount, (cause, _)) in totals.lost.iter_mut().zip(CAUSES) {
@@ -373,6 +392,7 @@ pub struct Totals {
     cut: u64,
     missed_children: u64,
     lost_stacks: u64,
+    lost_keys: u64,
     /// In the order of [`CAUSES`].
     lost: [Amount; 3],
 }
@@ -405,6 +425,7 @@ impl Totals {
                 .collect(),
             missed_children: self.missed_children,
             lost_stacks: self.lost_stacks,
+            lost_keys: self.lost_keys,
             connections: shown.connections,
             ..Summary::default()
         }

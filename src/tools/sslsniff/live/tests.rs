@@ -5,7 +5,7 @@ use ratatui::backend::TestBackend;
 use time::OffsetDateTime;
 use time::macros::datetime;
 
-use super::super::event::{Close, Data, Ends, Facts, MadeIn};
+use super::super::event::{Close, Data, Ends, Facts, MadeIn, Trouble};
 use super::super::http::Http;
 use super::super::payload::Payload;
 use super::draw::draw;
@@ -203,6 +203,7 @@ fn closed_connections_make_room_first_and_memory_is_bounded() {
         written: 0,
         duration_ns: 0,
         facts: &Facts::default(),
+        trouble: &Trouble::default(),
         ends: NOWHERE,
         who: &nc,
     };

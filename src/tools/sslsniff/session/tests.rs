@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use time::macros::datetime;
 
+use super::super::beginning::tests as hellos;
 use super::super::record::tests::{encode, written};
 use super::*;
 use crate::output::Settings;
@@ -285,4 +286,121 @@ proptest! {
             session.record(&bytes, |_| datetime!(2026-01-02 03:04:05 UTC)).unwrap();
         }
     }
+}
+
+/// What passed socket 77 while no call was under way, or within one of the connection.
+fn hello(ssl: u64, direction: u8, bytes: &[u8]) -> (Header, &[u8]) {
+    let header = Header {
+        kind: 7,
+        ssl,
+        since_ns: u64::from(ssl > 0),
+        direction,
+        offset: 77,
+        flags: 0,
+        ..written(0, 0)
+    };
+    (header, bytes)
+}
+
+/// The connection is on socket 77: known by the hello that it sent there.
+fn sent_there(session: &mut Session<Vec<u8>>) {
+    let mut record = record::tests::socket(10);
+    let mut header = Header::default();
+    plain::copy_from_bytes(&mut header, &record).unwrap();
+    (header.offset, header.via) = (77, 2);
+    let payload = record.split_off(size_of::<Header>());
+    feed(session, &header, &payload);
+}
+
+fn done() -> Header {
+    Header {
+        kind: 1,
+        function: 4,
+        flags: record::FLAG_DONE | FLAG_LAST,
+        ..written(0, 0)
+    }
+}
+
+fn feed_hello(session: &mut Session<Vec<u8>>, (header, bytes): (Header, &[u8])) {
+    feed(session, &header, bytes);
+}
+
+#[test]
+fn what_a_server_read_before_its_connection_was_known_is_told_of_it() {
+    let mut session = session(Format::Json, Style::default());
+    feed_hello(&mut session, hello(0, 0, &hellos::client(b"id")));
+    assert_eq!(session.shown().connections, 0);
+    sent_there(&mut session);
+    let server = hellos::server([9; 32], b"id", 0x1301, &hellos::SUPPORTED);
+    feed_hello(&mut session, hello(0x1000, 1, &server));
+    feed(&mut session, &done(), b"");
+    let event = &events(session)[0];
+    assert_eq!(event["kind"], "handshake");
+    assert_eq!(event["sni"], "a.example");
+    assert_eq!(event["cipher"], "TLS_AES_128_GCM_SHA256");
+    assert_eq!(event["peer_via"], "ciphertext");
+}
+
+#[test]
+fn what_a_client_reads_outside_of_its_calls_is_told_of_it_until_the_socket_is_another() {
+    let server = hellos::server([9; 32], b"", 0x1301, &hellos::SUPPORTED);
+    for (another, known) in [(false, true), (true, false)] {
+        let mut session = session(Format::Json, Style::default());
+        sent_there(&mut session);
+        feed_hello(&mut session, hello(0x1000, 1, &hellos::client(b"id")));
+        if another {
+            // Somebody else's, passed on.
+            feed_hello(&mut session, hello(0, 1, &hellos::client(b"other")));
+        }
+        feed_hello(&mut session, hello(0, 0, &server));
+        feed(&mut session, &done(), b"");
+        let event = &events(session)[0];
+        assert_eq!(event["version"].is_string(), known, "{event}");
+        assert_eq!(event["sni"], "a.example");
+    }
+}
+
+#[test]
+fn the_first_reason_of_a_call_is_told_and_forgotten_once_all_is_well() {
+    let error = |call: u64, reason: u64| Header {
+        kind: 8,
+        offset: reason,
+        length: call,
+        flags: 0,
+        ..written(0, 0)
+    };
+    for (well, told) in [(false, true), (true, false)] {
+        let mut session = session(Format::Json, Style::default());
+        feed(&mut session, &error(5, 134), b"");
+        feed(&mut session, &error(5, 193), b"");
+        if well {
+            feed(&mut session, &done(), b"");
+        }
+        let failed = Header {
+            flags: FLAG_LAST,
+            ..done()
+        };
+        feed(&mut session, &failed, b"");
+        let events = events(session);
+        let event = events.last().unwrap();
+        assert_eq!(event["result"], "failed");
+        assert_eq!(event["reason"] == "certificate verify failed", told);
+        assert_eq!(event.get("reason").is_some(), told);
+    }
+}
+
+#[test]
+fn a_connection_that_is_given_something_else_has_no_ends_any_more() {
+    let mut session = session(Format::Json, Style::default());
+    sent_there(&mut session);
+    feed(&mut session, &written(0, 5), b"hello");
+    let given = Header {
+        kind: 10,
+        flags: 0,
+        ..written(0, 0)
+    };
+    feed(&mut session, &given, b"");
+    feed(&mut session, &written(5, 5), b"hello");
+    let events = events(session);
+    assert!(events[0]["peer"].is_string() && events[1].get("peer").is_none());
 }

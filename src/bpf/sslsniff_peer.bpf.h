@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The socket of a connection: told to user space, and found by the descriptor that the program gave. */
+#ifndef EBPFKIT_SSLSNIFF_PEER_BPF_H
+#define EBPFKIT_SSLSNIFF_PEER_BPF_H
+
+#include "sslsniff_send.bpf.h"
+
+/* sys/socket.h */
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+/* sys/stat.h */
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+
+struct peer_record {
+	struct ssl_record head;
+	struct ssl_addresses addresses;
+};
+
+/* Tells the ends of `sk`, unless they were told; false if it is no stream socket that has two. */
+static __always_inline bool tell_peer(struct sock *sk, struct connection *connection, __u64 ssl,
+				      __u32 function, __u32 library, __u8 via)
+{
+	struct peer_record *record;
+	__u16 family, peer_port;
+	__u64 socket;
+
+	/* A callback may ask a resolver or write to a log, by datagrams. */
+	if (BPF_CORE_READ(sk, sk_type) != SOCK_STREAM)
+		return false;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	peer_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
+	if ((family != AF_INET && family != AF_INET6) || !peer_port)
+		return false;
+	/* Two sockets of a process that are alive have not both the same. */
+	socket = (__u64)peer_port << 16 | BPF_CORE_READ(sk, __sk_common.skc_num);
+	if (family == AF_INET)
+		socket |= (__u64)BPF_CORE_READ(sk, __sk_common.skc_daddr) << 32;
+	else
+		socket |= (__u64)BPF_CORE_READ(sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[3])
+			  << 32;
+	if (connection->socket == socket && (connection->via == via || via == SSL_VIA_SET_FD))
+		return true;
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	/* The next use of the socket tries again. */
+	if (!record)
+		return true;
+	describe(&record->head, SSL_PEER, function, ssl, connection, bpf_ktime_get_boot_ns(),
+		 library);
+	record->head.captured = sizeof(record->addresses);
+	record->head.via = via;
+	record->head.offset = (__u64)sk;
+	__builtin_memset(&record->addresses, 0, sizeof(record->addresses));
+	record->addresses.family = family;
+	record->addresses.local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	record->addresses.peer_port = bpf_ntohs(peer_port);
+	if (family == AF_INET) {
+		BPF_CORE_READ_INTO((__be32 *)record->addresses.local, sk,
+				   __sk_common.skc_rcv_saddr);
+		BPF_CORE_READ_INTO((__be32 *)record->addresses.peer, sk, __sk_common.skc_daddr);
+	} else {
+		BPF_CORE_READ_INTO((struct in6_addr *)record->addresses.local, sk,
+				   __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO((struct in6_addr *)record->addresses.peer, sk,
+				   __sk_common.skc_v6_daddr);
+	}
+	bpf_ringbuf_submit(record, 0);
+	connection->socket = socket;
+	connection->via = via;
+	return true;
+}
+
+/* The socket that the current process has under a descriptor, or NULL. */
+static __always_inline struct sock *socket_at(__u32 fd)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct file **files, *file = NULL;
+	struct socket *socket;
+
+	if (fd >= BPF_CORE_READ(task, files, fdt, max_fds))
+		return NULL;
+	files = BPF_CORE_READ(task, files, fdt, fd);
+	if (bpf_probe_read_kernel(&file, sizeof(file), files + fd) || !file ||
+	    (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return NULL;
+	socket = BPF_CORE_READ(file, private_data);
+	return BPF_CORE_READ(socket, file) == file ? BPF_CORE_READ(socket, sk) : NULL;
+}
+
+/* Of a connection whose socket is not known, and to which the program gave one, for both directions. It
+ * may have been connected only since. Global: the verifier looks at it once.
+ */
+__noinline int use_descriptor(__u64 ssl, __u32 function, __u32 library)
+{
+	struct connection_key key = { .ssl = ssl, .tgid = bpf_get_current_pid_tgid() >> 32 };
+	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+	struct sock *sk;
+
+	if (!connection || !connection->read_fd || !connection->write_fd)
+		return 0;
+	sk = socket_at(connection->write_fd - 1);
+	if (!sk || (connection->read_fd != connection->write_fd &&
+		    socket_at(connection->read_fd - 1) != sk))
+		return 0;
+	tell_peer(sk, connection, ssl, function, library, SSL_VIA_SET_FD);
+	return 0;
+}
+
+/* Before something is told of a connection. */
+static __always_inline void find_peer(const struct connection *connection, __u64 ssl,
+				      __u32 function, __u32 library)
+{
+	if (!connection->socket && connection->write_fd)
+		use_descriptor(ssl, function, library);
+}
+
+#endif

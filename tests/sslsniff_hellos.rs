@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! `ebpfkit sslsniff`: what ends agree upon, why they fail, and their keys.
+
+mod common;
+#[path = "sslsniff/place.rs"]
+mod place;
+
+mod root {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use serde_json::{Value, json};
+
+    use super::common::{Ended, Tool, python3};
+    use super::place::{PORT, Peer, Place, nothing_is_lost};
+
+    /// Both ends of ends.py.
+    struct Ends {
+        place: Place,
+        server: Peer,
+        client: Peer,
+    }
+
+    impl Ends {
+        /// With these options of the server and of the client.
+        fn of(server: &Value, client: &Value) -> Self {
+            let place = Place::new();
+            let end = |args: &[&str], options: &Value| {
+                let mut options = options.clone();
+                if args[0] == "serve" {
+                    options["cert"] = place.pem().into();
+                }
+                if options.get("keylog").is_some() {
+                    options["keylog"] = place.dir.path().join(args[0]).to_str().into();
+                }
+                let mut command = place.netns.command(python3());
+                command.args(["-c", include_str!("sslsniff/ends.py")]);
+                Peer::start(command.args(args).arg(options.to_string()))
+            };
+            let mut server = end(&["serve", PORT], server);
+            assert_eq!(server.line(), "listening");
+            let client = end(&["get", PORT], client);
+            Self {
+                place,
+                server,
+                client,
+            }
+        }
+
+        /// What is seen while the client does what it does.
+        fn seen(&mut self, args: &[&str]) -> Ended {
+            let tool = Tool::start(&self.place.netns, &[&["sslsniff"], args].concat());
+            self.client.go();
+            self.client.rest();
+            // The server frees its connection when it will.
+            tool.wait_for("a close of the server", |event| {
+                args.contains(&"-p")
+                    || (event["kind"] == "close" && event["pid"] == self.server.pid())
+            });
+            let ended = tool.stop();
+            nothing_is_lost(&ended);
+            ended
+        }
+    }
+
+    fn of<'a>(ended: &'a Ended, pid: u32, kind: &str) -> Vec<&'a Value> {
+        let all = ended.kind(kind).into_iter();
+        all.filter(|event| event["pid"] == pid).collect()
+    }
+
+    #[test]
+    fn what_ends_agree_upon_is_known_though_no_program_asks() {
+        for memory in [false, true] {
+            for (most, version, cipher, alpn) in [
+                ("TLSv1_3", "TLSv1.3", "TLS_AES_256_GCM_SHA384", None),
+                (
+                    "TLSv1_2",
+                    "TLSv1.2",
+                    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+                    Some("h2"),
+                ),
+            ] {
+                let options =
+                    json!({"memory": memory, "max": most, "alpn": ["h2"], "name": "a.example"});
+                let mut ends = Ends::of(&options, &options);
+                let ended = ends.seen(&[]);
+                for pid in [ends.client.pid(), ends.server.pid()] {
+                    let handshake = of(&ended, pid, "handshake")[0];
+                    assert_eq!(handshake["result"], "ok");
+                    assert_eq!(handshake["version"], version, "{handshake}");
+                    assert_eq!(handshake["cipher"], cipher, "{handshake}");
+                    assert_eq!(handshake["sni"], "a.example", "{handshake}");
+                    assert_eq!(handshake["resumed"], false, "{handshake}");
+                    // Of TLS 1.3 it is encrypted.
+                    assert_eq!(handshake.get("alpn").and_then(Value::as_str), alpn);
+                    assert!(handshake.get("reason").is_none());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_that_is_resumed_is_told_at_both_ends() {
+        for (most, memory) in [("TLSv1_3", true), ("TLSv1_2", false)] {
+            let mut ends = Ends::of(
+                &json!({"max": most, "memory": memory}),
+                &json!({"max": most, "memory": memory, "times": 2}),
+            );
+            let ended = ends.seen(&[]);
+            for pid in [ends.client.pid(), ends.server.pid()] {
+                let told: Vec<_> = of(&ended, pid, "handshake")
+                    .iter()
+                    .map(|event| event["resumed"].clone())
+                    .collect();
+                assert_eq!(told, [json!(false), json!(true)], "{most} {memory}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_refused_is_told_at_both_ends() {
+        for memory in [false, true] {
+            let mut ends = Ends::of(
+                &json!({"memory": memory}),
+                &json!({"memory": memory, "verify": true, "name": "localhost"}),
+            );
+            let ended = ends.seen(&[]);
+            let client = of(&ended, ends.client.pid(), "handshake")[0];
+            assert_eq!(client["result"], "failed");
+            assert_eq!(client["reason"], "certificate verify failed", "{client}");
+            assert_eq!(client["version"], "TLSv1.3");
+            // Encrypted: the library's own reason alone tells it.
+            let server = of(&ended, ends.server.pid(), "handshake")[0];
+            assert_eq!(server["result"], "failed");
+            assert_eq!(server["alert"], "unknown_ca", "{server}");
+            assert_eq!(server["alert_from"], "peer");
+        }
+    }
+
+    #[test]
+    fn an_alert_is_told_by_who_sends_it_and_by_who_gets_it() {
+        let mut ends = Ends::of(&json!({"min": "TLSv1_3"}), &json!({"max": "TLSv1_2"}));
+        let ended = ends.seen(&[]);
+        let client = of(&ended, ends.client.pid(), "handshake")[0];
+        let server = of(&ended, ends.server.pid(), "handshake")[0];
+        for (event, from) in [(client, "peer"), (server, "self")] {
+            assert_eq!(event["result"], "failed");
+            assert_eq!(event["alert"], "protocol_version", "{event}");
+            assert_eq!(event["alert_from"], from, "{event}");
+        }
+        assert_eq!(server["reason"], "unsupported protocol", "{server}");
+        assert!(client.get("reason").is_none());
+    }
+
+    /// Lines of a key log, without comments.
+    fn keys(path: &std::path::Path) -> Vec<String> {
+        let text = std::fs::read_to_string(path).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(str::to_owned).collect()
+    }
+
+    fn sorted(mut lines: Vec<String>) -> Vec<String> {
+        lines.sort_unstable();
+        lines
+    }
+
+    #[test]
+    fn keys_are_those_that_the_programs_log_themselves() {
+        for (most, count) in [("TLSv1_3", 5), ("TLSv1_2", 1)] {
+            for memory in [false, true] {
+                let options = json!({"max": most, "memory": memory, "keylog": ""});
+                let mut ends = Ends::of(&options, &options);
+                let path = ends.place.dir.path().to_owned();
+                let log = path.join("keys");
+                let pids = [&ends.client, &ends.server].map(|end| end.pid().to_string());
+                let keylog = ["--keylog", log.to_str().unwrap()];
+                let ended = ends.seen(&[&["-p", &pids[0], "-p", &pids[1]], &keylog[..]].concat());
+                assert!(ended.summary().get("lost_keys").is_none());
+                // Each end's own, which are the same.
+                let found = keys(&log);
+                let both = [keys(&path.join("get")), keys(&path.join("serve"))].concat();
+                assert_eq!(sorted(found), sorted(both), "{most} {memory}");
+                assert_eq!(keys(&log).len(), 2 * count);
+                let mode = std::fs::metadata(&log).unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o600);
+            }
+        }
+    }
+
+    #[test]
+    fn keys_of_a_session_that_is_resumed_are_logged_too() {
+        for most in ["TLSv1_3", "TLSv1_2"] {
+            let options = json!({"max": most, "keylog": "", "times": 2});
+            let mut ends = Ends::of(&json!({"max": most}), &options);
+            let path = ends.place.dir.path().to_owned();
+            let log = path.join("keys");
+            let pid = ends.client.pid().to_string();
+            ends.seen(&["-p", &pid, "--keylog", log.to_str().unwrap()]);
+            let logged = sorted(keys(&path.join("get")));
+            assert_eq!(sorted(keys(&log)), logged, "{most}");
+        }
+    }
+}
