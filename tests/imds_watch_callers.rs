@@ -7,6 +7,8 @@ mod common;
 mod root {
     use std::collections::BTreeSet;
     use std::fs;
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpStream};
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
@@ -213,25 +215,7 @@ mod root {
     #[test]
     fn a_scan_is_told_about_though_every_request_carries_a_token() {
         let network = Network::new();
-        // As AWS answers, and "not found" below /none.
-        let script = format!(
-            "import http.server\n\
-             class H(http.server.BaseHTTPRequestHandler):\n\
-             \x20protocol_version='HTTP/1.1'\n\
-             \x20def do_GET(self):\n\
-             \x20 self.send_response(404 if self.path.startswith('/none') else 200)\n\
-             \x20 self.send_header('Content-Length','0'); self.end_headers()\n\
-             \x20def log_message(self,*a): pass\n\
-             s=http.server.ThreadingHTTPServer((\"{IMDS4}\",80),H)\n\
-             print('ready',flush=True)\ns.serve_forever()"
-        );
-        let mut command = network.cloud.command(crate::common::python3());
-        command
-            .args(["-c", &script])
-            .stdout(std::process::Stdio::piped());
-        let mut service = crate::common::Background(command.spawn().unwrap());
-        let mut line = [0; 6];
-        std::io::Read::read_exact(service.0.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let _service = MetadataService::start(&network);
         let tool = start(&network, &[]);
         // One process that asks for what is there, one that tries names.
         let urls = |path: &str| -> Vec<String> {
@@ -258,6 +242,89 @@ mod root {
         assert_eq!(pids.len(), 1);
         // Nothing came up before it was a scan: 24 that were there, and the first that were not.
         assert!(ended.summary()["clean"].as_u64().unwrap() >= 24 + 7);
+    }
+
+    #[test]
+    fn many_paths_that_are_there_are_a_scan() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let tool = start(&network, &[]);
+        let address: SocketAddr = format!("{IMDS4}:80").parse().unwrap();
+        // As many as it takes where the machine is slow: they are to come within ten seconds.
+        let is_told = |tool: &Tool| !tool.events().iter().all(|event| event["kind"] != "request");
+        for round in 0..50 {
+            let asked = network.machine.enter(move || {
+                let mut stream = TcpStream::connect(address).expect("connect");
+                for number in 0..250 {
+                    let path = format!("/latest/meta-data/tags/{round}/{number}");
+                    let header = token();
+                    let request =
+                        format!("GET {path} HTTP/1.1\r\nHost: {IMDS4}\r\n{header}\r\n\r\n");
+                    stream.write_all(request.as_bytes()).unwrap();
+                    assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+                }
+            });
+            asked.join().unwrap();
+            if is_told(&tool) {
+                break;
+            }
+        }
+        let ended = tool.stop();
+        let found = requests(&ended);
+        assert!(!found.is_empty(), "{ended:#?}");
+        assert!(
+            found
+                .iter()
+                .all(|event| event["findings"] == json!(["scan"])
+                    && event["status"] == 200
+                    && event["uid"] == 0),
+            "{ended:#?}"
+        );
+        // The first ones went no further than the filter.
+        assert!(ended.summary()["clean"].as_u64().unwrap() >= 64);
+    }
+
+    #[test]
+    fn a_scan_by_many_processes_is_one() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let tool = start(&network, &[]);
+        // A process for each path, as a script starts them; and as many for one path that is not there.
+        let script = format!(
+            "import os,socket,sys\n\
+             for number in range(16):\n\
+             \x20pid=os.fork()\n\
+             \x20if not pid:\n\
+             \x20 s=socket.create_connection((\"{IMDS4}\",80))\n\
+             \x20 path=sys.argv[1].replace('N',sys.argv[2]+'-'+str(number))\n\
+             \x20 s.sendall(b'GET '+path.encode()+b' HTTP/1.1\\r\\nConnection: close\\r\\n\\r\\n')\n\
+             \x20 while s.recv(4096): pass\n\
+             \x20 os._exit(0)\n\
+             \x20os.waitpid(pid,0)"
+        );
+        let run = |uid: u32, path: &str, round: usize| {
+            let mut command = network.machine.command_as(uid, crate::common::python3());
+            command.args(["-c", &script, path, &round.to_string()]);
+            crate::common::sh(&mut command);
+        };
+        run(BOB, "/none/same", 0);
+        let is_scan = |event: &Value| event["findings"] == json!(["imdsv1", "scan"]);
+        for round in 0..50 {
+            run(ALICE, "/none/N", round);
+            if tool.events().iter().any(is_scan) {
+                break;
+            }
+        }
+        let ended = tool.stop();
+        let found = requests(&ended);
+        let scans: Vec<_> = found.iter().filter(|event| is_scan(event)).collect();
+        assert!(!scans.is_empty(), "{ended:#?}");
+        assert!(
+            scans.iter().all(|event| event["uid"] == ALICE),
+            "{scans:#?}"
+        );
+        let pids: BTreeSet<_> = found.iter().map(|event| event["pid"].as_u64()).collect();
+        assert_eq!(pids.len(), found.len(), "{found:#?}");
     }
 
     #[test]

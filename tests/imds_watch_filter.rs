@@ -6,6 +6,7 @@
 mod root {
     use std::cell::RefCell;
     use std::mem::MaybeUninit;
+    use std::time::Duration;
 
     use ebpfkit::skel::imds_watch::ImdsWatchSkel;
     use ebpfkit::tools::imds_watch::plan::{Plan, findings};
@@ -59,10 +60,14 @@ mod root {
     }
 
     fn frame(src: [u8; 4], dst: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
+        frame_from(src, 4321, dst, port, payload)
+    }
+
+    fn frame_from(src: [u8; 4], sport: u16, dst: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         PacketBuilder::ethernet2([0; 6], [0; 6])
             .ipv4(src, dst, 64)
-            .tcp(4321, port, 7, 1024)
+            .tcp(sport, port, 7, 1024)
             .write(&mut bytes, payload)
             .unwrap();
         bytes
@@ -629,5 +634,74 @@ mod root {
         // Whole, but nobody knows where the next one begins.
         assert!(send(b"GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"));
         assert!(send(&good));
+    }
+
+    /// Of a filter that counts within `window`, how many packets of one sender, each on a connection of
+    /// its own and `payload(number)`, come before the first one that goes up; `None` if none does.
+    fn unseen(filter: &Filter<'_>, payload: impl Fn(u16) -> String) -> Option<u16> {
+        let sender = filter.sender();
+        (0..400).find(|number| {
+            let payload = payload(*number);
+            assert!(is_clean(payload.as_bytes(), &[TOKEN]), "{payload}");
+            filter.passes(&frame_from(
+                sender,
+                1024 + number,
+                IMDS,
+                80,
+                payload.as_bytes(),
+            ))
+        })
+    }
+
+    #[test]
+    fn clean_requests_of_a_sender_that_tries_many_paths_go_up() {
+        let plan = plan().with_window(Duration::from_secs(1 << 32));
+        let mut object = MaybeUninit::uninit();
+        let filter = Filter::new(&mut object, &plan);
+        let get =
+            |target: &str, more: &str| format!("GET {target} HTTP/1.1\r\n{more}{TOKEN}: t\r\n\r\n");
+        // Few of them have a hash that another one has, and are taken for that.
+        for alike in [
+            "/latest/",
+            "/latest/meta-data/tags/instance/name-that-is-long-",
+        ] {
+            let first = unseen(&filter, |number| get(&format!("{alike}{number}"), "")).unwrap();
+            assert!((64..90).contains(&first), "{first}");
+        }
+        // Path and method count, and nothing else does.
+        let same = |number: u16| match number % 4 {
+            0 => get("/latest/meta-data/", &format!("X: {number}\r\n")),
+            1 => get(&format!("/latest/meta-data/?x={number}"), ""),
+            2 => get("/latest/meta-data/", "").replace("HTTP/1.1", "HTTP/1.0"),
+            _ => get("/latest/meta-data/", "").replace("GET", "PUT"),
+        };
+        assert_eq!(unseen(&filter, same), None);
+        // Of several in a packet, each one does.
+        let (one, another) = (get("/latest/one", ""), get("/latest/two", ""));
+        let first = unseen(&filter, |number| {
+            format!("{one}{}{another}", get(&format!("/{number}"), ""))
+        });
+        assert!((21..30).contains(&first.unwrap()), "{first:?}");
+        assert_eq!(unseen(&filter, |_| format!("{one}{another}")), None);
+        // Who has scanned is watched; others are not.
+        let (scanner, other) = (filter.sender(), filter.sender());
+        let from = |sender, number: u16, path: &str| {
+            let payload = get(path, "");
+            filter.passes(&frame_from(sender, number, IMDS, 80, payload.as_bytes()))
+        };
+        for number in 0..100 {
+            from(scanner, number, &format!("/{number}"));
+        }
+        assert!(from(scanner, 200, "/1"));
+        assert!(!from(other, 200, "/1"));
+    }
+
+    #[test]
+    fn paths_that_are_not_asked_for_within_the_window_are_not_many() {
+        let plan = plan().with_window(Duration::ZERO);
+        let mut object = MaybeUninit::uninit();
+        let filter = Filter::new(&mut object, &plan);
+        let get = |number| format!("GET /{number} HTTP/1.1\r\n{TOKEN}: t\r\n\r\n");
+        assert_eq!(unseen(&filter, get), None);
     }
 }

@@ -6,8 +6,8 @@
  * endpoint, carry no payload, or hold complete requests that are clean. It proves that within one
  * packet and errs on the side of sending up. What spans packets is remembered: a flow that once sent
  * something other than complete requests is watched from then on, as what follows may be the rest
- * of it; where in the stream the answer begins to what went up; and which sender was told "not
- * found" again and again.
+ * of it; where in the stream the answer begins to what went up; and which sender tries many paths,
+ * or was told "not found" again and again.
  */
 #include "lib/endpoints.bpf.h"
 #include "imds_watch_callers.bpf.h"
@@ -30,6 +30,10 @@ const volatile __u8 judge_users;
 const volatile __u8 scan_classes[256];
 const volatile __u32 scan_table[SCAN_ENTRIES];
 const volatile __u32 scan_start;
+/* Random, so that nobody can choose paths whose hashes are alike; the second one is odd. */
+const volatile __u64 scan_key[2];
+/* Nanoseconds within which many paths, or many answers "not found", are a scan. */
+const volatile __u64 scan_window;
 
 /* 0 -> how many packets; the sum over all CPUs counts */
 struct {
@@ -41,9 +45,11 @@ struct {
 
 struct scratch {
 	__u8 byte[SCAN_LIMIT];
+	/* How many requests are in it. */
+	__u32 requests;
 };
 
-/* 0 -> room for a payload. A socket filter runs with bottom halves disabled: one CPU, one user. */
+/* 0 -> room for a payload (2052 bytes). A socket filter runs with bottom halves disabled: one CPU, one user. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -99,21 +105,27 @@ struct {
 	__type(value, __u32);
 } waiting SEC(".maps");
 
-struct misses {
-	/* Nanoseconds since boot: of the first of them, and of the last. */
+struct sender {
+	/* Nanoseconds since boot: when it was begun to count, and until when clean requests go up. */
 	__u64 since;
-	__u64 last;
-	__u32 count;
-	__u32 pad;
+	__u64 until;
+	/* Answers "not found". */
+	__u32 misses;
+	/* Different paths that clean requests asked for: the bits that are set below, but for packets with
+	 * several requests in them, which count as so many.
+	 */
+	__u32 paths;
+	/* A bit for each, by its hash. Two may share one: of 64, two or so do. */
+	__u64 asked[SCAN_BITS / 64];
 };
 
-/* who asks, by address (16 bytes) -> how often the answer was "not found" (24 bytes) */
+/* who asks, by address (16 bytes) -> what for, of late (152 bytes) */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
 	__type(key, union address);
-	__type(value, struct misses);
-} missed SEC(".maps");
+	__type(value, struct sender);
+} senders SEC(".maps");
 
 /* uid -> 1, of those that may ask */
 struct {
@@ -226,6 +238,7 @@ __noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 
 	__u32 needed = required ? 1 : 0;
 	__u32 entry = scan_start;
 	struct scratch *room;
+	__u32 requests = 0;
 	__u32 flags = 0;
 	__u32 bad = 0;
 	__u32 zero = 0;
@@ -264,10 +277,55 @@ __noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 
 		bad |= ended & (flags & SCAN_BAD);
 		bad |= ended & missing & needed;
 		flags &= ~ended;
+		requests -= ended;
 	}
+	room->requests = requests;
 	if (!(entry >> 31) || bad & SCAN_BODY)
 		return UNREADABLE;
 	return bad ? SUSPICIOUS : CLEAN;
+}
+
+/* 1 for zero, and 0 for a number up to 2^31, without a branch: the verifier would follow both. */
+static __always_inline __u32 is_zero(__u32 number)
+{
+	__u32 borrow = number - 1;
+
+	barrier_var(borrow);
+	return borrow >> 31;
+}
+
+/* A keyed hash of what those requests ask for that imds_scan() has just found to be clean, in the low
+ * bits, and above SCAN_BITS how many requests there are. One request is looked at up to the end of its
+ * path, of several every byte. A global function, as that one is.
+ */
+__noinline int imds_asked(__u32 len)
+{
+	__u64 hash = scan_key[0];
+	struct scratch *room;
+	__u32 spaces = 0;
+	__u32 zero = 0;
+	__u32 single;
+	__u32 i;
+
+	room = bpf_map_lookup_elem(&scratch, &zero);
+	if (!room)
+		return 0;
+	single = is_zero(room->requests ^ 1);
+	for (i = 0; i < SCAN_LIMIT; i++) {
+		__u32 byte;
+
+		if (i >= len)
+			break;
+		byte = room->byte[i];
+		/* The first space is behind the method. */
+		spaces += is_zero(byte ^ ' ');
+		if (single & (spaces >> 1 | is_zero(byte ^ '?')))
+			break;
+		hash = (hash ^ byte) * scan_key[1];
+	}
+	/* Each bit of it shall depend on every byte. */
+	hash = (hash ^ hash >> 32) * scan_key[1];
+	return room->requests * SCAN_BITS | (hash >> 32 & (SCAN_BITS - 1));
 }
 
 /* The first `length` bytes of the packet go up. */
@@ -287,20 +345,62 @@ static __always_inline int deliver_request(struct __sk_buff *skb, struct imds_co
 	return deliver(skb, counters, SNAP_LENGTH);
 }
 
-/* Whether a clean request is to be seen all the same: for its sender. */
-static __always_inline bool is_of_interest(const struct flow *flow)
-{
-	struct misses *misses = bpf_map_lookup_elem(&missed, &flow->local);
+static const struct sender new_sender;
 
-	if (misses && misses->count >= SCAN_MISSES &&
-	    bpf_ktime_get_boot_ns() - misses->last < SCAN_WINDOW)
+/* What a sender did within the window that `now` is in; NULL if there is no room to remember it. */
+static __always_inline struct sender *sender_at(const union address *who, __u64 now)
+{
+	struct sender *sender = bpf_map_lookup_elem(&senders, who);
+
+	if (!sender) {
+		/* Too long for the stack. */
+		bpf_map_update_elem(&senders, who, &new_sender, BPF_ANY);
+		sender = bpf_map_lookup_elem(&senders, who);
+		if (!sender)
+			return NULL;
+	}
+	if (!sender->since || now - sender->since >= scan_window) {
+		sender->since = now;
+		sender->misses = 0;
+		sender->paths = 0;
+		__builtin_memset(sender->asked, 0, sizeof(sender->asked));
+	}
+	return sender;
+}
+
+/* Counts `len` bytes of clean requests; whether they are to be seen, as their sender may be scanning. */
+static __always_inline bool may_be_scan(const union address *who, __u32 len)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct sender *sender = sender_at(who, now);
+	__u32 asked;
+	__u64 *word;
+	__u64 bit;
+
+	if (!sender)
 		return true;
+	asked = imds_asked(len);
+	word = &sender->asked[asked / 64 % (SCAN_BITS / 64)];
+	bit = 1ULL << (asked & 63);
+	if (!(*word & bit)) {
+		*word |= bit;
+		sender->paths += asked / SCAN_BITS;
+		if (sender->paths > SCAN_PATHS)
+			sender->until = now + scan_window;
+	}
+	return now < sender->until;
+}
+
+/* Whether a clean request is to be seen all the same: for its sender. */
+static __always_inline bool is_of_interest(const struct flow *flow, __u32 len)
+{
 	if (judge_users) {
 		struct caller *caller = bpf_map_lookup_elem(&opened, flow);
 
-		return !caller || !bpf_map_lookup_elem(&known_users, &caller->who.uid);
+		if (!caller || !bpf_map_lookup_elem(&known_users, &caller->who.uid))
+			return true;
 	}
-	return false;
+	return may_be_scan(&flow->local, len);
 }
 
 /* Whether the segment begins where the one before ended, or lies in exactly its place: sent again, or
@@ -366,7 +466,7 @@ static __always_inline int judge_request(struct __sk_buff *skb, const struct pac
 	if (finding == UNREADABLE) {
 		bpf_map_update_elem(&watched, &flow, &one, BPF_ANY);
 	} else if (finding == CLEAN && !pass_all && !bpf_map_lookup_elem(&watched, &flow) &&
-		   !is_of_interest(&flow)) {
+		   !is_of_interest(&flow, pkt->payload_len)) {
 		counters->concerning++;
 		counters->clean++;
 		return 0;
@@ -382,20 +482,14 @@ static __always_inline bool is_not_found(const __u8 *status)
 
 static __always_inline void count_miss(const union address *who)
 {
-	struct misses *misses = bpf_map_lookup_elem(&missed, who);
 	__u64 now = bpf_ktime_get_boot_ns();
-	struct misses first = {
-		.since = now,
-		.last = now,
-		.count = 1,
-	};
+	struct sender *sender = sender_at(who, now);
 
-	if (!misses || now - misses->since > SCAN_WINDOW) {
-		bpf_map_update_elem(&missed, who, &first, BPF_ANY);
+	if (!sender)
 		return;
-	}
-	misses->last = now;
-	__sync_fetch_and_add(&misses->count, 1);
+	__sync_fetch_and_add(&sender->misses, 1);
+	if (sender->misses >= SCAN_MISSES)
+		sender->until = now + scan_window;
 }
 
 /* The service has taken a new connection: the ports may be those of an old one, and it says where

@@ -13,9 +13,12 @@
 
 /* Bytes of an answer that go up: "HTTP/1.1 200". */
 #define STATUS_LENGTH 12
-/* Answers "not found" within a window, in nanoseconds, after which all requests of a sender go up. */
+/* From so many answers "not found" on within a window, all requests of a sender go up; */
 #define SCAN_MISSES 8
-#define SCAN_WINDOW 10000000000ULL
+/* and after so many different paths. */
+#define SCAN_PATHS 64
+/* Bits by which they are told apart: a power of two. */
+#define SCAN_BITS 1024
 
 /* The scanner's flags that make a request suspicious: SUSPICIOUS, BODY. END is the highest bit of all. */
 #define SCAN_BAD 0x3000

@@ -309,7 +309,7 @@ pub const TOKEN: &str = "AQAEAEbpfkitTestTokenTestTokenTestTokenTestTokenTestTok
 pub const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
 
 impl MetadataService {
-    /// Serves on port 80 of both AWS addresses in the cloud of `network`.
+    /// Serves on port 80 of both AWS addresses in the cloud of `network`; nothing is below `/none/`.
     pub fn start(network: &Network) -> Self {
         Self::on(&network.cloud, &[(IMDS4, 80), (IMDS6, 80)])
     }
@@ -400,6 +400,8 @@ fn serve(stream: &TcpStream, requests: &Mutex<Vec<String>>) {
             }
         } else if lower.contains("x-aws-ec2-metadata-token:") && !head.contains(TOKEN) {
             ("401 Unauthorized", String::new())
+        } else if line.contains(" /none/") {
+            ("404 Not Found", String::new())
         } else if line.contains("/iam/security-credentials/role") {
             ("200 OK", format!("{{\"SecretAccessKey\":\"{SECRET}\"}}"))
         } else {

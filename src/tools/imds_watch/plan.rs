@@ -3,6 +3,7 @@
 //! From arguments to what is watched and what is expected of a request there.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::Result as Anyhow;
 
@@ -15,6 +16,7 @@ use super::hosts::Hosts;
 use super::permitted::Permitted;
 use super::request::Request;
 use super::rules::Rules;
+use super::scan;
 use super::scanner::{header_flag, header_flags};
 use super::watchlist::Watchlist;
 
@@ -59,7 +61,7 @@ pub enum Finding {
     Rule,
     /// The user is none of those that may ask, or is not known.
     UnknownUser,
-    /// Its process tries many paths, or many that are not there.
+    /// Its caller tries many paths, or many that are not there.
     Scan,
     /// No request, not all of one, or one that services may read differently.
     Unparsable,
@@ -97,7 +99,7 @@ impl Finding {
             Self::Recursive => "asks for all that is below the path",
             Self::Rule => "one of your own rules",
             Self::UnknownUser => "the user is none of those that may ask",
-            Self::Scan => "its process tries many paths",
+            Self::Scan => "its caller tries many paths",
             Self::Unparsable => "no whole request, or one that services may read differently",
         }
     }
@@ -114,6 +116,8 @@ pub struct Plan {
     pub rules: Rules,
     /// Who may ask; `None` where nobody said who may.
     pub permitted: Option<Permitted>,
+    /// Within so long, many paths are a scan.
+    pub window: Duration,
 }
 
 impl Plan {
@@ -179,6 +183,7 @@ impl Plan {
             table,
             rules: Rules::default(),
             permitted: None,
+            window: scan::WINDOW,
         })
     }
 
@@ -190,6 +195,11 @@ impl Plan {
     /// The same with only these allowed to ask.
     pub fn with_permitted(self, permitted: Option<Permitted>) -> Self {
         Self { permitted, ..self }
+    }
+
+    /// The same with many paths a scan within this time, in place of [`scan::WINDOW`].
+    pub fn with_window(self, window: Duration) -> Self {
+        Self { window, ..self }
     }
 
     /// The users whose clean requests are of no interest to anyone; `None` where nobody said who may

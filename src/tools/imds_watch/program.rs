@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -336,6 +337,13 @@ pub fn load<'o>(
     load_with(object, plan, loading)
 }
 
+/// A multiplier has to be odd, or it would lose the highest bits.
+fn scan_key() -> [u64; 2] {
+    // Random for each map of the standard library, so that its keys cannot be chosen to collide.
+    let random = RandomState::new();
+    [random.hash_one(0), random.hash_one(1) | 1]
+}
+
 fn load_with<'o>(
     object: &'o mut MaybeUninit<OpenObject>,
     plan: &Plan,
@@ -368,6 +376,8 @@ fn load_with<'o>(
     rodata.scan_classes = scanner.classes;
     rodata.scan_table[..scanner.table.len()].copy_from_slice(&scanner.table);
     rodata.scan_start = scanner.start;
+    rodata.scan_key = scan_key();
+    rodata.scan_window = u64::try_from(plan.window.as_nanos()).unwrap_or(u64::MAX);
     let programs = &mut skel.progs;
     for program in [
         &mut programs.imds_connect4,

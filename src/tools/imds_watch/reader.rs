@@ -111,7 +111,7 @@ impl<'p> Reader<'p> {
             options,
             flows: Flows::new(list),
             answers: Answers::default(),
-            scans: Scans::default(),
+            scans: Scans::new(plan.window),
             callers: Callers::default(),
             names: Names::default(),
             view: None,
@@ -462,9 +462,10 @@ impl<'p> Reader<'p> {
             // A packet without ports is of nobody that could be allowed.
             place.map_or(true, |place| !permitted.allows(place, identity, unit))
         });
-        // A port is not what tells callers apart.
+        // Neither a port nor a process is what tells callers apart: a script may start one for each
+        // request.
         let who = match identity.pid {
-            Some(pid) => pid.to_string(),
+            Some(_) => meta.caller.group(),
             None => src
                 .rsplit_once(':')
                 .map_or(src.as_str(), |(ip, _)| ip)
