@@ -128,11 +128,19 @@ mod root {
             let name = name.to_ascii_lowercase();
             let forwarded = [
                 "forwarded",
+                "forwarded-for",
                 "via",
+                "x-forwarded",
                 "x-real-ip",
                 "x-client-ip",
-                "true-client-ip",
+                "x-cluster-client-ip",
                 "x-original-forwarded-for",
+                "client-ip",
+                "true-client-ip",
+                "cf-connecting-ip",
+                "fastly-client-ip",
+                "x-envoy-external-address",
+                "cdn-loop",
             ];
             let prefixed = name.starts_with("x-forwarded-");
             if prefixed || forwarded.contains(&name.as_str()) {
@@ -391,8 +399,12 @@ mod root {
             "Accept: */*",
             "User-Agent: curl/8 (x; y)",
             "X-Forwarded-For: 1",
-            "x-forwarded-",
+            "X-Forwarded: x",
+            "X-Forwarded-",
             "x-forwarded-:",
+            "Client-IP: 1",
+            "CDN-Loop: a",
+            "CDN-Loops: a",
             "Via: a",
             "Vias: a",
             "Forwarded: x",
@@ -594,6 +606,42 @@ mod root {
         let mut later = frame(filter.sender(), IMDS, 80, &good);
         later[14 + 7] = u8::try_from(IpFragOffset::ZERO.value() + 9).unwrap();
         assert!(filter.passes(&later), "a later fragment");
+    }
+
+    /// A tag's number may make it the first byte of an IPv4 header, and the source behind it one that is
+    /// made of the halves of two endpoints.
+    #[test]
+    fn a_tag_that_looks_like_a_header_hides_no_packet() {
+        let endpoints = ["10.1.0.1:80", "10.2.0.2:80"].map(|text| text.parse().unwrap());
+        let plan = Plan::new(&[], &endpoints).unwrap();
+        let mut object = MaybeUninit::uninit();
+        let filter = Filter::new(&mut object, &plan);
+        let bad = b"GET / HTTP/1.1\r\n\r\n";
+        for tags in [1, 2] {
+            let mut bytes = frame([10, 1, 0, 2], [10, 1, 0, 1], 80, bad);
+            bytes.splice(12..12, [0x81, 0x00, 0x45, 0x07].repeat(tags));
+            assert!(filter.passes(&bytes), "{tags}");
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_request_may_come_with_the_connection() {
+        let (mut object, plan) = (MaybeUninit::uninit(), plan());
+        let filter = Filter::new(&mut object, &plan);
+        let (sender, good) = (filter.sender(), clean_request_bytes(200));
+        let start = b"GET /latest/meta-data/ HTTP/1.1\r\nX-a: ";
+        let mut first = frame(sender, IMDS, 80, start);
+        first[14 + 20 + 13] = 0x02;
+        assert!(filter.passes(&first));
+        let next = 7 + 1 + u32::try_from(start.len()).unwrap();
+        let mut answer = frame(IMDS, sender, 4321, b"");
+        answer[14 + 20..][..2].copy_from_slice(&80_u16.to_be_bytes());
+        answer[14 + 20 + 8..][..4].copy_from_slice(&next.to_be_bytes());
+        answer[14 + 20 + 13] = 0x12;
+        assert!(!filter.passes(&answer));
+        let mut rest = frame(sender, IMDS, 80, &good);
+        rest[14 + 20 + 4..][..4].copy_from_slice(&next.to_be_bytes());
+        assert!(filter.passes(&rest));
     }
 
     #[test]

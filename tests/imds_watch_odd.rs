@@ -9,12 +9,13 @@ mod root {
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     use std::net::{SocketAddr, TcpListener, TcpStream};
     use std::os::fd::AsRawFd as _;
+    use std::thread::JoinHandle;
     use std::time::Duration;
 
     use nix::sys::socket::{MsgFlags, send};
     use serde_json::{Value, json};
 
-    use crate::common::{ALICE, IMDS4, MetadataService, Network, TOKEN, Tool};
+    use crate::common::{ALICE, Ended, IMDS4, MetadataService, Network, TOKEN, Tool};
 
     fn start(network: &Network, args: &[&str]) -> Tool {
         let mut all = vec!["imds-watch", "--cloud", "aws"];
@@ -65,45 +66,131 @@ mod root {
         assert_eq!(ended.kind("caller")[0]["v1"], 1, "{ended:#?}");
     }
 
-    #[test]
-    fn the_status_behind_a_100_is_the_answer() {
-        let network = Network::new();
+    /// Takes one connection in the cloud, and for each of `answers` reads a head and then writes it.
+    fn answering(network: &Network, answers: &'static [&'static str]) -> JoinHandle<()> {
         let listener = network
             .cloud
             .enter(|| TcpListener::bind(address()).expect("bind"))
             .join()
             .unwrap();
-        let service = std::thread::spawn(move || {
+        std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             stream.set_nodelay(true).unwrap();
             let mut reader = BufReader::new(&stream);
-            let mut line = String::new();
-            while line != "\r\n" {
-                line.clear();
-                reader.read_line(&mut line).unwrap();
+            for answer in answers {
+                let mut line = String::new();
+                while line != "\r\n" {
+                    line.clear();
+                    assert!(reader.read_line(&mut line).unwrap() > 0, "{answer}");
+                }
+                (&stream).write_all(answer.as_bytes()).unwrap();
             }
-            (&stream)
-                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-                .unwrap();
-            // The client's body tells that it has the first answer.
-            reader.read_line(&mut line).unwrap();
-            let last = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
-            (&stream).write_all(last).unwrap();
-        });
+        })
+    }
+
+    /// Sends a request and reads one answer, which ends in an empty line.
+    fn ask(stream: &mut TcpStream, request: &str) {
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            answer.extend(byte);
+        }
+    }
+
+    const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+    const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+
+    /// Path and status of each request with a path that is told about.
+    fn statuses(ended: &Ended) -> Vec<(&str, Option<u64>)> {
+        let told = ended.kind("request").into_iter();
+        told.filter_map(|event| Some((event["path"].as_str()?, event["status"].as_u64())))
+            .collect()
+    }
+
+    fn expecting() -> String {
+        "POST /latest/user-data HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+            .to_owned()
+    }
+
+    #[test]
+    fn the_status_behind_a_100_is_the_answer() {
+        let network = Network::new();
+        let service = answering(&network, &[CONTINUE, FORBIDDEN]);
         let tool = start(&network, &[]);
         connected(&network, |stream| {
-            let head = "POST /latest/user-data HTTP/1.1\r\nExpect: 100-continue\r\n\
-                        Content-Length: 2\r\n\r\n";
-            stream.write_all(head.as_bytes()).unwrap();
-            let mut answer = [0; 25];
-            stream.read_exact(&mut answer).unwrap();
-            stream.write_all(b"x\n").unwrap();
+            ask(stream, &expecting());
+            // The body, which the service reads as a head.
+            ask(stream, "\r\n\r\n");
         });
         service.join().unwrap();
         let ended = tool.stop();
-        let found = ended.kind("request");
-        assert_eq!(found[0]["path"], "/latest/user-data", "{ended:#?}");
-        assert_eq!(found[0]["status"], 403, "{ended:#?}");
+        assert_eq!(
+            statuses(&ended),
+            [("/latest/user-data", Some(403))],
+            "{ended:#?}"
+        );
+    }
+
+    #[test]
+    fn the_status_behind_a_100_in_the_same_segment_is_the_answer() {
+        let network = Network::new();
+        const BOTH: &str = concat!(
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "HTTP/1.1 403 Forbidden\r\nX: hunter2\r\n\r\n"
+        );
+        let service = answering(&network, &[BOTH]);
+        let tool = start(&network, &[]);
+        connected(&network, |stream| {
+            ask(stream, &expecting());
+            ask(stream, "");
+        });
+        service.join().unwrap();
+        let ended = tool.stop();
+        assert_eq!(
+            statuses(&ended),
+            [("/latest/user-data", Some(403))],
+            "{ended:#?}"
+        );
+    }
+
+    #[test]
+    fn no_request_is_given_the_answer_to_another() {
+        let network = Network::new();
+        const HINTS: &str = concat!(
+            "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        );
+        const UNAUTHORIZED: &str = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
+        const TWO: &str = concat!(
+            "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        );
+        let service = answering(&network, &["", TWO, FORBIDDEN, HINTS, UNAUTHORIZED]);
+        let tool = start(&network, &[]);
+        connected(&network, |stream| {
+            let get = |path: &str, header: &str| {
+                format!("GET {path} HTTP/1.1\r\nHost: {IMDS4}\r\n{header}\r\n")
+            };
+            let token = format!("X-aws-ec2-metadata-token: {TOKEN}\r\n");
+            // Behind a clean one, before its answer comes: the first answer is to that.
+            stream.write_all(get("/clean", &token).as_bytes()).unwrap();
+            ask(stream, &get("/behind", ""));
+            ask(stream, "");
+            ask(stream, &get("/alone", ""));
+            // Another answer is announced, and is there already.
+            ask(stream, &get("/hinted", ""));
+            ask(stream, "");
+            ask(stream, &get("/clean", &token));
+        });
+        service.join().unwrap();
+        let ended = tool.stop();
+        let mut told = statuses(&ended);
+        // Those that no answer is known to are told about when nobody waits for one any more.
+        told.sort_unstable();
+        let expected = [("/alone", Some(403)), ("/behind", None), ("/hinted", None)];
+        assert_eq!(told, expected, "{ended:#?}");
     }
 
     #[test]

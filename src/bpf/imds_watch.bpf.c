@@ -65,15 +65,28 @@ struct {
 	__type(value, __u8);
 } watched SEC(".maps");
 
+/* Whose the answer is that begins where a sender has read up to. */
+enum answer_of {
+	/* Of none: nothing was asked there yet. */
+	OF_NOBODY,
+	/* Of a clean request that did not go up, */
+	OF_CLEAN,
+	/* or of one that did. */
+	OF_SENT_UP,
+};
+
 struct place {
 	/* Sequence numbers: of the last segment's first byte, and behind its last. */
 	__u32 start;
 	__u32 next;
+	/* How far its sender had read, and whose the answer there is: enum answer_of. */
+	__u32 ack;
+	__u16 answer_of;
 	/* Whether it left by the interface that it was seen at, and not came in. */
-	__u32 outgoing;
+	__u16 outgoing;
 };
 
-/* flow -> where its last segment was (12 bytes) */
+/* flow -> where its last segment was (16 bytes) */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -337,14 +350,6 @@ static __always_inline int deliver(struct __sk_buff *skb, struct imds_counters *
 	return skb->len < length ? skb->len : length;
 }
 
-/* A request, or a part of one: its answer begins where the sender says that it has read up to. */
-static __always_inline int deliver_request(struct __sk_buff *skb, struct imds_counters *counters,
-					   const struct flow *flow, __u32 ack)
-{
-	bpf_map_update_elem(&waiting, flow, &ack, BPF_ANY);
-	return deliver(skb, counters, SNAP_LENGTH);
-}
-
 static const struct sender new_sender;
 
 /* What a sender did within the window that `now` is in; NULL if there is no room to remember it. */
@@ -406,33 +411,45 @@ static __always_inline bool is_of_interest(const struct flow *flow, __u32 len)
 /* Whether the segment begins where the one before ended, or lies in exactly its place: sent again, or
  * seen on one more interface. Only then is each byte that the service reads one of a segment that
  * was judged, with nothing before it. Nobody knows of a flow's first one, unless its beginning was
- * seen.
+ * seen. Leaves in `*found` where the segment is remembered; NULL if there is no room for it.
  */
 static __always_inline bool is_in_place(struct __sk_buff *skb, const struct packet *pkt,
-					const struct flow *flow)
+					const struct flow *flow, struct place **found)
 {
 	/* A SYN counts as one byte before the payload. */
 	__u32 seq = pkt->seq + (pkt->tcp_flags & TCP_FLAG_SYN ? 1 : 0);
-	struct place *known = bpf_map_lookup_elem(&places, flow);
-	struct place place = {
+	struct place *place = bpf_map_lookup_elem(&places, flow);
+	struct place first = {
 		.start = seq,
 		.next = seq + pkt->payload_len,
-		.outgoing = skb->pkt_type == PACKET_OUTGOING,
+		.ack = pkt->ack,
 	};
 	struct segment segment;
 	bool fits = true;
 
-	if (known && seq != known->next && (seq != known->start || place.next != known->next)) {
+	if (!place) {
+		bpf_map_update_elem(&places, flow, &first, BPF_ANY);
+		place = bpf_map_lookup_elem(&places, flow);
+	} else if (seq != place->next && (seq != place->start || first.next != place->next)) {
 		fits = false;
 		segment.flow = *flow;
 		segment.seq = seq;
-		bpf_map_update_elem(&disputed, &segment, &known->next, BPF_ANY);
+		bpf_map_update_elem(&disputed, &segment, &place->next, BPF_ANY);
 		/* What lies behind was sent already; and nothing is in the place of this. */
-		if ((__s32)(place.next - known->next) < 0)
-			place.next = known->next;
-		place.start = place.next;
+		if ((__s32)(first.next - place->next) < 0)
+			first.next = place->next;
+		first.start = first.next;
 	}
-	bpf_map_update_elem(&places, flow, &place, BPF_ANY);
+	*found = place;
+	if (!place)
+		return fits;
+	place->start = first.start;
+	place->next = first.next;
+	place->outgoing = skb->pkt_type == PACKET_OUTGOING;
+	if (place->ack != pkt->ack) {
+		place->ack = pkt->ack;
+		place->answer_of = OF_NOBODY;
+	}
 	return fits;
 }
 
@@ -440,6 +457,7 @@ static __always_inline bool is_in_place(struct __sk_buff *skb, const struct pack
 static __always_inline int judge_request(struct __sk_buff *skb, const struct packet *pkt,
 					 struct imds_counters *counters, __u64 mask)
 {
+	struct place *place = NULL;
 	struct flow flow;
 	int finding;
 	__u8 one = 1;
@@ -461,17 +479,27 @@ static __always_inline int judge_request(struct __sk_buff *skb, const struct pac
 	/* Urgent data may or may not be part of what the service reads. */
 	if (pkt->fragment || pkt->tcp_flags & TCP_FLAG_URG)
 		finding = UNREADABLE;
-	if (!pkt->fragment && !is_in_place(skb, pkt, &flow))
+	if (!pkt->fragment && !is_in_place(skb, pkt, &flow, &place))
 		finding = UNREADABLE;
 	if (finding == UNREADABLE) {
 		bpf_map_update_elem(&watched, &flow, &one, BPF_ANY);
 	} else if (finding == CLEAN && !pass_all && !bpf_map_lookup_elem(&watched, &flow) &&
 		   !is_of_interest(&flow, pkt->payload_len)) {
+		if (place && place->answer_of == OF_NOBODY)
+			place->answer_of = OF_CLEAN;
 		counters->concerning++;
 		counters->clean++;
 		return 0;
 	}
-	return deliver_request(skb, counters, &flow, pkt->ack);
+	/* The answer begins where the sender says that it has read up to, unless it has asked for something
+	 * else before.
+	 */
+	if (!place || place->answer_of != OF_CLEAN) {
+		if (place)
+			place->answer_of = OF_SENT_UP;
+		bpf_map_update_elem(&waiting, &flow, &pkt->ack, BPF_ANY);
+	}
+	return deliver(skb, counters, SNAP_LENGTH);
 }
 
 /* "HTTP/1.1 404", with any digit behind the point. */
@@ -501,7 +529,7 @@ static __always_inline void begin(struct __sk_buff *skb, const struct packet *pk
 				  const struct flow *flow)
 {
 	struct place *known = bpf_map_lookup_elem(&places, flow);
-	__u32 outgoing = skb->pkt_type == PACKET_OUTGOING;
+	__u16 outgoing = skb->pkt_type == PACKET_OUTGOING;
 	struct place place = {
 		.start = pkt->ack,
 		.next = pkt->ack,
@@ -511,8 +539,45 @@ static __always_inline void begin(struct __sk_buff *skb, const struct packet *pk
 
 	if (known && known->outgoing == outgoing && skb->ifindex != LOOPBACK)
 		return;
+	/* The client has sent the beginning of a request with its SYN (TCP Fast Open). */
+	if (known && known->next == pkt->ack)
+		return;
 	bpf_map_update_elem(&places, flow, &place, BPF_ANY);
 	bpf_map_delete_elem(&watched, flow);
+}
+
+/* How many bytes the head has that `len` bytes of payload begin with, its empty line included; 0 if it
+ * is longer than HEAD_LIMIT. A global function, as imds_scan() is.
+ */
+__noinline int imds_head(struct __sk_buff *skb, __u32 payload, __u32 len)
+{
+	struct scratch *room;
+	__u32 latest = 0;
+	__u32 zero = 0;
+	__u32 last;
+	__u32 i;
+
+	room = bpf_map_lookup_elem(&scratch, &zero);
+	if (!room)
+		return 0;
+	if (len > HEAD_LIMIT)
+		len = HEAD_LIMIT;
+	/* Kept from the compiler, which would leave the loop to this bound alone. */
+	barrier_var(len);
+	/* As imds_scan() does. */
+	last = len - 1;
+	barrier_var(last);
+	if (last >= HEAD_LIMIT || bpf_skb_load_bytes(skb, payload, room->byte, last + 1))
+		return 0;
+	for (i = 0; i < HEAD_LIMIT; i++) {
+		if (i >= len)
+			break;
+		latest = latest << 8 | room->byte[i];
+		/* "\r\n\r\n" */
+		if (latest == 0x0d0a0d0a)
+			return i + 1;
+	}
+	return 0;
 }
 
 /* Of a packet from an endpoint the first line's beginning, if it answers what went up: never a
@@ -546,12 +611,23 @@ static __always_inline int judge_answer(struct __sk_buff *skb, const struct pack
 	if (!expected)
 		return 0;
 	if (pkt->payload_len && pkt->seq == *expected) {
-		/* "100 Continue" and the like: another answer follows. */
-		if (begins && status[8] == ' ' && status[9] == '1')
-			*expected = pkt->seq + pkt->payload_len;
-		else
-			bpf_map_delete_elem(&waiting, &flow);
-		return deliver(skb, counters, pkt->payload + (begins ? STATUS_LENGTH : 0));
+		__u32 length = begins ? STATUS_LENGTH : 0;
+
+		/* "100 Continue" and the like: another answer follows, in the next segment or in this one. */
+		if (begins && status[8] == ' ' && status[9] == '1') {
+			__u32 head = imds_head(skb, pkt->payload, pkt->payload_len);
+
+			if (head == pkt->payload_len) {
+				*expected = pkt->seq + pkt->payload_len;
+				return deliver(skb, counters, pkt->payload + length);
+			}
+			/* Not even such a head's own headers go up. */
+			length = head == CONTINUE_LENGTH ? head + STATUS_LENGTH : 0;
+			if (length > pkt->payload_len)
+				length = 0;
+		}
+		bpf_map_delete_elem(&waiting, &flow);
+		return deliver(skb, counters, pkt->payload + length);
 	}
 	/* No answer will come. */
 	if (pkt->tcp_flags & (TCP_FLAG_RST | TCP_FLAG_FIN)) {
@@ -579,12 +655,35 @@ __noinline int imds_judge(struct __sk_buff *skb, __u32 network)
 	return judge_answer(skb, &pkt, counters);
 }
 
+/* By loopback a packet leaves, and then arrives. */
+static __always_inline bool comes_again(struct __sk_buff *skb)
+{
+	return skb->ifindex == LOOPBACK && skb->pkt_type == PACKET_OUTGOING;
+}
+
+/* Tags may still be in the packet: the inner one of two, or those that a program wrote itself. How many
+ * there are the packet says, and each reading of it that may concern an endpoint counts.
+ */
+static __always_inline int judge_behind_tags(struct __sk_buff *skb)
+{
+	int length = 0;
+
+	if (comes_again(skb))
+		return 0;
+	if (may_concern(skb, 0))
+		length = imds_judge(skb, 0);
+	if (!length && may_concern(skb, VLAN_HLEN))
+		length = imds_judge(skb, VLAN_HLEN);
+	if (!length && may_concern(skb, 2 * VLAN_HLEN))
+		length = imds_judge(skb, 2 * VLAN_HLEN);
+	return length;
+}
+
 SEC("socket")
 int imds_watch(struct __sk_buff *skb)
 {
 	struct imds_counters *counters = count();
 	bool concerns;
-	__u32 network = 0;
 
 	if (!counters)
 		return 0;
@@ -598,27 +697,14 @@ int imds_watch(struct __sk_buff *skb)
 		break;
 	case bpf_htons(ETH_P_8021Q):
 	case bpf_htons(ETH_P_8021AD):
-		/* A tag may still be in the packet: the inner one of two, or one that a program
-		 * wrote itself.
-		 */
-		concerns = may_concern(skb, network);
-		if (concerns)
-			break;
-		network = VLAN_HLEN;
-		concerns = may_concern(skb, network);
-		if (concerns)
-			break;
-		network = 2 * VLAN_HLEN;
-		concerns = may_concern(skb, network);
-		break;
+		return judge_behind_tags(skb);
 	default:
 		/* A packet socket's sender may give the protocol any number. */
-		concerns = may_concern(skb, network);
+		concerns = may_concern(skb, 0);
 	}
 	if (!concerns)
 		return 0;
-	/* Comes again, as a packet that arrives. */
-	if (skb->ifindex == LOOPBACK && skb->pkt_type == PACKET_OUTGOING)
+	if (comes_again(skb))
 		return 0;
-	return imds_judge(skb, network);
+	return imds_judge(skb, 0);
 }

@@ -13,6 +13,10 @@
 
 /* Bytes of an answer that go up: "HTTP/1.1 200". */
 #define STATUS_LENGTH 12
+/* Bytes of "HTTP/1.1 100 Continue" and the two line ends behind it, */
+#define CONTINUE_LENGTH 25
+/* and those within which the head of such an answer is looked for. */
+#define HEAD_LIMIT 256
 /* From so many answers "not found" on within a window, all requests of a sender go up; */
 #define SCAN_MISSES 8
 /* and after so many different paths. */

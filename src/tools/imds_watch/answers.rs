@@ -16,8 +16,9 @@ use super::flow::Key;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Requests of one flow that wait. Of more, sent at once, only the first would be joined anyway.
 const MOST_OF_FLOW: usize = 64;
-/// Requests that wait; the one that waits longest makes room.
+/// Requests that wait, and bytes that they keep; the one that waits longest makes room.
 const MOST: usize = 4096;
+const MOST_HELD: usize = 32 << 20;
 
 #[derive(Debug)]
 struct Waiting<T> {
@@ -26,6 +27,7 @@ struct Waiting<T> {
     /// An answer came that announces another one.
     announced: bool,
     since: Instant,
+    held: usize,
     item: T,
 }
 
@@ -37,6 +39,7 @@ pub struct Answers<T> {
     order: VecDeque<(Key, u64)>,
     next: u64,
     count: usize,
+    held: usize,
 }
 
 /// A request with the status of its answer, where there was one.
@@ -49,6 +52,7 @@ impl<T> Default for Answers<T> {
             order: VecDeque::new(),
             next: 0,
             count: 0,
+            held: 0,
         }
     }
 }
@@ -59,15 +63,22 @@ impl<T> Answers<T> {
         self.count == 0
     }
 
-    /// Keeps a request whose sender has read up to `ack`; gives what had to make room.
-    pub fn ask(&mut self, key: Key, ack: u32, item: T, now: Instant) -> Vec<Answered<T>> {
+    /// Keeps a request of `held` bytes whose sender has read up to `ack`; gives what had to make room.
+    pub fn ask(
+        &mut self,
+        key: Key,
+        ack: u32,
+        item: T,
+        held: usize,
+        now: Instant,
+    ) -> Vec<Answered<T>> {
         let mut out = Vec::new();
         let of_flow = self.flows.get(&key).map_or(0, VecDeque::len);
         if of_flow >= MOST_OF_FLOW {
             out.push((item, None));
             return out;
         }
-        while self.count >= MOST {
+        while self.count >= MOST || self.count > 0 && self.held + held > MOST_HELD {
             let Some((key, number)) = self.order.pop_front() else {
                 break;
             };
@@ -76,12 +87,14 @@ impl<T> Answers<T> {
         let number = self.next;
         self.next += 1;
         self.count += 1;
+        self.held += held;
         self.order.push_back((key, number));
         self.flows.entry(key).or_default().push_back(Waiting {
             number,
             ack,
             announced: false,
             since: now,
+            held,
             item,
         });
         if self.order.len() > 2 * MOST {
@@ -169,6 +182,7 @@ impl<T> Answers<T> {
         let mut kept = VecDeque::new();
         for one in flow.drain(..) {
             if which(&one) {
+                self.held -= one.held;
                 taken.push((one.number, one.item));
             } else {
                 kept.push_back(one);
@@ -184,8 +198,20 @@ impl<T> Answers<T> {
     }
 }
 
-/// The status in a status line's beginning, "HTTP/1.1 200" (RFC 9112, 4).
+/// `CONTINUE_LENGTH` of `imds_watch.h`: bytes of "HTTP/1.1 100 Continue" and the two line ends behind it.
+const CONTINUE_LENGTH: usize = 25;
+
+/// The status in a status line's beginning, "HTTP/1.1 200" (RFC 9112, 4); where another answer is in the
+/// same segment as the one that announces it, that one's.
 pub fn status(line: &[u8]) -> Option<u16> {
+    let first = status_of_one(line)?;
+    match line.get(CONTINUE_LENGTH..) {
+        Some(second) if first < 200 => status_of_one(second),
+        _ => Some(first),
+    }
+}
+
+fn status_of_one(line: &[u8]) -> Option<u16> {
     let digits = line.get(..12)?.strip_prefix(b"HTTP/1.")?.get(1..)?;
     let digits = digits.strip_prefix(b" ")?;
     let plain = digits.iter().all(u8::is_ascii_digit) && digits[0] != b'0';
@@ -211,6 +237,10 @@ mod tests {
     fn a_status_is_three_digits_behind_the_version() {
         assert_eq!(status(b"HTTP/1.1 200"), Some(200));
         assert_eq!(status(b"HTTP/1.0 404 Not"), Some(404));
+        assert_eq!(status(b"HTTP/1.1 100"), Some(100));
+        let both = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 403";
+        assert_eq!(status(both), Some(403));
+        assert_eq!(status(&both[..30]), None);
         for wrong in [
             &b"HTTP/1.1 20"[..],
             b"HTTP/1.1 2x0",
@@ -228,11 +258,11 @@ mod tests {
         let (mut answers, now) = (Answers::default(), Instant::now());
         // The sequence numbers wrap.
         let start = u32::MAX - 50;
-        assert!(answers.ask(key(1), start, "a", now).is_empty());
-        assert!(answers.ask(key(2), start, "other", now).is_empty());
+        assert!(answers.ask(key(1), start, "a", 1, now).is_empty());
+        assert!(answers.ask(key(2), start, "other", 1, now).is_empty());
         assert_eq!(answers.answer(key(1), start, Some(200)), [("a", Some(200))]);
         assert_eq!(answers.answer(key(1), start, Some(200)), []);
-        answers.ask(key(1), start.wrapping_add(100), "b", now);
+        answers.ask(key(1), start.wrapping_add(100), "b", 1, now);
         assert_eq!(answers.answer(key(1), start, Some(500)), []);
         let seq = start.wrapping_add(100);
         assert_eq!(answers.answer(key(1), seq, Some(401)), [("b", Some(401))]);
@@ -243,8 +273,8 @@ mod tests {
     #[test]
     fn of_pipelined_requests_the_first_is_joined() {
         let (mut answers, now) = (Answers::default(), Instant::now());
-        answers.ask(key(1), 7, "a", now);
-        answers.ask(key(1), 7, "b", now);
+        answers.ask(key(1), 7, "a", 1, now);
+        answers.ask(key(1), 7, "b", 1, now);
         assert_eq!(
             answers.answer(key(1), 7, Some(200)),
             [("a", Some(200)), ("b", None)]
@@ -254,12 +284,12 @@ mod tests {
     #[test]
     fn an_answer_in_between_is_waited_out() {
         let (mut answers, now) = (Answers::default(), Instant::now());
-        answers.ask(key(1), 7, "a", now);
+        answers.ask(key(1), 7, "a", 1, now);
         assert_eq!(answers.answer(key(1), 7, Some(100)), []);
         assert_eq!(answers.answer(key(1), 32, Some(403)), [("a", Some(403))]);
-        answers.ask(key(1), 50, "b", now);
+        answers.ask(key(1), 50, "b", 1, now);
         assert_eq!(answers.answer(key(1), 50, Some(100)), []);
-        answers.ask(key(1), 75, "its body", now);
+        answers.ask(key(1), 75, "its body", 1, now);
         assert_eq!(
             answers.answer(key(1), 75, Some(403)),
             [("b", Some(403)), ("its body", None)]
@@ -269,8 +299,8 @@ mod tests {
     #[test]
     fn what_no_answer_came_to_is_told_about_without() {
         let (mut answers, now) = (Answers::default(), Instant::now());
-        answers.ask(key(1), 7, "a", now);
-        answers.ask(key(2), 7, "b", now + PATIENCE / 2);
+        answers.ask(key(1), 7, "a", 1, now);
+        answers.ask(key(2), 7, "b", 1, now + PATIENCE / 2);
         assert_eq!(answers.expire(now + PATIENCE / 4), []);
         assert_eq!(answers.expire(now + PATIENCE), [("a", None)]);
         assert_eq!(answers.close(key(2)), [("b", None)]);
@@ -281,7 +311,7 @@ mod tests {
     fn one_connection_does_not_hold_many() {
         let (mut answers, now) = (Answers::default(), Instant::now());
         for number in 0..10 * MOST_OF_FLOW {
-            let out = answers.ask(key(1), 7, number, now);
+            let out = answers.ask(key(1), 7, number, 1, now);
             let expected = (number >= MOST_OF_FLOW).then_some((number, None));
             assert_eq!(out, expected.into_iter().collect::<Vec<_>>());
         }
@@ -293,14 +323,25 @@ mod tests {
     fn memory_is_bounded() {
         let (mut answers, now) = (Answers::default(), Instant::now());
         for number in 0..u32::try_from(3 * MOST).unwrap() {
-            let out = answers.ask(key(u16::try_from(number % 500).unwrap()), 0, number, now);
+            let out = answers.ask(key(u16::try_from(number % 500).unwrap()), 0, number, 1, now);
             assert_eq!(out.len(), usize::from(number as usize >= MOST));
             assert!(answers.order.len() <= 2 * MOST + 1);
         }
         for number in 0..u32::try_from(3 * MOST).unwrap() {
-            answers.ask(key(900), number, number, now);
+            answers.ask(key(900), number, number, 1, now);
             answers.answer(key(900), number, Some(200));
             assert!(answers.order.len() <= 2 * MOST + 1);
         }
+        assert_eq!(answers.held, answers.count);
+        let mut out = Vec::new();
+        for port in 1000..1100 {
+            out.extend(answers.ask(key(port), 0, 0, MOST_HELD / 10, now));
+            assert!(answers.held <= MOST_HELD);
+        }
+        // One that is larger than all that there is room for is kept alone.
+        out.extend(answers.ask(key(1), 0, 1, 2 * MOST_HELD, now));
+        assert!(answers.count == 1 && out.len() >= 100);
+        assert_eq!(answers.finish(), [(1, None)]);
+        assert_eq!((answers.held, answers.count), (0, 0));
     }
 }

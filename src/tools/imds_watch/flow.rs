@@ -19,8 +19,15 @@ use super::watchlist::Watchlist;
 
 /// Flows that are followed at once; the one that waits longest makes room.
 const MOST_FLOWS: usize = 1024;
-/// Bytes that are kept of a flow.
+/// Bytes that are kept of a flow,
 const MOST_BYTES: usize = 64 << 10;
+/// and pieces that lie behind a gap.
+const MOST_PIECES: usize = 256;
+/// Bytes that are kept of all flows, with what is known of their pieces; the flow that waits longest
+/// makes room.
+const MOST_HELD: usize = 32 << 20;
+/// Bytes that a piece behind a gap takes besides its own.
+const PIECE_BYTES: usize = 64;
 /// Packets that are remembered, to know them when they come again.
 const REMEMBERED: usize = 4096;
 /// How long an unfinished request waits for the rest of it.
@@ -33,10 +40,17 @@ pub type Key = (SocketAddr, SocketAddr);
 pub trait Meta: Clone {
     /// Takes from a later piece of the same request what is wanted of it.
     fn absorb(&mut self, later: &Self);
+
+    /// Bytes of packets that it keeps.
+    fn held(&self) -> usize;
 }
 
 impl Meta for () {
     fn absorb(&mut self, (): &Self) {}
+
+    fn held(&self) -> usize {
+        0
+    }
 }
 
 /// A request, and what was known when its first piece came.
@@ -48,6 +62,13 @@ pub struct Found<M> {
     pub meta: M,
     /// What was read.
     pub request: Request,
+}
+
+impl<M: Meta> Found<M> {
+    /// Bytes that it keeps.
+    pub fn held(&self) -> usize {
+        self.request.held() + self.meta.held()
+    }
 }
 
 #[derive(Debug)]
@@ -82,6 +103,8 @@ pub struct Piece<'p> {
 #[derive(Debug)]
 pub struct Flows<'l, M> {
     flows: HashMap<Key, Flow<M>>,
+    /// Bytes that all of them hold.
+    held: usize,
     /// The sender and the interface of the last one, by what they have in common.
     seen: HashMap<u64, (SocketAddr, i32)>,
     order: VecDeque<u64>,
@@ -94,6 +117,7 @@ impl<'l, M: Meta> Flows<'l, M> {
     pub fn new(list: &'l Watchlist) -> Self {
         Self {
             flows: HashMap::new(),
+            held: 0,
             seen: HashMap::new(),
             order: VecDeque::new(),
             hasher: RandomState::new(),
@@ -120,12 +144,17 @@ impl<'l, M: Meta> Flows<'l, M> {
             return Vec::new();
         }
         let mut found = Vec::new();
-        if !self.flows.contains_key(&key) && self.flows.len() >= MOST_FLOWS {
-            let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.touched);
-            if let Some(oldest) = oldest.map(|(key, _)| *key) {
-                found.extend(self.give_up(oldest));
-            }
+        while self.held >= MOST_HELD
+            || !self.flows.contains_key(&key) && self.flows.len() >= MOST_FLOWS
+        {
+            let others = self.flows.iter().filter(|(other, _)| **other != key);
+            let Some(oldest) = others.min_by_key(|(_, flow)| flow.touched) else {
+                break;
+            };
+            let oldest = *oldest.0;
+            found.extend(self.give_up(oldest));
         }
+        let before = self.flows.get(&key).map_or(0, Flow::held);
         let flow = match self.flows.entry(key) {
             Entry::Occupied(known) => {
                 let flow = known.into_mut();
@@ -152,8 +181,9 @@ impl<'l, M: Meta> Flows<'l, M> {
             meta
         };
         let meta = std::mem::replace(&mut flow.meta, latest);
+        self.held = self.held - before + flow.held();
         if flow.is_idle() {
-            self.flows.remove(&key);
+            self.remove(key);
         }
         found.extend(requests.into_iter().map(|request| Found {
             key,
@@ -209,8 +239,14 @@ impl<'l, M: Meta> Flows<'l, M> {
         false
     }
 
+    fn remove(&mut self, key: Key) -> Option<Flow<M>> {
+        let flow = self.flows.remove(&key)?;
+        self.held -= flow.held();
+        Some(flow)
+    }
+
     fn give_up(&mut self, key: Key) -> Vec<Found<M>> {
-        let Some(flow) = self.flows.remove(&key) else {
+        let Some(flow) = self.remove(key) else {
             return Vec::new();
         };
         let pieces =
@@ -242,7 +278,7 @@ fn abandoned(bytes: &[u8], list: &Watchlist) -> Vec<Request> {
     found
 }
 
-impl<M> Flow<M> {
+impl<M: Meta> Flow<M> {
     fn new(meta: M, seq: u32, now: Instant) -> Self {
         Self {
             meta,
@@ -252,6 +288,15 @@ impl<M> Flow<M> {
             disputed: false,
             touched: now,
         }
+    }
+
+    /// Bytes that are kept.
+    fn held(&self) -> usize {
+        let pieces = self
+            .later
+            .iter()
+            .map(|(_, bytes)| bytes.len() + PIECE_BYTES);
+        self.bytes.len() + pieces.sum::<usize>() + self.meta.held()
     }
 
     /// Nothing waits for what comes next.
@@ -277,7 +322,7 @@ impl<M> Flow<M> {
                 .map(|(_, bytes)| bytes.len())
                 .sum::<usize>();
         // Kept even so, to be told about: a packet is at most as long as this again.
-        let fits = held + payload.len() <= MOST_BYTES;
+        let fits = held + payload.len() <= MOST_BYTES && self.later.len() < MOST_PIECES;
         let ahead = seq.wrapping_sub(self.next).cast_signed();
         if ahead == 0 {
             self.append(payload);

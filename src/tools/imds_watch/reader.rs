@@ -66,10 +66,13 @@ const MOST_PACKET_BYTES: usize = 256 << 10;
 
 impl flow::Meta for Meta {
     fn absorb(&mut self, later: &Self) {
-        let held: usize = self.packets.iter().map(|packet| packet.bytes.len()).sum();
-        if self.packets.len() < MOST_PACKETS && held < MOST_PACKET_BYTES {
+        if self.packets.len() < MOST_PACKETS && self.held() < MOST_PACKET_BYTES {
             self.packets.extend(later.packets.iter().cloned());
         }
+    }
+
+    fn held(&self) -> usize {
+        self.packets.iter().map(|packet| packet.bytes.len()).sum()
     }
 }
 
@@ -389,7 +392,8 @@ impl<'p> Reader<'p> {
                     self.flows.push((src, dst), piece, meta, now)
                 };
                 for one in found {
-                    let pushed = self.answers.ask(one.key, one.meta.ack, one, now);
+                    let (ack, held) = (one.meta.ack, one.held());
+                    let pushed = self.answers.ask(one.key, ack, one, held, now);
                     self.show_answered(pushed, sink)?;
                 }
                 Ok(())

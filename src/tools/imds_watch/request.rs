@@ -111,8 +111,13 @@ pub fn salvage(bytes: &[u8], list: &Watchlist) -> Request {
         return request;
     };
     let mut words = first.splitn(3, |byte| *byte == b' ');
-    let (Some(method), Some(target), Some(_)) = (words.next(), words.next(), words.next()) else {
-        return request;
+    let (method, target) = match (words.next(), words.next(), words.next()) {
+        (Some(method), Some(target), Some(_)) => (method, target),
+        // A whole line, in the form of HTTP/0.9, which has no other method.
+        (Some(b"GET"), Some(target), None) if target.ends_with(b"\n") => {
+            (&b"GET"[..], target.trim_ascii_end())
+        }
+        _ => return request,
     };
     let is_method = (1..=20).contains(&method.len()) && method.iter().all(u8::is_ascii_alphabetic);
     if !is_method || !(target.starts_with(b"/") || target.starts_with(b"http://")) {
@@ -150,6 +155,14 @@ fn announces_more(name: &str, value: &[u8]) -> bool {
 }
 
 impl Request {
+    /// Bytes that it keeps.
+    pub fn held(&self) -> usize {
+        let names = self.query.iter().chain(&self.headers);
+        let texts = names.map(|name| name.len() + size_of::<String>());
+        let path = self.path.as_ref().map_or(0, String::len);
+        size_of::<Self>() + path + texts.sum::<usize>()
+    }
+
     fn header(&mut self, name: &str, value: &[u8], list: &Watchlist) {
         let lower = name.to_ascii_lowercase();
         let value = value.trim_ascii();
@@ -471,6 +484,9 @@ mod tests {
                 }
             );
         }
+        let oldest = salvage(b"GET /latest/user-data\r\n", list);
+        assert!(oldest.user_data && oldest.path.as_deref() == Some("/latest/user-data"));
+        assert_eq!(salvage(b"GET /hidden", list).path, None);
         let cut = salvage(
             b"GET /latest/user-data HTTP/1.1\r\nVia: hidden\r\nX: hid",
             list,

@@ -72,11 +72,20 @@ pub fn is_forwarding_header(name: &str) -> bool {
 /// Headers that proxies add.
 const FORWARDING: &[&str] = &[
     "forwarded",
+    "forwarded-for",
     "via",
+    "x-forwarded",
     "x-real-ip",
     "x-client-ip",
+    "x-cluster-client-ip",
     "x-original-forwarded-for",
+    "client-ip",
     "true-client-ip",
+    // Cloudflare, Fastly, Envoy; RFC 8586, which content delivery networks send.
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "x-envoy-external-address",
+    "cdn-loop",
 ];
 const FORWARDING_PREFIX: &str = "x-forwarded-";
 

@@ -136,6 +136,10 @@ fn a_request_behind_another_is_not_given_what_is_known_of_that() {
         fn absorb(&mut self, later: &Self) {
             self.0.extend(&later.0);
         }
+
+        fn held(&self) -> usize {
+            0
+        }
     }
     let (mut flows, now) = (Flows::<Numbers>::new(plain()), Instant::now());
     let mut push = |seq, bytes: &[u8], number| {
@@ -204,6 +208,7 @@ fn memory_is_bounded() {
         assert_eq!(found.len(), usize::from(seq as usize >= MOST_FLOWS));
     }
     assert_eq!(flows.finish().len(), MOST_FLOWS);
+    assert_eq!(flows.held, 0);
     let mut told = 0;
     for seq in 0..100_u32 {
         told += flows
@@ -213,6 +218,23 @@ fn memory_is_bounded() {
         assert!(held <= MOST_BYTES + 1000);
     }
     assert!(told > 0);
+    flows.finish();
+    // Single bytes behind a gap take more room than they have.
+    for seq in 0..10 * MOST_PIECES as u32 {
+        flows.push(key(1), piece(2 * seq, b"a"), (), now);
+        let pieces = flows.flows.values().map(|flow| flow.later.len());
+        assert!(pieces.sum::<usize>() <= MOST_PIECES);
+    }
+    // The oldest make room, however few they are.
+    flows.finish();
+    for number in 0..2 * MOST_HELD / MOST_BYTES {
+        let port = u16::try_from(number).unwrap();
+        let found = flows.push(key(port), piece(7, &[b'a'; MOST_BYTES]), (), now);
+        assert_eq!(found.len(), usize::from(number >= MOST_HELD / MOST_BYTES));
+        assert!(flows.held <= MOST_HELD + MOST_BYTES);
+    }
+    flows.finish();
+    assert_eq!(flows.held, 0);
 }
 
 proptest! {
