@@ -193,6 +193,26 @@ mod root {
             );
             assert_eq!(named["exe"], python.to_str().unwrap(), "{named}");
         }
+        // One that is in no folder has no path, and what it runs later does not give it one.
+        let nowhere = format!(
+            "import os\n\
+             file = os.memfd_create('nowhere', 0)\n\
+             os.write(file, open({python:?}, 'rb').read())\n\
+             os.execv(f'/proc/self/fd/{{file}}', ['python3', '-c', {program:?}])\n"
+        );
+        let guard = guard(&network, &["--cloud", "aws"]);
+        let mut command = network.machine.command_as(ALICE, python3());
+        sh(command.args(["-c", &nowhere]));
+        let ended = guard.stop();
+        let events = ended.kind("verdict");
+        assert!(
+            events.iter().any(|event| event.get("pid").is_some()),
+            "{events:?}"
+        );
+        assert!(
+            events.iter().all(|event| event.get("exe").is_none()),
+            "{events:?}"
+        );
     }
 
     #[test]

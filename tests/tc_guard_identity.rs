@@ -10,8 +10,8 @@ mod root {
     use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
     use super::common::{
-        ALICE, BOB, Background, IMDS4, IMDS6, MACHINE4, MetadataService, Netns, Network, Tool,
-        python3, sh,
+        ALICE, BOB, Background, CLOUD4, IMDS4, IMDS6, MACHINE4, MetadataService, Netns, Network,
+        Tool, python3, sh,
     };
     use tempfile::NamedTempFile;
 
@@ -79,6 +79,54 @@ mod root {
              s.bind(('{IMDS4}', 0))\n\
              s.sendto(tcp(check), ('{MACHINE4}', 0))\n"
         )
+    }
+
+    #[test]
+    fn a_virtual_machine_on_a_macvtap_has_no_identity() {
+        let network = Network::new();
+        let machine = &network.machine;
+        let macvtap = ["type", "macvtap", "mode", "bridge"];
+        machine.ip(&[
+            &["link", "add", "link", "eth0", "name", "tap0"],
+            &macvtap[..],
+        ]
+        .concat());
+        machine.ip(&["link", "set", "tap0", "up"]);
+        let endpoint = format!("{CLOUD4}:9999/udp");
+        let guard = guard(&network, &["--endpoint", &endpoint, "--allow-user", "root"]);
+        // Root opens the tap, and what the virtual machine sends is not root's for that. A frame has 12 bytes for
+        // the device ahead of it (struct virtio_net_hdr_mrg_rxbuf); the names of its devices are in a /sys of
+        // the network namespace's own.
+        let program = format!(
+            "import os, socket, struct, subprocess\n\
+             subprocess.run(['mount', '-t', 'sysfs', 'sysfs', '/sys'], check=True)\n\
+             subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '/mnt'], check=True)\n\
+             tap = [name for name in os.listdir('/sys/class/net/tap0') if name.startswith('tap')][0]\n\
+             major, minor = open('/sys/class/net/tap0/' + tap + '/dev').read().split(':')\n\
+             os.mknod('/mnt/tap', 0o600 | 0o020000, os.makedev(int(major), int(minor)))\n\
+             tap = os.open('/mnt/tap', os.O_RDWR)\n\
+             def checksum(data):\n\
+             \x20   total = sum(struct.unpack('!%dH' % (len(data) // 2), data))\n\
+             \x20   while total >> 16: total = (total & 0xffff) + (total >> 16)\n\
+             \x20   return ~total & 0xffff\n\
+             def ip(check):\n\
+             \x20   return struct.pack('!BBHHHBBH4s4s', 0x45, 0, 32, 1, 0, 64, 17, check,\n\
+             \x20       socket.inet_aton('10.218.0.9'), socket.inet_aton('{CLOUD4}'))\n\
+             udp = struct.pack('!HHHH4s', 5000, 9999, 12, 0, b'tap0')\n\
+             frame = b'\\xff' * 6 + b'\\2\\0\\0\\0\\0\\x09\\x08\\0' + ip(checksum(ip(0))) + udp\n\
+             os.write(tap, bytes(12) + frame)\n"
+        );
+        let mut opener = machine.command("unshare");
+        sh(opener.args(["--mount", "--", python3(), "-c", &program]));
+        let ended = guard.stop();
+        let summary = ended.summary();
+        assert_eq!(
+            (&summary["allowed"], &summary["denied"]),
+            (&0.into(), &1.into())
+        );
+        for event in ended.kind("verdict") {
+            assert_eq!(event["reason"], "no-socket", "{event}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
  * identity and is refused, unless it carries nothing out or was judged as it came in.
  *
  * Beyond those of the headers: bpf_get_socket_uid (4.12), bpf_sk_fullsock (5.1),
- * bpf_skb_cgroup_id (4.18), bpf_sk_storage_get (5.2 in TC), and where there is one
+ * bpf_skb_cgroup_id (4.18), bpf_sk_storage_get (5.2 in TC, of any socket 5.10), and where there is one
  * bpf_get_netns_cookie (6.15 in TC).
  */
 #include "tc_guard_report.bpf.h"
@@ -69,10 +69,11 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return;
-	/* It came in with a socket of no family, if that is still there: a tap's (drivers/net/tun.c, tap.c),
-	 * of whoever opened it, often root, and not of the virtual machine that sends.
+	/* A tap's socket, of whoever opened it, often root, and not of the virtual machine that sends: of no
+	 * family, and the packet came in (drivers/net/tun.c) or, of a macvtap, leaves at once, from a raw socket
+	 * (drivers/net/tap.c).
 	 */
-	if (skb->ingress_ifindex && sk->family == AF_UNSPEC) {
+	if (sk->family == AF_UNSPEC && (skb->ingress_ifindex || sk->type == SOCK_RAW)) {
 		owner->reason = GUARD_NO_SOCKET;
 		return;
 	}

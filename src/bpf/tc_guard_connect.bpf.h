@@ -64,13 +64,18 @@ int record_executable(struct bpf_sock_addr *ctx)
 	if (!known)
 		return 0;
 	executable_of((void *)bpf_get_current_task(), &known->executable);
+	/* Of a file that is nowhere in a mount there is no path. */
+	if (!known->executable.length)
+		known->executable.length = EXECUTABLE_PATH;
 	return 0;
 }
 
 static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union address *remote,
 				      bool perfmon)
 {
-	const struct executable *executable = (const struct executable *)&no_executable;
+	/* Without room at the socket nobody has looked; what /proc says later is the caller's choice. */
+	const struct executable *executable = (const struct executable *)(perfmon ? &lost_executable :
+										   &no_executable);
 	const struct endpoint_target *target;
 	struct known_caller *known = NULL;
 	struct caller caller = {};

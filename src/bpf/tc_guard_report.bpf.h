@@ -59,7 +59,9 @@ static __always_inline void count(__u32 counter)
 
 /* Of whom nothing is known. */
 const volatile struct identity nobody;
+/* Of which nobody can know more than /proc says, and of which /proc is not to be asked. */
 const volatile struct executable no_executable;
+const volatile struct executable lost_executable = { .length = EXECUTABLE_PATH };
 
 /* Where and by whom something was seen. */
 struct sighting {

@@ -14,12 +14,17 @@ use procfs::process::Process;
 
 use super::program;
 
+/// The inode of the whole tree's uppermost directory (`kernfs_create_root`, on 64-bit kernels since 5.5). Within
+/// a cgroup namespace a mount looks whole, but is the namespace's part.
+const ROOT_INODE: u64 = 1;
+
 /// The mount point of the whole cgroup2 tree, as this process sees it.
 pub fn mount() -> Option<PathBuf> {
     let mounts = Process::myself().ok()?.mountinfo().ok()?;
-    let root = mounts
-        .into_iter()
-        .find(|mount| mount.fs_type == "cgroup2" && mount.root == "/")?;
+    let root = mounts.into_iter().find(|mount| {
+        let whole = || fs::metadata(&mount.mount_point).is_ok_and(|at| at.ino() == ROOT_INODE);
+        mount.fs_type == "cgroup2" && mount.root == "/" && whole()
+    })?;
     Some(root.mount_point)
 }
 

@@ -24,7 +24,7 @@ const DEEPEST: usize = 32;
 pub fn resolve(text: &str, mount: Option<&Path>) -> Result<Vec<PathBuf>, Failure> {
     let Some(mount) = mount else {
         return Err(Failure::blocked(
-            format!("--cgroup {text:?}: cgroup2 is not mounted"),
+            format!("--cgroup {text:?}: the whole of cgroup2 is not mounted here"),
             "mount -t cgroup2 none /sys/fs/cgroup",
         ));
     };

@@ -405,7 +405,7 @@ fn kernel_findings(method: Method, namespaces: bool, cgroup2: bool) -> Vec<Findi
     if !cgroup2 {
         findings.push(Finding::gap(
             "kernel",
-            "cgroup2 is not mounted: connect() and sendmsg() are not guarded, only packets",
+            "the whole of cgroup2 is not mounted here: connect() and sendmsg() are not guarded, only packets",
             "mount -t cgroup2 none /sys/fs/cgroup, and start the guard anew",
         ));
     }

@@ -127,7 +127,7 @@ fn try_out() -> Result<Vec<String>> {
     }
     if !guard.calls() {
         lost.push(
-            "connect() and sendmsg() are not guarded, only packets, as cgroup2 is not mounted: \
+            "connect() and sendmsg() are not guarded, only packets, as the whole of cgroup2 is not mounted here: \
              denials do not name the process, and groups cannot be allowed"
                 .to_owned(),
         );

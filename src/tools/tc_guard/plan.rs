@@ -60,7 +60,7 @@ impl Plan {
         }
         let endpoints = endpoints(policy)?;
         let mut plan = Self {
-            table: Table::with(&endpoints, unread)?,
+            table: table(policy, &endpoints)?,
             endpoints,
             users: BTreeMap::new(),
             groups: BTreeMap::new(),
@@ -196,6 +196,24 @@ fn endpoints(policy: &Policy) -> Result<Vec<Target>> {
         }
     }
     Ok(merge(targets))
+}
+
+/// The table of `endpoints`, which are those of the policy; an error names the rule with which it is too large.
+fn table(policy: &Policy, endpoints: &[Target]) -> Result<Table> {
+    Table::with(endpoints, unread).map_err(|err| {
+        let fits = |count: &usize| {
+            let rules = policy.rules[..*count].to_vec();
+            let some = Policy {
+                rules,
+                ..policy.clone()
+            };
+            self::endpoints(&some).is_ok_and(|some| Table::with(&some, unread).is_ok())
+        };
+        let counts: Vec<usize> = (1..=policy.rules.len()).collect();
+        let first = policy.rules.get(counts.partition_point(fits));
+        let place = before(first.and_then(|rule| rule.place.as_ref()));
+        Failure::usage(format!("{place}{err}")).into()
+    })
 }
 
 /// A bit for each rule; rules with the same endpoints and mode share one.
@@ -489,6 +507,21 @@ mod tests {
             "guard.toml:2:1: too many addresses and prefixes; expected 4096 in all rules at most"
         );
         assert!(plan(vec![of_half(1), of_half(1)]).is_ok());
+
+        let of_ports = |n: usize| {
+            let endpoints: Vec<String> = (1..15000)
+                .map(|i| format!("10.0.0.{n}:{}", 4 * i))
+                .collect();
+            let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
+            Rule {
+                place: Some(format!("guard.toml:{n}:1")),
+                ..rule(&endpoints, &["root"])
+            }
+        };
+        let err = plan((1..6).map(of_ports).collect()).unwrap_err();
+        let expected = "guard.toml:3:1: the endpoints' port ranges make ";
+        assert!(err.to_string().starts_with(expected), "{err}");
+        assert!(plan((1..3).map(of_ports).collect()).is_ok());
 
         let cgroups = (1..10).map(|depth| Subject {
             text: "/a".repeat(depth),

@@ -342,7 +342,7 @@ impl Cgroups {
             Some(root) => Some(Follower::new(root, plan.cgroups.keys().cloned())?),
             None => {
                 return Err(Failure::blocked(
-                    "rules for cgroups need cgroup2, which is not mounted",
+                    "rules for cgroups need the whole of cgroup2, which is not mounted here",
                     "mount it (mount -t cgroup2 none /sys/fs/cgroup), or name users instead",
                 )
                 .into());

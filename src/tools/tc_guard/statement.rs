@@ -14,7 +14,7 @@ use super::policy::{Deny, Mode, Policy, Rule, Subject};
 use crate::endpoint::Endpoint;
 
 /// Of this layout. A program that finds another one leaves that guard alone.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A policy in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
