@@ -160,8 +160,8 @@ int any_enters(struct pt_regs *ctx)
 	}
 	if (HAS(FREES, function))
 		return free_connection(ctx, function, cookie);
-	if (function == SSL_FN_CTRL)
-		return enter_ctrl(ctx, cookie);
+	if (HAS(NAMES, function))
+		return enter_name(ctx, function, cookie);
 	return enter(ctx, function, cookie);
 }
 
@@ -233,6 +233,7 @@ DEFINE_CALL(session_reused, SSL_FN_SESSION_REUSED)
 DEFINE_ENTRY(free, SSL_FN_FREE)
 DEFINE_ENTRY(gnutls_deinit, GNUTLS_FN_DEINIT)
 DEFINE_ENTRY(ssl_ctrl, SSL_FN_CTRL)
+DEFINE_ENTRY(set_host_name, SSL_FN_SET_HOST_NAME)
 
 /* Children of watched processes are watched. Args: the parent's and the child's task_struct. */
 SEC("raw_tp/sched_process_fork")

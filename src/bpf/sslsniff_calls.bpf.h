@@ -37,6 +37,7 @@
 #define HANDSHAKES (BIT(SSL_FN_DO_HANDSHAKE) | BIT(GNUTLS_FN_HANDSHAKE))
 #define SHUTDOWNS (BIT(SSL_FN_SHUTDOWN) | BIT(GNUTLS_FN_BYE))
 #define FREES (BIT(SSL_FN_FREE) | BIT(GNUTLS_FN_DEINIT))
+#define NAMES (BIT(SSL_FN_CTRL) | BIT(SSL_FN_SET_HOST_NAME))
 #define GNUTLS (BIT(GNUTLS_FN_HANDSHAKE) | BIT(GNUTLS_FN_BYE))
 
 /* gnutls/gnutls.h: errors after which the same call is made again. */

@@ -48,7 +48,7 @@ pub struct Attacher {
 pub fn has_return(function: Function) -> bool {
     !matches!(
         function,
-        Function::Free | Function::GnutlsDeinit | Function::Ctrl
+        Function::Free | Function::GnutlsDeinit | Function::Ctrl | Function::SetHostName
     )
 }
 

@@ -35,17 +35,19 @@ pub enum Function {
     GnutlsHandshake,
     GnutlsBye,
     GnutlsDeinit,
-    /// What `SSL_set_tlsext_host_name()` is a macro for.
+    /// What `SSL_set_tlsext_host_name()` is a macro for in OpenSSL.
     Ctrl,
     GetVersion,
     GetServername,
     GetAlpn,
     SessionReused,
+    /// BoringSSL's own.
+    SetHostName,
 }
 
 impl Function {
     /// All of them; the order is that of `enum ssl_function`.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Read,
         Self::Write,
         Self::ReadEx,
@@ -70,6 +72,7 @@ impl Function {
         Self::GetServername,
         Self::GetAlpn,
         Self::SessionReused,
+        Self::SetHostName,
     ];
 
     /// The symbol's name.
@@ -99,6 +102,7 @@ impl Function {
             Self::GetServername => "SSL_get_servername",
             Self::GetAlpn => "SSL_get0_alpn_selected",
             Self::SessionReused => "SSL_session_reused",
+            Self::SetHostName => "SSL_set_tlsext_host_name",
         }
     }
 
@@ -188,7 +192,7 @@ pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets>
 
 /// Refuses the forms that count headers elsewhere, in 32 bits and more: no library has that many,
 /// and the count would be how much is read.
-fn plain_counts(header: &FileHeader64<LittleEndian>) -> Result<()> {
+pub(super) fn plain_counts(header: &FileHeader64<LittleEndian>) -> Result<()> {
     let elsewhere =
         header.e_shnum.get(LittleEndian) == 0 || header.e_phnum.get(LittleEndian) == elf::PN_XNUM;
     if elsewhere {
