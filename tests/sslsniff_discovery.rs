@@ -13,6 +13,7 @@ mod root {
     use std::process::Command;
     use std::time::{Duration, Instant};
 
+    use ebpfkit::tools::sslsniff::symbols;
     use serde_json::Value;
 
     use super::common::{Ended, PATIENCE, Tool, python3, sh};
@@ -100,6 +101,66 @@ mod root {
         client.rest();
         server.rest();
         is_whole(&tool.stop(), client.pid(), "hello");
+    }
+
+    #[test]
+    fn a_library_that_is_written_to_in_place_is_probed_where_its_functions_are_now() {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let folder = place.dir.path().join("libraries");
+        fs::create_dir(&folder).unwrap();
+        let copy = folder.join(libssl().file_name().unwrap());
+        // As of another build: each function is said to be some bytes further on.
+        let library = fs::read(libssl()).unwrap();
+        let offsets = symbols::find(library.as_slice()).unwrap();
+        fs::write(&copy, moved(&library, 16)).unwrap();
+        let elsewhere = symbols::find(fs::read(&copy).unwrap().as_slice()).unwrap();
+        assert_eq!(offsets.len(), elsewhere.len());
+        assert!(
+            offsets
+                .iter()
+                .zip(&elsewhere)
+                .all(|(here, there)| here.1 + 16 == there.1)
+        );
+        let tool = Tool::start(&place.netns, &["sslsniff", "--lib", copy.to_str().unwrap()]);
+        fs::write(&copy, &library).unwrap();
+        let script = format!("{LATE}{}", include_str!("sslsniff/peer.py"));
+        let mut command = place.netns.command(python3());
+        command.env("LD_LIBRARY_PATH", &folder);
+        let mut client = Peer::start(command.args(["-c", &script, "text", PORT, "hello"]));
+        assert_eq!(client.line(), "up");
+        client.go();
+        assert_eq!(client.line(), "mapped");
+        let arrived = arrival(&tool, client.pid());
+        assert_eq!(arrived["library"], copy.to_str().unwrap());
+        client.go();
+        client.rest();
+        server.rest();
+        is_whole(&tool.stop(), client.pid(), "hello");
+    }
+
+    /// A library with the value of each of its symbols so much larger.
+    fn moved(library: &[u8], by: u64) -> Vec<u8> {
+        let mut moved = library.to_vec();
+        let header = |at: usize| -> usize {
+            u64::from_le_bytes(library[at..at + 8].try_into().unwrap())
+                .try_into()
+                .unwrap()
+        };
+        // e_shoff, e_shnum; sh_type, sh_offset, sh_size; st_value: elf(5)
+        let count = usize::from(u16::from_le_bytes([library[60], library[61]]));
+        for section in (0..count).map(|number| header(40) + number * 64) {
+            if library[section + 4..section + 8] != 11_u32.to_le_bytes() {
+                continue;
+            }
+            let (offset, size) = (header(section + 24), header(section + 32));
+            for symbol in (offset..offset + size).step_by(24) {
+                let value = &mut moved[symbol + 8..symbol + 16];
+                let now = u64::from_le_bytes(value.try_into().unwrap()) + by;
+                value.copy_from_slice(&now.to_le_bytes());
+            }
+        }
+        moved
     }
 
     /// A file system that is gone with this value.

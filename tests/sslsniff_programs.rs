@@ -4,6 +4,8 @@
 //! ask nothing of a kernel: the machines of tests/vm do without.
 
 mod common;
+#[path = "sslsniff/payload.rs"]
+mod payload;
 #[path = "sslsniff/place.rs"]
 mod place;
 
@@ -15,6 +17,7 @@ mod root {
     use sha2::{Digest as _, Sha256};
 
     use super::common::{Background, Ended, Tool, python3};
+    use super::payload::{clients, installed};
     use super::place::{OTHER_PORT, PORT, Peer, Place, URL, bytes_of, nothing_is_lost, text};
 
     fn asyncio(place: &Place, args: &[&str]) -> Peer {
@@ -204,23 +207,33 @@ mod root {
         }
     }
 
+    /// The versions that tests/clients/node-versions.txt lists.
+    #[test]
+    fn openssl_inside_of_any_version_of_nodejs_is_shown_byte_by_byte() {
+        let versions = include_str!("clients/node-versions.txt");
+        let mut inside = BTreeSet::new();
+        for version in versions.lines().filter(|line| !line.starts_with('#')) {
+            let node = installed(&format!("node/{version}/node"));
+            let mut ask = std::process::Command::new(&node);
+            let said =
+                super::common::sh(ask.args(["-p", "process.version + process.versions.openssl"]));
+            let openssl = said
+                .trim_end()
+                .strip_prefix(&format!("v{version}"))
+                .unwrap();
+            inside.insert(openssl[..3].to_owned());
+            let ended = download(&[&node, "-e", NODE, PORT, "/file"]);
+            assert_eq!(Vec::from_iter(functions(&ended, "write")), ["SSL_write"]);
+            assert!(library(&ended).ends_with("/bin/node"), "{version}");
+        }
+        assert_eq!(Vec::from_iter(inside), ["1.1", "3.0", "3.5"]);
+    }
+
     #[test]
     fn asyncio_is_shown_byte_by_byte() {
         let script = include_str!("sslsniff/asyncio_end.py");
         let ended = download(&[python3(), "-c", script, "get", PORT, "/file"]);
         assert_eq!(Vec::from_iter(functions(&ended, "read")), ["SSL_read_ex"]);
-    }
-
-    /// A Python with packages that have their own TLS library inside.
-    fn clients() -> String {
-        let python =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("build/clients/bin/python3");
-        assert!(
-            python.exists(),
-            "packaging/install-deps test makes {}",
-            python.display()
-        );
-        python.display().to_string()
     }
 
     /// The one library whose calls moved data.

@@ -4,25 +4,22 @@
 //! once; where that fails the test does. The machines of tests/vm do without.
 
 mod common;
+#[path = "sslsniff/payload.rs"]
+mod payload;
 #[path = "sslsniff/place.rs"]
 mod place;
 
 mod root {
+    use std::collections::BTreeSet;
     use std::io::{Read as _, Write as _};
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
     use std::process::{Child, Command, Stdio};
 
-    use super::common::{Background, Tool, sh};
-    use super::place::{PORT, Place, bytes_of, nothing_is_lost};
+    use serde_json::Value;
 
-    fn first_below(root: &Path, patterns: &[&str]) -> PathBuf {
-        let found = patterns.iter().find_map(|pattern| {
-            let mut find = Command::new("find");
-            let output = sh(find.arg(root).args(["-name", pattern]));
-            output.lines().next().map(PathBuf::from)
-        });
-        found.unwrap_or_else(|| panic!("none of {patterns:?} in {}", root.display()))
-    }
+    use super::common::{Background, Tool, python3, sh};
+    use super::payload::{SIZES, first_below, payload_files, random, streams_by, unpacked};
+    use super::place::{PORT, Peer, Place, bytes_of, nothing_is_lost};
 
     /// Runs a suite's `openssl`, with the suite's own C library where that is newer than this machine's.
     struct OpenSsl {
@@ -32,8 +29,7 @@ mod root {
 
     impl OpenSsl {
         fn of(suite: &str) -> Self {
-            let fetch = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sslsniff/openssl-of");
-            let root = PathBuf::from(sh(Command::new(fetch).arg(suite)).trim_end());
+            let root = unpacked(suite);
             let library = first_below(&root, &["libssl.so.*"]);
             let libraries = library.parent().unwrap().display().to_string();
             let program = root.join("usr/bin/openssl").display().to_string();
@@ -86,12 +82,8 @@ mod root {
 
     /// No byte of it is ASCII: `s_client` takes some letters for commands.
     fn payload(size: usize, seed: u32) -> Vec<u8> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8 | 0x80
-        };
-        (0..size).map(|_| next()).collect()
+        let random = random(size, seed).into_iter();
+        random.map(|byte| byte | 0x80).collect()
     }
 
     /// Both ends are of this version; each of them shows what it sent and what it got.
@@ -160,5 +152,77 @@ mod root {
     #[test]
     fn the_newest_openssl_is_shown_byte_by_byte() {
         both_ends_are_shown("sid", "");
+    }
+
+    #[test]
+    fn boringssl_is_shown_byte_by_byte() {
+        let libraries = first_below(&unpacked("boringssl"), &["android"]);
+        let place = Place::new();
+        let payloads: Vec<_> = SIZES.into_iter().zip(1..).collect();
+        let payloads: Vec<_> = payloads
+            .into_iter()
+            .map(|(size, seed)| random(size, seed))
+            .collect();
+        let folder = payload_files(&place, &payloads);
+        let end = |args: &[&str]| {
+            let mut command = place.netns.command(python3());
+            command.args(["-c", include_str!("sslsniff/boring.py")]);
+            Peer::start(command.arg(&libraries).args(args))
+        };
+        let [cert, key] =
+            ["cert", "key"].map(|name| place.dir.path().join(name).display().to_string());
+        let mut server = end(&["serve", &folder, &cert, &key, PORT]);
+        assert_eq!(server.line(), "listening");
+        let mut client = end(&["send", &folder, PORT]);
+        let library = libraries.join("libssl.so.0").canonicalize().unwrap();
+        let args = [
+            "sslsniff",
+            "--lib",
+            library.to_str().unwrap(),
+            "--buffer",
+            "128M",
+        ];
+        let tool = Tool::start(&place.netns, &args);
+        client.go();
+        client.rest();
+        server.rest();
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let all = payloads.concat();
+        for pid in [client.pid(), server.pid()] {
+            for direction in ["read", "write"] {
+                let streams = streams_by(&ended, |of, _| of == u64::from(pid), direction);
+                assert!(streams == [all.as_slice()], "{direction}");
+            }
+            let handshake = ended
+                .kind("handshake")
+                .into_iter()
+                .find(|event| event["pid"] == pid);
+            let handshake = handshake.unwrap();
+            assert_eq!(handshake["result"], "ok");
+            assert_eq!(
+                ended
+                    .kind("close")
+                    .iter()
+                    .filter(|event| event["pid"] == pid)
+                    .count(),
+                1
+            );
+        }
+        let of_client = |event: &&&Value| event["pid"] == client.pid();
+        let close = ended.kind("close");
+        let close = close.iter().find(of_client).unwrap();
+        assert_eq!(close["sni"], "name.example", "{close}");
+        assert!(
+            close["version"].as_str().unwrap().starts_with("TLSv1."),
+            "{close}"
+        );
+        // Each byte is told once, under the function that the program called.
+        let functions: BTreeSet<_> = ended
+            .kind("data")
+            .iter()
+            .map(|event| event["function"].clone().to_string())
+            .collect();
+        assert_eq!(Vec::from_iter(functions), ["\"SSL_read\"", "\"SSL_write\""]);
     }
 }

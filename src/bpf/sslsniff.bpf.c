@@ -162,8 +162,8 @@ int any_enters(struct pt_regs *ctx)
 	}
 	if (HAS(FREES, function))
 		return free_connection(ctx, function, cookie);
-	if (function == SSL_FN_CTRL)
-		return enter_ctrl(ctx, cookie);
+	if (HAS(NAMES, function))
+		return enter_name(ctx, function, cookie);
 	if (HAS(SETS_BIO, function))
 		return enter_bio(ctx, function);
 	if (HAS(MAKES_RANDOM, function))
@@ -258,6 +258,7 @@ DEFINE_ENTRY(random_ex, CRYPTO_FN_RANDOM_EX)
 DEFINE_ENTRY(error, CRYPTO_FN_ERROR)
 DEFINE_ENTRY(error_v, CRYPTO_FN_ERROR_V)
 DEFINE_CALL(derive, CRYPTO_FN_DERIVE)
+DEFINE_ENTRY(set_host_name, SSL_FN_SET_HOST_NAME)
 
 /* Children of watched processes are watched. Args: the parent's and the child's task_struct. */
 SEC("raw_tp/sched_process_fork")

@@ -37,6 +37,7 @@
 #define HANDSHAKES (BIT(SSL_FN_DO_HANDSHAKE) | BIT(GNUTLS_FN_HANDSHAKE))
 #define SHUTDOWNS (BIT(SSL_FN_SHUTDOWN) | BIT(GNUTLS_FN_BYE))
 #define FREES (BIT(SSL_FN_FREE) | BIT(GNUTLS_FN_DEINIT))
+#define NAMES (BIT(SSL_FN_CTRL) | BIT(SSL_FN_SET_HOST_NAME))
 /* They give a connection descriptors, or streams of another kind (BIO) in their place: SSL_set_fd() does so
  * itself before it returns.
  */

@@ -264,13 +264,21 @@ static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, _
 	return 0;
 }
 
-/* SSL_set_tlsext_host_name() is a macro for SSL_ctrl(ssl, command, type, name). */
-static __always_inline int enter_ctrl(struct pt_regs *ctx, __u32 library)
+/* SSL_set_tlsext_host_name(ssl, name) is a macro for SSL_ctrl(ssl, command, type, name); BoringSSL has a
+ * function of that name.
+ */
+static __always_inline int enter_name(struct pt_regs *ctx, __u32 function, __u32 library)
 {
-	if ((int)PT_REGS_PARM2(ctx) != SSL_CTRL_SET_TLSEXT_HOSTNAME ||
+	__u64 second = PT_REGS_PARM2(ctx), fourth = PT_REGS_PARM4(ctx);
+	bool is_ctrl = function == SSL_FN_CTRL;
+
+	/* As in enter(). */
+	barrier_var(second);
+	barrier_var(fourth);
+	if ((is_ctrl && (int)second != SSL_CTRL_SET_TLSEXT_HOSTNAME) ||
 	    !watched(bpf_get_current_pid_tgid() >> 32))
 		return 0;
-	return send_fact(SSL_FN_CTRL, PT_REGS_PARM1(ctx), library, PT_REGS_PARM4(ctx), 0);
+	return send_fact(function, PT_REGS_PARM1(ctx), library, is_ctrl ? fourth : second, 0);
 }
 
 /* The functions that return text, or a number, or leave where text is and how long. */

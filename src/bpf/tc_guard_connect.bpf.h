@@ -74,8 +74,8 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 				      bool perfmon)
 {
 	/* Without room at the socket nobody has looked; what /proc says later is the caller's choice. */
-	const struct executable *executable = (const struct executable *)(perfmon ? &lost_executable :
-										   &no_executable);
+	const struct executable *executable =
+		(const struct executable *)(perfmon ? &lost_executable : &no_executable);
 	const struct endpoint_target *target;
 	struct known_caller *known = NULL;
 	struct caller caller = {};

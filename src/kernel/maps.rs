@@ -5,7 +5,9 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead, BufReader};
+use std::ops::ControlFlow;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -26,13 +28,61 @@ pub struct Mapping<'a> {
     pub path: &'a Path,
 }
 
-/// The executable mappings of files in the text of a `/proc/PID/maps`; a line that is none, or that
-/// makes no sense, is passed over.
-pub fn executable(maps: &[u8]) -> impl Iterator<Item = Mapping<'_>> {
-    regions(maps).filter(|mapping| mapping.inode != 0)
+/// Bytes of a line that are kept: a path of PATH_MAX with each byte escaped. The folders of a process's file may
+/// be so deep that its path is megabytes.
+const LONGEST_LINE: usize = 4 * 4096 + 128;
+
+/// Hands the executable mappings of files of a process to `each`, until that says that it is enough. They may be
+/// tens of thousands: no more than a line is kept. A line that makes no sense is passed over.
+///
+/// # Errors
+/// Those of opening and reading `/proc/PID/maps`.
+pub fn executable(pid: u32, each: impl FnMut(&Mapping<'_>) -> ControlFlow<()>) -> io::Result<()> {
+    executable_in(
+        BufReader::new(File::open(format!("/proc/{pid}/maps"))?),
+        each,
+    )
 }
 
-/// The same with memory that is no file's: what a just-in-time compiler makes.
+fn executable_in(
+    mut maps: impl BufRead,
+    mut each: impl FnMut(&Mapping<'_>) -> ControlFlow<()>,
+) -> io::Result<()> {
+    let mut line = Vec::new();
+    while next_line(&mut maps, &mut line)? {
+        if let Some(mapping) = mapping(&line).filter(|mapping| mapping.inode != 0)
+            && each(&mapping).is_break()
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a line without its end, and no more of it than [`LONGEST_LINE`] into memory; says whether there was one.
+fn next_line(from: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    let mut any = false;
+    loop {
+        let there = from.fill_buf()?;
+        if there.is_empty() {
+            return Ok(any);
+        }
+        any = true;
+        let end = memchr::memchr(b'\n', there);
+        let part = end.map_or(there, |end| &there[..end]);
+        let room = LONGEST_LINE.saturating_sub(line.len());
+        line.extend_from_slice(&part[..part.len().min(room)]);
+        let taken = part.len() + usize::from(end.is_some());
+        from.consume(taken);
+        if end.is_some() {
+            return Ok(true);
+        }
+    }
+}
+
+/// The executable mappings in the text of a `/proc/PID/maps`, those too of memory that is no file's: what a
+/// just-in-time compiler makes.
 pub fn regions(maps: &[u8]) -> impl Iterator<Item = Mapping<'_>> {
     maps.split(|byte| *byte == b'\n').filter_map(mapping)
 }
@@ -82,16 +132,24 @@ pub fn open(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     (metadata.is_file() && metadata.ino() == mapping.inode).then_some(file)
 }
 
-/// Opens without waiting for the other end of what may be a pipe, and without becoming the owner of
-/// what may be a terminal.
+/// Opens a regular file, and nothing else: what a path leads to is looked at before it is opened, as opening a
+/// device may do something, and opening a pipe wait for its other end. Nor is the end of another's lease on
+/// the file waited for.
 ///
 /// # Errors
-/// Those of open(2).
+/// Those of open(2); also if it is no regular file.
 pub fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
+    let open =
+        |flags: i32, path: &Path| OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let place = open(libc::O_PATH, path)?;
+    if !place.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "this is no regular file",
+        ));
+    }
+    let itself = format!("/proc/self/fd/{}", place.as_raw_fd());
+    open(libc::O_NONBLOCK | libc::O_NOCTTY, Path::new(&itself))
 }
 
 #[cfg(test)]
@@ -109,7 +167,25 @@ mod tests {
 7f0000000000-7f0000001000 rwxp 00000000 00:00 0 \n\
 7f0000002000-7f0000003000 r-xp 00000000 00:2a 9 /tmp/\xff (deleted)\n\
 junk\n\n";
-        let found: Vec<_> = executable(maps).collect();
+        let found: Vec<_> = regions(maps).filter(|mapping| mapping.inode != 0).collect();
+        let mut streamed = Vec::new();
+        let stop_at = |most: usize, streamed: &mut Vec<(u64, u64)>| {
+            let mut few = BufReader::with_capacity(7, maps.as_slice());
+            executable_in(&mut few, |mapping| {
+                streamed.push(mapping.range);
+                if streamed.len() < most {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            })
+            .unwrap();
+        };
+        stop_at(9, &mut streamed);
+        assert_eq!(streamed, [found[0].range, found[1].range]);
+        streamed.clear();
+        stop_at(1, &mut streamed);
+        assert_eq!(streamed.len(), 1);
         assert_eq!(found.len(), 2);
         assert_eq!(
             found[0],
@@ -127,10 +203,50 @@ junk\n\n";
         assert_eq!((all[1], all[2]), (Path::new("[vdso]"), Path::new("")));
     }
 
+    #[test]
+    fn of_a_path_without_end_the_start_is_kept_and_the_next_line_is_read() {
+        let mut maps = b"1000-2000 r-xp 0 0:1 9 /".to_vec();
+        maps.resize(3 << 20, b'x');
+        maps.extend(b"\n3000-4000 r-xp 0 0:1 10 /b\n");
+        let mut found = Vec::new();
+        executable_in(maps.as_slice(), |mapping| {
+            found.push((mapping.inode, mapping.path.as_os_str().len()));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(found.len(), 2);
+        assert!(found[0].0 == 9 && found[0].1 < LONGEST_LINE, "{found:?}");
+        assert_eq!(found[1], (10, 2));
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (socket, file) = (dir.path().join("socket"), dir.path().join("file"));
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for path in [&pipe, &socket, dir.path(), Path::new("/dev/null")] {
+            let err = open_file(path).unwrap_err();
+            assert_eq!(err.to_string(), "this is no regular file", "{path:?}");
+        }
+        std::fs::write(&file, "text").unwrap();
+        assert_eq!(
+            io::read_to_string(open_file(&file).unwrap()).unwrap(),
+            "text"
+        );
+        assert_eq!(
+            open_file(&dir.path().join("none")).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+    }
+
     proptest! {
         #[test]
         fn any_text_is_read(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             regions(&bytes).for_each(drop);
+            let few = BufReader::with_capacity(5, bytes.as_slice());
+            executable_in(few, |_| ControlFlow::Continue(())).unwrap();
         }
 
         #[test]

@@ -149,7 +149,9 @@ fn processes(args: &Args, sink: &mut output::Stdout) -> Result<()> {
     }
     let mut none = Vec::new();
     for pid in &args.pid {
-        let uses = sslsniff::inspect::inspect(*pid)?;
+        let mut inspector = sslsniff::inspect::Inspector::default();
+        let uses = inspector.inspect(*pid)?;
+        inspector.tell(sink);
         if !uses.iter().any(|one| one.reason.is_none()) {
             none.push(pid.to_string());
         }

@@ -8,18 +8,21 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
 use super::descriptors;
-use super::discover::{FileId, Found, Library, MappedAs};
-use super::event::{Arrived, Skipped};
+use super::discover::{self, FileId, Found, Library, MappedAs, Time};
+use super::event::{Arrived, Skipped, Skips};
+pub use super::names::Names;
 use super::probes::Attacher;
+use super::scans::Scans;
 use super::symbols::Function;
 use crate::kernel::hold::{self, Held};
 use crate::kernel::maps::{self, Mapping};
@@ -32,47 +35,6 @@ use crate::kernel::uprobes::{Probes, Scope};
 const SWEEP: Duration = Duration::from_secs(10);
 /// Mappings whose file is remembered.
 const MOST_REMEMBERED: usize = 1 << 16;
-
-/// The paths of the libraries and what is in them, by their number in records. Clones are one.
-#[derive(Debug, Clone, Default)]
-pub struct Names(Arc<Mutex<HashMap<u32, Name>>>);
-
-#[derive(Debug)]
-struct Name {
-    path: Arc<str>,
-    functions: Vec<Function>,
-}
-
-impl Names {
-    /// The path of library `number`, in which `function` was called. Zero is unknown, unless only one
-    /// library has that function.
-    pub fn get(&self, number: u32, function: Function) -> Option<Arc<str>> {
-        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if number > 0 {
-            return names.get(&number).map(|name| Arc::clone(&name.path));
-        }
-        let mut having = names
-            .values()
-            .filter(|name| name.functions.contains(&function));
-        match (having.next(), having.next()) {
-            (Some(only), None) => Some(Arc::clone(&only.path)),
-            _ => None,
-        }
-    }
-
-    /// Gives `number` a path.
-    pub fn set(&self, number: u32, path: &str, functions: Vec<Function>) {
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = path.into();
-        names.insert(number, Name { path, functions });
-    }
-
-    fn remove(&self, number: u32) {
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names.remove(&number);
-    }
-}
-
 /// A library with its probes.
 #[derive(Debug)]
 struct Watched {
@@ -83,6 +45,7 @@ struct Watched {
     /// Processes that were seen to map it, if a process is why it is watched; there may be others.
     users: HashSet<u32>,
     mapped: Option<MappedAs>,
+    modified: Time,
 }
 
 impl Watched {
@@ -129,6 +92,13 @@ pub struct Filter {
     pub hold: bool,
 }
 
+impl Filter {
+    /// Whether a library at `path` in the root of process `pid` is of interest.
+    fn wants(&self, pid: u32, path: &Path) -> bool {
+        (self.only.is_empty() || self.only.iter().any(|only| only == path)) && (self.process)(pid)
+    }
+}
+
 impl std::fmt::Debug for Filter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Filter")
@@ -173,7 +143,7 @@ impl Arrivals {
     /// # Errors
     /// What the kernel refuses, with the capability that is missing: of a library that is required,
     /// or of all.
-    pub fn start(&mut self) -> Result<(Vec<String>, Vec<Skipped>)> {
+    pub fn start(&mut self) -> Result<(Vec<String>, Skips)> {
         let spare = descriptors::spare();
         let mut probed = Vec::new();
         let mut skipped = std::mem::take(&mut self.found.skipped);
@@ -181,7 +151,7 @@ impl Arrivals {
         let mut full = false;
         for library in std::mem::take(&mut self.found.libraries) {
             if full && !library.required {
-                skipped.push(Skipped::of(&library.path, "no descriptor is left"));
+                skipped.add(Skipped::of(&library.path, "no descriptor is left"));
                 continue;
             }
             // What anybody maps was found here: that it cannot be probed must not keep the rest from
@@ -195,7 +165,7 @@ impl Arrivals {
                     if library.required {
                         return Err(err);
                     }
-                    skipped.push(Skipped::of(&library.path, &why));
+                    skipped.add(Skipped::of(&library.path, &why));
                     first.get_or_insert(err);
                 }
             }
@@ -219,6 +189,7 @@ impl Arrivals {
             later: None,
             users: users.iter().copied().collect(),
             mapped: library.mapped,
+            modified: library.modified,
         };
         self.watched.insert(library.id, watched);
         Ok(())
@@ -237,7 +208,7 @@ impl Arrivals {
     /// in this moment, and its probes come first.
     fn probe_below(&mut self, library: Library, pid: Option<u32>, arrived: &Sender<Arrived>) {
         let number = self.name(&library);
-        let (id, mapped) = (library.id, library.mapped);
+        let (id, mapped, modified) = (library.id, library.mapped, library.modified);
         let (attacher, arrived) = (Arc::clone(&self.attacher), arrived.clone());
         let later = std::thread::Builder::new().spawn(move || {
             let result = attacher.attach(&library, number, Scope::All);
@@ -255,6 +226,7 @@ impl Arrivals {
             later: later.ok(),
             users: pid.into_iter().collect(),
             mapped,
+            modified,
         };
         self.watched.insert(id, watched);
     }
@@ -303,11 +275,17 @@ impl Arrivals {
         arrived: &Sender<Arrived>,
     ) -> Result<()> {
         let mut swept = Instant::now();
+        let mut scans = Scans::default();
         let mut batch = Vec::new();
+        let stopped = || {
+            stop.wait(&[], Some(Duration::ZERO))
+                .is_ok_and(|woken| woken.stopped)
+        };
         loop {
+            let wait = Some(scans.wait(Instant::now(), SWEEP));
             let woken = match &events {
-                Some(events) => stop.wait(&events.fds(), Some(SWEEP)),
-                None => stop.wait(&[], Some(SWEEP)),
+                Some(events) => stop.wait(&events.fds(), wait),
+                None => stop.wait(&[], wait),
             }?;
             if woken.stopped {
                 return Ok(());
@@ -320,11 +298,14 @@ impl Arrivals {
                 self.mapped(mapped, filter, arrived);
             }
             if lost > 0 {
-                self.found.again(&|| {
-                    stop.wait(&[], Some(Duration::ZERO))
-                        .is_ok_and(|woken| woken.stopped)
-                })?;
+                scans.need(Instant::now());
+            }
+            let now = Instant::now();
+            if scans.is_due(now) {
+                self.found
+                    .again(&|pid, path| filter.wants(pid, path), &stopped)?;
                 self.probe_new(None, arrived);
+                scans.done(now, Instant::now());
             }
             if swept.elapsed() >= SWEEP {
                 self.sweep();
@@ -337,61 +318,96 @@ impl Arrivals {
         let (inode, generation) = mapped.inode;
         let id = (mapped.device, inode);
         let key = (id, generation, mapped.offset, mapped.path);
-        let library = match self.remembered.get(&key) {
-            Some(library) => *library,
-            None => {
-                let path = &key.3;
-                // Not a file, as [vdso] and //anon.
-                if inode == 0
-                    || (!filter.only.is_empty() && !filter.only.contains(path))
-                    || !(filter.process)(mapped.pid)
-                {
-                    return;
-                }
-                let mapping = Mapping {
-                    range: mapped.range,
-                    // Of no interest here.
-                    offset: 0,
-                    device: mapped.device,
-                    inode,
-                    path,
-                };
-                let left_out = self.found.left_out;
-                let Some(library) = self.found.mapped(mapped.pid, &mapping) else {
-                    if self.found.left_out > left_out {
-                        let why = "too much was read of other files; it is looked at again later";
-                        self.found.skipped.push(Skipped::of(path, why));
-                    }
-                    // Anybody can make there be many: one is told of until the next sweep.
-                    if self.told_full {
-                        self.found.skipped.clear();
-                    } else if !self.found.skipped.is_empty() {
-                        self.told_full = true;
-                        self.probe_new(Some(mapped.pid), arrived);
-                    }
-                    return;
-                };
-                // Gone already, or another user's: probed all the same.
-                let held = (filter.hold && self.found.libraries.iter().any(Library::is_tls))
-                    .then(|| Held::stop(mapped.pid));
-                self.probe_new(Some(mapped.pid), arrived);
-                drop(held);
-                if self.remembered.len() >= MOST_REMEMBERED {
-                    self.remembered.clear();
-                }
-                self.remembered.insert(key, library);
-                library
-            }
+        let mapping = Mapping {
+            range: mapped.range,
+            // Of no interest here.
+            offset: 0,
+            device: mapped.device,
+            inode,
+            path: &key.3,
         };
+        let remembered = self.remembered.get(&key).copied();
+        // Not a file, as [vdso] and //anon.
+        if remembered.is_none() && (inode == 0 || !filter.wants(mapped.pid, mapping.path)) {
+            return;
+        }
+        let mut library = remembered.or_else(|| self.look(mapped.pid, &mapping, filter, arrived));
+        if let Some(Some(id)) = library
+            && self.is_rewritten(id, mapped.pid, &mapping)
+        {
+            library = self.look(mapped.pid, &mapping, filter, arrived);
+        }
+        let Some(library) = library else { return };
+        if self.remembered.len() >= MOST_REMEMBERED {
+            self.remembered.clear();
+        }
+        self.remembered.insert(key, library);
         if let Some(watched) = library.and_then(|id| self.watched.get_mut(&id)) {
             watched.users.insert(mapped.pid);
         }
     }
 
+    /// Looks into a file, and probes it if it is a library that is not watched yet. `None` if it is to be looked at
+    /// again, else which library it is, if any.
+    fn look(
+        &mut self,
+        pid: u32,
+        mapping: &Mapping<'_>,
+        filter: &Filter,
+        arrived: &Sender<Arrived>,
+    ) -> Option<Option<FileId>> {
+        let left_out = self.found.left_out;
+        let looked = self.found.mapped(pid, mapping);
+        if looked.is_none() {
+            if self.found.left_out > left_out {
+                let why = "too much was read of other files; it is looked at again later";
+                self.found.skipped.add(Skipped::of(mapping.path, why));
+            }
+            // Anybody can make there be many: one is told of until the next sweep.
+            if self.told_full {
+                self.found.skipped = Skips::default();
+            } else if !self.found.skipped.is_empty() {
+                self.told_full = true;
+                self.probe_new(Some(pid), arrived);
+            }
+            return None;
+        }
+        // Gone already, or another user's: probed all the same.
+        let held = (filter.hold && self.found.libraries.iter().any(Library::is_tls))
+            .then(|| Held::stop(pid));
+        self.probe_new(Some(pid), arrived);
+        drop(held);
+        looked
+    }
+
+    /// Whether the file was written to since it was probed, so that the places of its functions are others: then
+    /// its probes are taken off, before a program meets one in the middle of an instruction.
+    fn is_rewritten(&mut self, id: FileId, pid: u32, mapping: &Mapping<'_>) -> bool {
+        let Some(watched) = self.watched.get(&id) else {
+            return false;
+        };
+        // Under another number it is the same file in another overlayfs.
+        let rewritten = discover::mapped_file(pid, mapping)
+            .is_some_and(|(now, modified)| now == id && modified != watched.modified);
+        if rewritten {
+            drop(self.unwatch(id));
+        }
+        rewritten
+    }
+
+    /// Forgets a library; its probes are to be dropped.
+    fn unwatch(&mut self, id: FileId) -> Option<Probes> {
+        let watched = self.watched.remove(&id)?;
+        self.gone.push(watched.number);
+        self.found.forget(id);
+        self.remembered.retain(|_, library| *library != Some(id));
+        Some(watched.into_probes())
+    }
+
     /// Probes what the last look has found.
     fn probe_new(&mut self, pid: Option<u32>, arrived: &Sender<Arrived>) {
         let skipped = std::mem::take(&mut self.found.skipped);
-        for one in skipped {
+        for one in skipped.named {
             // Nobody listens once the end has come.
             let _ = arrived.send(Arrived {
                 library: one.path,
@@ -414,6 +430,8 @@ impl Arrivals {
     fn sweep(&mut self) {
         self.found.refresh();
         self.told_full = false;
+        // What was no library may have been written to since.
+        self.remembered.retain(|_, library| library.is_some());
         for number in self.gone.drain(..) {
             self.names.remove(number);
         }
@@ -442,11 +460,8 @@ impl Arrivals {
                 if let Some(watched) = self.watched.get_mut(&id) {
                     watched.users.extend(users);
                 }
-            } else if let Some(watched) = self.watched.remove(&id) {
-                self.gone.push(watched.number);
-                probes.add(watched.into_probes());
-                self.found.forget(id);
-                self.remembered.retain(|_, library| *library != Some(id));
+            } else if let Some(gone) = self.unwatch(id) {
+                probes.add(gone);
             }
         }
         if !probes.is_empty() {
@@ -457,8 +472,8 @@ impl Arrivals {
 }
 
 /// Who maps which of these files; `None` if that cannot be known.
-fn users(files: &HashMap<MappedAs, FileId>) -> Option<HashMap<FileId, Vec<u32>>> {
-    let mut users: HashMap<FileId, Vec<u32>> = HashMap::new();
+fn users(files: &HashMap<MappedAs, FileId>) -> Option<HashMap<FileId, HashSet<u32>>> {
+    let mut users: HashMap<FileId, HashSet<u32>> = HashMap::new();
     for entry in fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = entry
             .file_name()
@@ -467,14 +482,14 @@ fn users(files: &HashMap<MappedAs, FileId>) -> Option<HashMap<FileId, Vec<u32>>>
         else {
             continue;
         };
-        match fs::read(format!("/proc/{pid}/maps")) {
-            Ok(maps) => {
-                for mapping in maps::executable(&maps) {
-                    if let Some(id) = files.get(&(mapping.device, mapping.inode)) {
-                        users.entry(*id).or_default().push(pid);
-                    }
-                }
+        let read = maps::executable(pid, |mapping| {
+            if let Some(id) = files.get(&(mapping.device, mapping.inode)) {
+                users.entry(*id).or_default().insert(pid);
             }
+            ControlFlow::Continue(())
+        });
+        match read {
+            Ok(()) => {}
             // Even root meets a process or two that it may not look into; without that privilege they
             // are many, and any of them may be a user.
             Err(err)
@@ -523,24 +538,5 @@ impl Drop for Following {
     fn drop(&mut self) {
         // Whoever wanted to know has asked.
         let _ = self.end();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_library_without_a_number_is_known_by_what_it_alone_has() {
-        let names = Names::default();
-        names.set(1, "/a", vec![Function::Read, Function::Write]);
-        names.set(2, "/b", vec![Function::GnutlsRecv]);
-        assert_eq!(names.get(2, Function::Read).as_deref(), Some("/b"));
-        assert_eq!(names.get(0, Function::Read).as_deref(), Some("/a"));
-        assert_eq!(names.get(0, Function::GnutlsRecv).as_deref(), Some("/b"));
-        assert_eq!(names.get(0, Function::Free), None);
-        names.set(3, "/c", vec![Function::Read]);
-        assert_eq!(names.get(0, Function::Read), None);
-        assert_eq!(names.get(4, Function::Read), None);
     }
 }

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -12,6 +11,7 @@ pub use super::facts::{Ends, Facts, Trouble};
 use super::payload::{self, Payload};
 pub use super::places::MadeIn;
 use super::record::Direction;
+pub use super::skips::{Skipped, Skips};
 use crate::output::{Event, Line, Printable, Style};
 use crate::process::Identity;
 
@@ -21,28 +21,10 @@ pub struct Ready {
     /// The files that are probed.
     pub libraries: Vec<String>,
     /// Those that were found and could not be probed.
-    pub skipped: Vec<Skipped>,
+    #[serde(flatten)]
+    pub skipped: Skips,
     /// How: `uprobe.multi` or `uprobe`.
     pub method: &'static str,
-}
-
-/// A file that is not probed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Skipped {
-    /// Its path.
-    pub path: String,
-    /// What the kernel says of it.
-    pub reason: String,
-}
-
-impl Skipped {
-    /// The file at `path`, left out for this reason.
-    pub fn of(path: &Path, reason: &str) -> Self {
-        Self {
-            path: path.to_string_lossy().into_owned(),
-            reason: reason.to_owned(),
-        }
-    }
 }
 
 /// A file was found after the start.
@@ -390,7 +372,7 @@ impl Event for Lost<'_> {
 
 /// serde's way to call it.
 #[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_zero(count: &u64) -> bool {
+pub(super) fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 

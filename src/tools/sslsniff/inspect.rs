@@ -4,21 +4,22 @@
 //! name: what is not seen is to be no surprise.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use memchr::memmem;
-use object::elf::{self, FileHeader64};
+use object::elf::{FileHeader64, SectionHeader64};
 use object::read::elf::{FileHeader as _, SectionHeader as _};
 use object::{LittleEndian, ReadCache, ReadRef};
 use serde::Serialize;
 
 use super::discover;
+use super::room::{Reading, stored};
 use super::symbols;
 use crate::kernel::maps;
-use crate::output::{Event, Line, Printable, Style};
+use crate::output::{Event, Line, Printable, Stdout, Style};
 
 /// A TLS implementation in a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,13 +64,12 @@ impl Event for Use {
 /// What cannot be watched: its name, how its files are known, and why.
 struct Unwatched {
     implementation: &'static str,
-    /// A section that only its files have.
-    section: Option<&'static str>,
+    /// The section that its text is in.
+    section: &'static str,
     /// The start of the file's name.
     name: Option<&'static str>,
-    /// What is in its constants, any of these: the end of a text, and its start. They are apart, so that
-    /// they are not in this program's own constants.
-    text: &'static [(&'static str, &'static str)],
+    /// What is in that, any of these, without the `#`: so that they are not in this program's own constants.
+    text: &'static [&'static str],
     reason: &'static str,
 }
 
@@ -77,191 +77,307 @@ struct Unwatched {
 const UNWATCHED: [Unwatched; 8] = [
     Unwatched {
         implementation: "Go's crypto/tls",
-        section: Some(".gopclntab"),
+        section: ".gopclntab",
         name: None,
-        text: &[("to/tls.", "cryp")],
+        text: &["cryp#to/tls."],
         reason: "Go has TLS of its own, and stacks that move under a return probe",
     },
     Unwatched {
         implementation: "Java (JSSE)",
-        section: None,
+        section: ".rodata",
         name: Some("libjvm.so"),
         text: &[],
         reason: "its TLS is bytecode, which has no place in a file",
     },
     Unwatched {
         implementation: "NSS",
-        section: None,
+        section: ".rodata",
         name: Some("libssl3.so"),
         text: &[],
         reason: "its functions are not OpenSSL's",
     },
     Unwatched {
         implementation: "wolfSSL",
-        section: None,
+        section: ".rodata",
         name: Some("libwolfssl.so"),
         text: &[],
         reason: "its functions are not OpenSSL's",
     },
     Unwatched {
         implementation: "Mbed TLS",
-        section: None,
+        section: ".rodata",
         name: Some("libmbedtls.so"),
         text: &[],
         reason: "its functions are not OpenSSL's",
     },
     Unwatched {
         implementation: "BoringSSL",
-        section: None,
+        section: ".rodata",
         name: None,
-        text: &[("ssl/src/ssl/", "boring"), ("ssl/ssl/", "boring")],
+        // As sources are laid out by itself, by Bazel, and in gRPC.
+        text: &[
+            "boring#ssl/src/ssl/",
+            "boring#ssl/ssl/",
+            "boring#ssl-with-bazel/ssl/",
+        ],
         reason: "it is inside, and the symbols are stripped",
     },
     Unwatched {
         implementation: "OpenSSL",
-        section: None,
+        section: ".rodata",
         name: None,
-        text: &[("/ssl_lib.c", "ssl")],
+        text: &["ssl#/ssl_lib.c"],
         reason: "it is inside, and the symbols are stripped",
     },
     Unwatched {
         implementation: "rustls",
-        section: None,
+        section: ".rodata",
         name: None,
-        text: &[("tls-0.", "/rus"), ("tls/src/", "/rus")],
+        text: &["/rus#tls-0.", "/rus#tls/src/"],
         reason: "its functions are generic Rust, which has no stable names",
     },
 ];
 
-/// Bytes of a section that are searched.
-const LARGEST_SECTION: u64 = 128 << 20;
+/// The longest table of sections' names that is read, in bytes.
+const LARGEST_NAMES: u64 = 1 << 20;
 
-/// What `pid` has, in the order of its mappings.
-///
-/// # Errors
-/// If there is no such process or it may not be looked into.
-pub fn inspect(pid: u32) -> Result<Vec<Use>> {
-    inspect_new(pid, &mut HashSet::new())
+/// What is searched at a time.
+const PIECE: usize = 1 << 20;
+
+/// Looks into processes, at each file once, as far as there is room.
+#[derive(Debug, Default)]
+pub struct Inspector {
+    seen: HashSet<discover::MappedAs>,
+    reading: Reading,
+    /// Files that were not looked into, as too much was read of those of their owner.
+    pub left_out: usize,
 }
 
-/// The same of what is not in `seen` yet, by device and inode.
-///
-/// # Errors
-/// As [`inspect`].
-pub fn inspect_new(pid: u32, seen: &mut HashSet<discover::MappedAs>) -> Result<Vec<Use>> {
-    let path = format!("/proc/{pid}/maps");
-    let maps = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let mut uses = Vec::new();
-    for mapping in maps::executable(&maps) {
-        if !seen.insert((mapping.device, mapping.inode)) {
-            continue;
-        }
-        let Some(file) = discover::open_mapping(pid, &mapping) else {
-            continue;
-        };
-        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-            continue;
-        }
-        let file = ReadCache::new(&file);
-        let name = mapping.path.to_string_lossy().into_owned();
-        uses.extend(look(pid, name, mapping.path, &file));
+/// Files that are remembered to have been looked into.
+const MOST_SEEN: usize = 1 << 16;
+
+impl Inspector {
+    /// What `pid` has that was not looked into before, in the order of its mappings.
+    ///
+    /// # Errors
+    /// If there is no such process or it may not be looked into.
+    pub fn inspect(&mut self, pid: u32) -> Result<Vec<Use>> {
+        let mut uses = Vec::new();
+        maps::executable(pid, |mapping| {
+            let key = (mapping.device, mapping.inode);
+            if self.seen.len() >= MOST_SEEN {
+                self.seen.clear();
+            }
+            if self.seen.insert(key)
+                && let Some(file) = discover::open_mapping(pid, mapping)
+                && let Ok(metadata) = file.metadata()
+                && metadata.is_file()
+            {
+                let found = self.reading.look(&file, &metadata, |file| {
+                    look(pid, mapping.path, file, stored(&metadata))
+                });
+                match found {
+                    Some(found) => uses.extend(found),
+                    None => self.left_out += 1,
+                }
+            }
+            ControlFlow::Continue(())
+        })
+        .with_context(|| format!("cannot read /proc/{pid}/maps"))?;
+        Ok(uses)
     }
-    Ok(uses)
+
+    /// Says that not all was looked into, if so.
+    pub fn tell(&self, sink: &Stdout) {
+        if self.left_out > 0 {
+            sink.note(&format!(
+                "{} files were not looked into, as too much was read of others of their owners",
+                self.left_out
+            ));
+        }
+    }
 }
 
-fn look<'data>(pid: u32, name: String, path: &Path, file: impl ReadRef<'data>) -> Option<Use> {
-    let offsets = symbols::find(file).unwrap_or_default();
+/// What is in a file of which so many bytes are stored.
+fn look(pid: u32, path: &Path, file: impl Read + Seek, stored: u64) -> Option<Use> {
+    let file = ReadCache::new(file);
+    let offsets = symbols::find_in(&file, stored).unwrap_or_default();
     let functions: Vec<_> = offsets
         .iter()
         .filter(|_| symbols::is_tls(&offsets))
         .map(|(function, _)| function.name())
         .collect();
+    let use_of = |implementation, functions, reason| Use {
+        pid,
+        file: path.to_string_lossy().into_owned(),
+        implementation,
+        functions,
+        reason,
+    };
     if let Some(first) = functions.first() {
         let implementation = if first.starts_with("gnutls_") {
             "GnuTLS"
         } else {
             "OpenSSL or BoringSSL"
         };
-        return Some(Use {
-            pid,
-            file: name,
-            implementation,
-            functions,
-            reason: None,
-        });
+        return Some(use_of(implementation, functions, None));
     }
-    let found = UNWATCHED.iter().find(|one| fits(one, path, file))?;
-    Some(Use {
-        pid,
-        file: name,
-        implementation: found.implementation,
-        functions: Vec::new(),
-        reason: Some(found.reason),
-    })
-}
-
-fn fits<'data>(one: &Unwatched, path: &Path, file: impl ReadRef<'data>) -> bool {
-    if let Some(start) = one.name {
-        let name = path.file_name().unwrap_or_default();
-        return name.as_encoded_bytes().starts_with(start.as_bytes());
-    }
-    let texts: Vec<_> = one
-        .text
-        .iter()
-        .map(|(end, start)| format!("{start}{end}"))
-        .collect();
-    contains(file, one.section.unwrap_or(".rodata"), &texts).unwrap_or(false)
-}
-
-/// Whether the section of this name has any of the texts in it.
-fn contains<'data>(
-    file: impl ReadRef<'data>,
-    section: &str,
-    texts: &[impl AsRef<str>],
-) -> object::Result<bool> {
-    let header = FileHeader64::<LittleEndian>::parse(file)?;
-    let endian = header.endian()?;
-    let sections = header.sections(endian, file)?;
-    let Some((_, found)) = sections.section_by_name(endian, section.as_bytes()) else {
-        return Ok(false);
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let is_named = |one: &&Unwatched| {
+        one.name
+            .is_some_and(|start| name.starts_with(start.as_bytes()))
     };
-    let (_, size) = found.file_range(endian).unwrap_or((0, 0));
-    if found.sh_type(endian) == elf::SHT_NOBITS || size > LARGEST_SECTION {
-        return Ok(false);
+    let found = UNWATCHED.iter().find(is_named).or_else(|| {
+        let sections = [".gopclntab", ".rodata"].map(|section| place(&file, section, stored));
+        let mut file = file.into_inner();
+        let texts_in = |section: &str| -> Vec<(usize, String)> {
+            let one = UNWATCHED.iter().enumerate();
+            one.filter(|(_, one)| one.section == section)
+                .flat_map(|(index, one)| {
+                    let texts = one.text.iter();
+                    texts.map(move |text| (index, text.replace('#', "")))
+                })
+                .collect()
+        };
+        let [go, constants] = sections;
+        let found = go
+            .and_then(|at| first_within(&mut file, at, &texts_in(".gopclntab")))
+            .or_else(|| {
+                constants.and_then(|at| first_within(&mut file, at, &texts_in(".rodata")))
+            })?;
+        UNWATCHED.get(found)
+    })?;
+    Some(use_of(found.implementation, Vec::new(), Some(found.reason)))
+}
+
+/// Where the section of this name is: its offset and size, in bytes, unless it is larger than what is stored.
+fn place<'data>(file: impl ReadRef<'data>, section: &str, stored: u64) -> Option<(u64, u64)> {
+    let header = FileHeader64::<LittleEndian>::parse(file).ok()?;
+    let endian = header.endian().ok()?;
+    symbols::plain_counts(header).ok()?;
+    let sections = header.section_headers(endian, file).ok()?;
+    let names = sections.get(usize::try_from(header.shstrndx(endian, file).ok()?).ok()?)?;
+    if names.sh_size(endian) > LARGEST_NAMES.min(stored) {
+        return None;
     }
-    let bytes = found.data(endian, file)?;
-    Ok(texts
+    let names = names.data(endian, file).ok()?;
+    let is_it = |one: &&SectionHeader64<LittleEndian>| {
+        let start = usize::try_from(one.sh_name(endian)).unwrap_or(usize::MAX);
+        let name = names.get(start..).unwrap_or_default();
+        name.strip_prefix(section.as_bytes())
+            .is_some_and(|rest| rest.first() == Some(&0))
+    };
+    sections
         .iter()
-        .any(|text| memmem::find(bytes, text.as_ref().as_bytes()).is_some()))
+        .find(is_it)?
+        .file_range(endian)
+        .filter(|(_, size)| *size <= stored)
+}
+
+/// The smallest of the numbers whose text is within `size` bytes of `file` from `offset` on.
+fn first_within(
+    file: &mut (impl Read + Seek),
+    (offset, size): (u64, u64),
+    texts: &[(usize, String)],
+) -> Option<usize> {
+    let finders: Vec<_> = texts
+        .iter()
+        .map(|(number, text)| (*number, memmem::Finder::new(text)))
+        .collect();
+    // So much of a piece is looked at again with the next, as a text may be in both.
+    let overlap = texts.iter().map(|(_, text)| text.len()).max()? - 1;
+    let mut piece = Vec::new();
+    let mut first: Option<usize> = None;
+    let mut left = size;
+    file.seek(SeekFrom::Start(offset)).ok()?;
+    while left > 0 {
+        let kept = piece.len().min(overlap);
+        piece.drain(..piece.len() - kept);
+        let more = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
+        piece.resize(kept + more, 0);
+        file.read_exact(&mut piece[kept..]).ok()?;
+        left -= more as u64;
+        let within = finders
+            .iter()
+            .filter(|(_, finder)| finder.find(&piece).is_some())
+            .map(|(number, _)| *number)
+            .min();
+        first = within.into_iter().chain(first).min();
+    }
+    first
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::io::Cursor;
+
     use super::*;
 
     #[test]
     fn a_process_without_tls_has_none() {
-        assert_eq!(inspect(std::process::id()).unwrap(), []);
-        assert!(inspect(u32::MAX).is_err());
+        let mut inspector = Inspector::default();
+        assert_eq!(inspector.inspect(std::process::id()).unwrap(), []);
+        assert!(inspector.inspect(u32::MAX).is_err());
+        assert_eq!(inspector.left_out, 0);
+    }
+
+    #[test]
+    fn what_there_is_no_room_to_look_into_is_counted() {
+        let mut inspector = Inspector {
+            reading: Reading::of(1000),
+            ..Inspector::default()
+        };
+        assert_eq!(inspector.inspect(std::process::id()).unwrap(), []);
+        assert!(inspector.left_out > 0);
+    }
+
+    fn look_at(path: &str, file: &[u8]) -> Option<&'static str> {
+        let found = look(7, Path::new(path), Cursor::new(file), file.len() as u64)?;
+        assert!(found.reason.is_some() && found.functions.is_empty());
+        Some(found.implementation)
     }
 
     #[test]
     fn files_are_known_by_their_name_or_by_what_is_in_them() {
         let exe = fs::read("/proc/self/exe").unwrap();
-        let name = |path: &str| look(7, path.to_owned(), Path::new(path), exe.as_slice());
-        let java = name("/usr/lib/jvm/lib/server/libjvm.so").unwrap();
-        assert_eq!(java.implementation, "Java (JSSE)");
-        assert!(java.reason.is_some());
-        assert_eq!(name("/usr/lib/libc.so.6"), None);
-        // This test's own constants.
         assert_eq!(
-            contains(exe.as_slice(), ".rodata", &["libwolfssl.so"]),
-            Ok(true)
+            look_at("/usr/lib/jvm/lib/server/libjvm.so", &exe),
+            Some("Java (JSSE)")
         );
+        assert_eq!(look_at("/usr/lib/libc.so.6", &exe), None);
+        assert_eq!(look_at("/usr/lib/libc.so.6", b"no ELF file"), None);
+        // This test's own constants, in place of what makes a file one of BoringSSL.
+        let (at, size) = place(exe.as_slice(), ".rodata", exe.len() as u64).unwrap();
+        let own = [(3, "lib/server/libjvm.s".to_owned())];
         assert_eq!(
-            contains(exe.as_slice(), ".no-such", &["libwolfssl.so"]),
-            Ok(false)
+            first_within(&mut Cursor::new(&exe), (at, size), &own),
+            Some(3)
         );
-        assert!(contains(&b"no ELF file"[..], ".rodata", &["x"]).is_err());
+        assert_eq!(place(exe.as_slice(), ".no-such", u64::MAX), None);
+        assert_eq!(place(exe.as_slice(), ".rodata", 60), None);
+        let mut other = exe.clone();
+        let boring = "boring#ssl/src/ssl/".replace('#', "");
+        let at = usize::try_from(at).unwrap();
+        other[at..at + boring.len()].copy_from_slice(boring.as_bytes());
+        assert_eq!(look_at("/usr/bin/envoy", &other), Some("BoringSSL"));
+    }
+
+    #[test]
+    fn a_text_is_found_wherever_pieces_end_and_the_first_that_fits_is_it() {
+        let texts = [(5, "needle".to_owned()), (2, "pin".to_owned())];
+        for at in PIECE - 7..PIECE + 2 {
+            let mut hay = vec![b'.'; 2 * PIECE + 30];
+            hay[at..at + 6].copy_from_slice(b"needle");
+            let all = (0, hay.len() as u64);
+            let found = |hay: &[u8], within| first_within(&mut Cursor::new(hay), within, &texts);
+            assert_eq!(found(&hay, all), Some(5), "{at}");
+            assert_eq!(found(&hay, (0, at as u64 + 5)), None);
+            assert_eq!(found(&hay, (at as u64 + 1, 100)), None);
+            // More is said to be there than is.
+            assert_eq!(found(&hay, (0, hay.len() as u64 + 1)), None);
+            hay[2 * PIECE..2 * PIECE + 3].copy_from_slice(b"pin");
+            assert_eq!(found(&hay, all), Some(2));
+        }
     }
 }

@@ -12,6 +12,7 @@ pub mod discover;
 pub mod event;
 pub mod facts;
 mod files;
+mod folders;
 pub mod har;
 pub mod http;
 pub mod inspect;
@@ -19,34 +20,39 @@ pub mod keylog;
 mod live;
 mod losses;
 pub mod mask;
+mod names;
+mod notes;
 pub mod payload;
 pub mod pcap;
 mod places;
 pub mod plan;
 pub mod probes;
 pub mod record;
+mod room;
+mod scans;
 pub mod session;
+mod skips;
 pub mod symbols;
 pub mod views;
 mod watch;
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use object::ReadCache;
 use time::OffsetDateTime;
 
 use self::arrivals::{Arrivals, Filter, Following, Names};
 use self::command::Running;
 use self::discover::{Found, Library, Places};
-use self::event::{Ready, Skipped};
+use self::event::Ready;
 use self::losses::Losses;
+use self::notes::{explain_events, nothing_to_watch, report, tell, tell_unwatched};
 use self::plan::Plan;
 use self::session::Session;
 use self::symbols::Function;
@@ -60,7 +66,7 @@ use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
 use crate::kernel::uprobes::{self, Method, Scope};
 use crate::kernel::{cgroup, clock};
-use crate::output::{self, Format, Settings, Stdout};
+use crate::output::{self, Format, Settings};
 use crate::process::Directory;
 use crate::terminal::Screen;
 use crate::tools::doctor::Diagnosis;
@@ -176,7 +182,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     }
     tell(&found, &sink);
     if settings.verbose > 0 {
-        tell_unwatched(&plan.pids, &sink)?;
+        tell_unwatched(&plan.pids, &stop, &sink)?;
     }
     if let Err(err) = &events {
         sink.note(&format!(
@@ -268,74 +274,6 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     Ok(())
 }
 
-/// Says what was found, as far as that is wanted.
-fn tell(found: &Found, sink: &Stdout) {
-    for library in &found.libraries {
-        let functions: Vec<_> = library.offsets.iter().map(|(one, _)| one.name()).collect();
-        sink.detail(&format!(
-            "{}: {}",
-            library.path.display(),
-            functions.join(", ")
-        ));
-    }
-    sink.detail(&format!("{} files were looked into", found.examined));
-    if found.left_out > 0 {
-        sink.note(&format!(
-            "{} files are not watched, as processes execute from too large ones; name one with --lib",
-            found.left_out
-        ));
-    }
-    if found.hidden > 0 {
-        let hidden = format!(
-            "{} processes could not be looked into for their libraries; the machine's own are \
-             watched all the same",
-            found.hidden
-        );
-        // Even root meets a process or two that it may not look into.
-        if Capabilities::effective().has(Capability::SysPtrace) {
-            sink.detail(&hidden);
-        } else {
-            sink.note(&format!("{hidden} ({} is missing)", Capability::SysPtrace));
-        }
-    }
-}
-
-/// Says what of the processes that are watched cannot be.
-fn tell_unwatched(pids: &[u32], sink: &Stdout) -> Result<()> {
-    let all = if pids.is_empty() {
-        discover::all_pids()?
-    } else {
-        pids.to_vec()
-    };
-    let mut seen = HashSet::new();
-    for pid in all {
-        // It may have ended, or may not be looked into.
-        for one in inspect::inspect_new(pid, &mut seen).unwrap_or_default() {
-            if let Some(reason) = one.reason {
-                sink.detail(&format!(
-                    "{} of process {pid} cannot be watched: {}: {reason}",
-                    one.file, one.implementation
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Why the kernel does not tell which files are mapped.
-fn explain_events(err: &std::io::Error) -> String {
-    if err.kind() != std::io::ErrorKind::PermissionDenied {
-        return err.to_string();
-    }
-    if Capabilities::effective().has(Capability::Perfmon) {
-        return format!(
-            "kernel.perf_event_paranoid wants {} for that",
-            Capability::SysAdmin
-        );
-    }
-    format!("{} is missing", Capability::Perfmon)
-}
-
 /// The file of the command, before anything is done that it would be too late after.
 fn program(plan: &Plan) -> Result<Option<PathBuf>> {
     let Some((program, _)) = &plan.command else {
@@ -371,36 +309,6 @@ fn libraries(plan: &Plan, program: Option<PathBuf>, method: Method, stop: &Stop)
 fn is_stopped(stop: &Stop) -> bool {
     stop.wait(&[], Some(Duration::ZERO))
         .is_ok_and(|woken| woken.stopped)
-}
-
-fn nothing_to_watch(found: &Found) -> anyhow::Error {
-    let folders: Vec<_> = discover::library_folders()
-        .iter()
-        .map(|folder| folder.display().to_string())
-        .collect();
-    anyhow!(
-        "nothing to watch: no file defines SSL_read or SSL_write, of {} that processes execute from \
-         and of libssl.so* in {}; name one with --lib",
-        found.examined,
-        folders.join(", ")
-    )
-}
-
-/// Says that libraries were found and are not watched.
-fn report(skipped: &[Skipped], sink: &Stdout) {
-    for one in skipped {
-        sink.detail(&format!("cannot probe {}: {}", one.path, one.reason));
-    }
-    if let Some(first) = skipped.first() {
-        let more = match skipped.len() {
-            1 => String::new(),
-            many => format!(" (and {} more)", many - 1),
-        };
-        sink.note(&format!(
-            "cannot probe {}: {}{more}; the other libraries are watched",
-            first.path, first.reason
-        ));
-    }
 }
 
 /// Shows what comes until the end, then takes the probes off and shows the rest.
@@ -511,6 +419,7 @@ fn try_out(method: Method) -> Result<()> {
         offsets: vec![(Function::Read, offset)],
         required: true,
         id: (0, 0),
+        modified: (0, 0),
         mapped: None,
     };
     let mut object = MaybeUninit::uninit();

@@ -60,6 +60,7 @@ pub fn has_return(function: Function) -> bool {
             | Function::RandomEx
             | Function::Error
             | Function::ErrorV
+            | Function::SetHostName
     )
 }
 

@@ -533,7 +533,9 @@ impl Connection {
         let before = self.facts.clone();
         let text = || Some(String::from_utf8_lossy(text).into_owned());
         match function {
-            Function::Ctrl | Function::GetServername => self.facts.sni = text(),
+            Function::Ctrl | Function::SetHostName | Function::GetServername => {
+                self.facts.sni = text();
+            }
             Function::GetAlpn => self.facts.alpn = text(),
             Function::GetVersion => self.facts.version = text(),
             Function::SessionReused => self.facts.resumed = Some(true),

@@ -35,7 +35,7 @@ pub enum Function {
     GnutlsHandshake,
     GnutlsBye,
     GnutlsDeinit,
-    /// What `SSL_set_tlsext_host_name()` is a macro for.
+    /// What `SSL_set_tlsext_host_name()` is a macro for in OpenSSL.
     Ctrl,
     GetVersion,
     GetServername,
@@ -58,11 +58,13 @@ pub enum Function {
     ErrorV,
     /// What keys come from, from OpenSSL 3.0 on.
     Derive,
+    /// BoringSSL's own.
+    SetHostName,
 }
 
 impl Function {
     /// All of them; the order is that of `enum ssl_function`.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::Read,
         Self::Write,
         Self::ReadEx,
@@ -98,6 +100,7 @@ impl Function {
         Self::Error,
         Self::ErrorV,
         Self::Derive,
+        Self::SetHostName,
     ];
 
     /// The symbol's name.
@@ -138,6 +141,7 @@ impl Function {
             Self::Error => "ERR_put_error",
             Self::ErrorV => "ERR_vset_error",
             Self::Derive => "EVP_KDF_derive",
+            Self::SetHostName => "SSL_set_tlsext_host_name",
         }
     }
 
@@ -261,7 +265,7 @@ pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets>
 
 /// Refuses the forms that count headers elsewhere, in 32 bits and more: no library has that many,
 /// and the count would be how much is read.
-fn plain_counts(header: &FileHeader64<LittleEndian>) -> Result<()> {
+pub(super) fn plain_counts(header: &FileHeader64<LittleEndian>) -> Result<()> {
     let elsewhere =
         header.e_shnum.get(LittleEndian) == 0 || header.e_phnum.get(LittleEndian) == elf::PN_XNUM;
     if elsewhere {

@@ -95,6 +95,7 @@ macro_rules! classic_programs {
             (Function::GnutlsBye, $($what)+ $progs.enter_gnutls_bye, Some($($what)+ $progs.leave_gnutls_bye)),
             (Function::GnutlsDeinit, $($what)+ $progs.enter_gnutls_deinit, None),
             (Function::Ctrl, $($what)+ $progs.enter_ssl_ctrl, None),
+            (Function::SetHostName, $($what)+ $progs.enter_set_host_name, None),
             (Function::GetVersion, $($what)+ $progs.enter_get_version, Some($($what)+ $progs.leave_get_version)),
             (Function::GetServername, $($what)+ $progs.enter_get_servername, Some($($what)+ $progs.leave_get_servername)),
             (Function::GetAlpn, $($what)+ $progs.enter_get_alpn, Some($($what)+ $progs.leave_get_alpn)),

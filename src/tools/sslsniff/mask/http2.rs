@@ -10,6 +10,9 @@ pub(in super::super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r
 pub(in super::super) const FRAME_HEADER: usize = 9;
 /// A server's first SETTINGS frame; there are some ten settings of six bytes each.
 const LONGEST_SETTINGS: u32 = 6 * 40;
+/// The largest frame of headers that is taken for one where frames are only guessed: what Go's server, which
+/// takes the most, reads of them at all.
+const LARGEST_HEADERS: u32 = 1 << 20;
 
 pub(in super::super) const DATA: u8 = 0;
 pub(in super::super) const HEADERS: u8 = 1;
@@ -201,7 +204,7 @@ fn is_plausible(header: &[u8]) -> bool {
     let length = length_of(header);
     let (known, connection, fits) = match kind {
         DATA => (0x09, Some(false), true),
-        HEADERS => (0x2d, Some(false), true),
+        HEADERS => (0x2d, Some(false), length <= LARGEST_HEADERS),
         PRIORITY => (0, Some(false), length == 5),
         RST_STREAM => (0, Some(false), length == 4),
         SETTINGS => (
@@ -209,11 +212,11 @@ fn is_plausible(header: &[u8]) -> bool {
             Some(true),
             length.is_multiple_of(6) && length <= LONGEST_SETTINGS,
         ),
-        PUSH_PROMISE => (0x0c, Some(false), length >= 4),
+        PUSH_PROMISE => (0x0c, Some(false), (4..=LARGEST_HEADERS).contains(&length)),
         PING => (0x01, Some(true), length == 8),
         GOAWAY => (0, Some(true), length >= 8),
         WINDOW_UPDATE => (0, None, length == 4),
-        CONTINUATION => (0x04, Some(false), true),
+        CONTINUATION => (0x04, Some(false), length <= LARGEST_HEADERS),
         _ => return false,
     };
     let stream_fits = connection.is_none_or(|connection| connection == (stream == 0));
@@ -369,6 +372,25 @@ mod tests {
             chains += u32::from(super::is_chain(&bytes));
         }
         assert!(chains < 100, "{chains}");
+    }
+
+    #[test]
+    fn a_message_of_mqtt_is_no_frame_of_headers() {
+        // PUBLISH, retained, of 16,391 bytes, to `topic`; the connection is older than what was seen of it.
+        let mut message = b"1\x87\x80\x01\0\x05topic".to_vec();
+        message.resize(16395, b'.');
+        let mut masker = Masker::default();
+        let mut before = b" \x02\0\0\x90\x03\0\x01\0".to_vec();
+        assert!(!masker.mask(0, &mut before, true));
+        let mut out = message.clone();
+        assert!(!masker.mask(9, &mut out, true));
+        assert_eq!(out, message);
+        let largest = [
+            &super::LARGEST_HEADERS.to_be_bytes()[1..],
+            &[1, 4, 0, 0, 0, 1],
+        ]
+        .concat();
+        assert!(super::is_chain(&largest));
     }
 
     #[test]

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! What is masked, and what is not, however a stream is cut.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Feeds `text` in pieces of these sizes, the last as often as needed.
+fn pieces(text: &[u8], sizes: &[usize]) -> Vec<u8> {
+    let mut masker = Masker::default();
+    masker.start_seen();
+    let mut out = Vec::new();
+    let mut sizes = sizes.iter();
+    let mut size = 1;
+    let mut rest = text;
+    while !rest.is_empty() {
+        size = sizes.next().copied().unwrap_or(size).clamp(1, rest.len());
+        let mut piece = rest[..size].to_vec();
+        masker.mask(out.len() as u64, &mut piece, true);
+        out.extend(piece);
+        rest = &rest[size..];
+    }
+    out
+}
+
+const REQUEST: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: a\r\nAUTHORIZATION:  Bearer x\r\n y\r\nCookie:\r\n\
+    X-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\nset-cookie: id=1; a:b\nDate: now\r\n\r\nbody";
+const MASKED: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nAUTHORIZATION:  ********\r\n *\r\nCookie:\r\n\
+    X-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\nset-cookie: *********\nDate: now\r\n\r\nbody";
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn only_values_of_secret_headers_are_masked() {
+    assert_eq!(text(&pieces(REQUEST, &[REQUEST.len()])), text(MASKED));
+}
+
+#[test]
+fn secret_parameters_of_a_request_are_masked_and_others_are_not() {
+    for (line, masked) in [
+        (
+            "GET /a?b=c&access_token=abc&d=e HTTP/1.1",
+            "GET /a?b=c&access_token=***&d=e HTTP/1.1",
+        ),
+        (
+            "POST /a?X-Amz-Signature=ab#id_token=c HTTP/1.1",
+            "POST /a?X-Amz-Signature=**#id_token=* HTTP/1.1",
+        ),
+        (
+            "GET /token=abc?tokens=1&keys=2&code HTTP/1.1",
+            "GET /token=abc?tokens=1&keys=2&code HTTP/1.1",
+        ),
+        ("GET /?sig=a=b", "GET /?sig=***"),
+    ] {
+        let line = format!("{line}\r\nHost: a?token=b\r\n").into_bytes();
+        for size in [line.len(), 1, 3] {
+            let shown = text(&pieces(&line, &[size]));
+            assert_eq!(shown, format!("{masked}\r\nHost: a?token=b\r\n"), "{size}");
+        }
+    }
+}
+
+#[test]
+fn after_a_gap_the_rest_of_a_line_is_masked_and_other_lines_are_not() {
+    let mut masker = Masker::default();
+    let mut piece = b"Cookie: abc".to_vec();
+    assert!(masker.mask(0, &mut piece, true));
+    let mut piece = b"def\r\nHost: a".to_vec();
+    assert!(masker.mask(100, &mut piece, true));
+    assert_eq!(text(&piece), "***\r\nHost: a");
+    let mut piece = b"c2Vj: x\r\nHost: a\r\nCookie: x".to_vec();
+    assert!(masker.mask(1000, &mut piece, true));
+    assert_eq!(text(&piece), "*******\r\nHost: a\r\nCookie: *");
+}
+
+#[test]
+fn after_a_restart_the_rest_of_a_value_is_masked() {
+    let frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x01\x04\0\0\0\x01coo";
+    for (before, after, shown) in [
+        (
+            &b"Cookie: abc"[..],
+            &b"def\r\nHost: a"[..],
+            &b"***\r\nHost: a"[..],
+        ),
+        (b"Cookie: abc", b"GET / HTTP", b"**********"),
+        (b"Host: a\r\n\r\n", b"GET / HTTP", b"GET / HTTP"),
+        // In a frame with headers, and between frames.
+        (frames, b"kie\0\0\x01\0\0", b"********"),
+        (
+            &frames[..24],
+            b"\0\0\x03\x01\x04\0\0\0\x01abc",
+            b"\0\0\x03\x01\x04\0\0\0\x01***",
+        ),
+        (&frames[..24], b"abc", b"***"),
+    ] {
+        let mut masker = Masker::default();
+        masker.start_seen();
+        masker.mask(0, &mut before.to_vec(), true);
+        masker.restart();
+        let mut piece = after.to_vec();
+        masker.mask(0, &mut piece, true);
+        assert_eq!(text(&piece), text(shown));
+    }
+    // Nothing is known of what was before.
+    let mut masker = Masker::default();
+    masker.restart();
+    let mut piece = b"def\r\nHost: a".to_vec();
+    masker.mask(0, &mut piece, true);
+    assert_eq!(text(&piece), "***\r\nHost: a");
+}
+
+#[test]
+fn a_message_that_starts_after_a_gap_is_shown() {
+    let mut masker = Masker::default();
+    masker.mask(0, &mut b"GET / HTTP/1.1\r\nHo".to_vec(), true);
+    let mut piece = b"HTTP/1.1 200 OK\r\nSet-Cookie: a".to_vec();
+    assert!(masker.mask(100, &mut piece, true));
+    assert_eq!(text(&piece), "HTTP/1.1 200 OK\r\nSet-Cookie: *");
+}
+
+#[test]
+fn every_header_that_holds_a_token_of_a_cloud_is_masked() {
+    for header in crate::metadata::CLOUDS.iter().filter_map(|one| one.header) {
+        // Their values are constants.
+        let harmless = ["metadata", "metadata-flavor"].contains(&header);
+        assert_eq!(is_secret(header.as_bytes()), !harmless, "{header}");
+    }
+}
+
+#[test]
+fn names_that_say_what_they_hold_are_masked() {
+    let long = format!("x-{}-token", "a".repeat(100));
+    for name in [
+        "Api-Key",
+        "apikey",
+        "X_API_KEY",
+        "Job-Token",
+        "Ocp-Apim-Subscription-Key",
+        "Private-Token",
+        "Proxy-Authorization",
+        "Set-Cookie",
+        "X-Access-Token",
+        "X-Amz-Security-Token",
+        "X-Auth-Token",
+        "X-Client-Secret",
+        "X-Csrf-Token",
+        "X-Functions-Key",
+        "X-Gitlab-Token",
+        "X-Goog-Iam-Authorization-Token",
+        "X-Password",
+        "X-Vault-Token",
+        "Cookie ",
+        "Authorization \t",
+        &long,
+    ] {
+        let line = format!("{name}: abc\r\n").into_bytes();
+        let wanted = format!("{name}: ***\r\n");
+        assert_eq!(text(&pieces(&line, &[line.len()])), wanted);
+        assert_eq!(text(&pieces(&line, &[1])), wanted);
+    }
+    for name in [
+        "Host",
+        "Sec-WebSocket-Key",
+        "Token-Type",
+        "The token",
+        " Cookie",
+    ] {
+        let line = format!("{name}: abc\r\n").into_bytes();
+        assert_eq!(pieces(&line, &[line.len()]), line, "{name}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn how_the_stream_is_cut_makes_no_difference(
+        sizes in proptest::collection::vec(1usize..40, 1..20),
+    ) {
+        let whole = pieces(REQUEST, &[REQUEST.len()]);
+        prop_assert_eq!(pieces(REQUEST, &sizes), whole);
+    }
+
+    #[test]
+    fn what_has_no_header_is_left_alone(
+        bytes in proptest::collection::vec(any::<u8>(), 0..2000),
+        sizes in proptest::collection::vec(1usize..400, 1..20),
+    ) {
+        // Nine random bytes that look like a SETTINGS frame are HTTP/2.
+        prop_assume!(bytes.get(3) != Some(&4));
+        prop_assert_eq!(pieces(&bytes, &sizes), bytes);
+    }
+}
