@@ -68,10 +68,10 @@ mod root {
         }
     }
 
-    /// Both ends of ends.py over memory: what the client said of itself, what was seen, and the client.
-    fn memory(more: Value) -> (Value, Ended, Peer) {
+    /// Both ends of ends.py: what the client said of itself, what was seen, and the client.
+    fn ends(more: &Value) -> (Value, Ended, Peer) {
         let place = Place::new();
-        let mut options = json!({"memory": true, "cert": place.pem()});
+        let mut options = json!({"cert": place.pem()});
         for (name, value) in more.as_object().unwrap() {
             options[name] = value.clone();
         }
@@ -90,7 +90,7 @@ mod root {
 
     #[test]
     fn who_passes_a_hello_on_is_not_taken_for_its_connection() {
-        let (said, ended, client) = memory(json!({"again": true}));
+        let (said, ended, client) = ends(&json!({"memory": true, "again": true}));
         let ping = first(&ended, client.pid(), "write", "ping");
         assert_ne!(said["port"], PORT);
         assert_eq!(ping["peer"], format!("127.0.0.1:{}", said["port"]));
@@ -99,20 +99,42 @@ mod root {
 
     #[test]
     fn a_connection_whose_hello_does_not_start_what_is_sent_has_no_peer() {
-        let (_, ended, client) = memory(json!({"prefix": 7}));
+        let (_, ended, client) = ends(&json!({"memory": true, "prefix": 7}));
         let ping = first(&ended, client.pid(), "write", "ping");
         assert!(ping.get("peer").is_none(), "{ping}");
     }
 
     #[test]
     fn of_tls_inside_tls_over_memory_the_outer_connection_alone_has_a_peer() {
-        let (_, ended, client) = memory(json!({"inside": true}));
+        let (_, ended, client) = ends(&json!({"memory": true, "inside": true}));
         let ping = first(&ended, client.pid(), "write", "ping");
         assert!(ping.get("peer").is_none(), "{ping}");
         let outer = ended.kind("data").into_iter().find(|event| {
             event["pid"] == client.pid() && event["connection"] != ping["connection"]
         });
         assert_eq!(outer.unwrap()["peer"], format!("127.0.0.1:{PORT}"));
+    }
+
+    #[test]
+    fn a_socket_that_a_callback_uses_is_not_the_connections() {
+        // "GET / HTTP/1.0" and, what looks like TLS, a record of two bytes.
+        for (memory, aside, via) in [
+            (false, "R0VUIC8gSFRUUC8xLjANCg==", "call"),
+            (true, "FwMDAAJ4eA==", "ciphertext"),
+        ] {
+            let (_, ended, client) = ends(&json!({"memory": memory, "aside": aside}));
+            let data = ended.kind("data");
+            assert!(data.len() >= 4);
+            for event in data {
+                let own = if event["pid"] == client.pid() {
+                    "peer"
+                } else {
+                    "local"
+                };
+                assert_eq!(event[own], format!("127.0.0.1:{PORT}"), "{event}");
+                assert_eq!(event["peer_via"], via, "{event}");
+            }
+        }
     }
 
     #[test]

@@ -273,6 +273,16 @@ mod root {
         assert!(library.ends_with("/_rust.abi3.so"), "{library}");
     }
 
+    #[test]
+    fn the_peer_of_openssl_inside_of_cryptography_over_memory_is_known() {
+        let ended = download(&[&clients(), "-c", BUNDLED, "memory", PORT, "/file"]);
+        assert!(library(&ended).ends_with("/_rust.abi3.so"));
+        for event in ended.kind("data") {
+            assert_eq!(event["peer"], "127.0.0.1:4433", "{event}");
+            assert_eq!(event["peer_via"], "ciphertext", "{event}");
+        }
+    }
+
     /// The stack of a process's first write.
     fn stack(ended: &Ended, pid: u32) -> Vec<Value> {
         let write = ended

@@ -24,14 +24,16 @@ mod root {
     /// Runs a suite's `openssl`, with the suite's own C library where that is newer than this machine's.
     struct OpenSsl {
         command: Vec<String>,
-        library: PathBuf,
+        /// libssl and libcrypto
+        libraries: [PathBuf; 2],
     }
 
     impl OpenSsl {
         fn of(suite: &str) -> Self {
             let root = unpacked(suite);
-            let library = first_below(&root, &["libssl.so.*"]);
-            let libraries = library.parent().unwrap().display().to_string();
+            let names = ["libssl.so.*", "libcrypto.so.*"];
+            let files = names.map(|name| first_below(&root, &[name]));
+            let libraries = files[0].parent().unwrap().display().to_string();
             let program = root.join("usr/bin/openssl").display().to_string();
             let command = if suite == "bullseye" {
                 vec![
@@ -48,7 +50,10 @@ mod root {
                 let loader = loader.display().to_string();
                 vec![loader, "--library-path".to_owned(), paths, program]
             };
-            Self { command, library }
+            Self {
+                command,
+                libraries: files,
+            }
         }
 
         fn start(&self, place: &Place, args: &[&str]) -> Background {
@@ -98,7 +103,16 @@ mod root {
         let mut server = openssl.start(
             &place,
             &[
-                "s_server", "-quiet", "-accept", &address, "-cert", "cert", "-key", "key",
+                "s_server",
+                "-quiet",
+                "-accept",
+                &address,
+                "-cert",
+                "cert",
+                "-key",
+                "key",
+                "-keylogfile",
+                "server-keys",
             ],
         );
         let start = std::time::Instant::now();
@@ -106,12 +120,17 @@ mod root {
             assert!(start.elapsed() < super::common::PATIENCE, "no s_server");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        // As the server has mapped it, the library is probed from the start.
+        // As the server has mapped them, the libraries are probed from the start.
+        let log = place.dir.path().join("keys");
+        let [ssl, crypto] = [0, 1].map(|index| openssl.libraries[index].to_str().unwrap());
+        let args = ["sslsniff", "--lib", ssl, "--lib", crypto, "--keylog"];
         let tool = Tool::start(
             &place.netns,
-            &["sslsniff", "--lib", openssl.library.to_str().unwrap()],
+            &[&args[..], &[log.to_str().unwrap()]].concat(),
         );
-        let mut client = openssl.start(&place, &["s_client", "-quiet", "-connect", &address]);
+        let to = ["s_client", "-quiet", "-connect", &address];
+        let logged = ["-keylogfile", "client-keys"];
+        let mut client = openssl.start(&place, &[&to[..], &logged].concat());
         let (up, down) = (payload(300_007, 1), payload(500_009, 2));
         send(&mut client.0, &mut server.0, &up);
         send(&mut server.0, &mut client.0, &down);
@@ -119,6 +138,29 @@ mod root {
         drop((client, server));
         let ended = tool.stop();
         nothing_is_lost(&ended);
+        for pid in pids {
+            // s_client makes no call for its handshake.
+            let told = ended.events.iter();
+            let mut told = told.filter(|event| event["pid"] == pid && event["cipher"].is_string());
+            let told = told.next().unwrap();
+            assert_eq!(told["version"], "TLSv1.3", "{told}");
+            assert_eq!(told["cipher"], "TLS_AES_256_GCM_SHA384");
+            assert_eq!(told["resumed"], false);
+        }
+        let keys = |name: &str| {
+            let text = std::fs::read_to_string(place.dir.path().join(name)).unwrap();
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            let mut lines: Vec<_> = lines.map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        let mut both = [keys("server-keys"), keys("client-keys")].concat();
+        both.sort_unstable();
+        // It derives them in another way.
+        if version == "1.1.1" {
+            both.clear();
+        }
+        assert_eq!(keys("keys"), both);
         for (pid, written, read) in [(pids[0], &up, &down), (pids[1], &down, &up)] {
             for (direction, expected) in [("write", written), ("read", read)] {
                 let mut shown = Vec::new();

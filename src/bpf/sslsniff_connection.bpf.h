@@ -156,6 +156,7 @@ static __always_inline int enter_bio(struct pt_regs *ctx, __u32 function)
 	describe(record, SSL_NO_PEER, function, key.ssl, connection, bpf_ktime_get_boot_ns(), 0);
 	bpf_ringbuf_submit(record, 0);
 	connection->socket = 0;
+	connection->via = SSL_VIA_CALL;
 	return 0;
 }
 

@@ -18,34 +18,42 @@ struct peer_record {
 	struct ssl_addresses addresses;
 };
 
-/* Tells the ends of `sk`, unless they were told; false if it is no stream socket that has two. */
-static __always_inline bool tell_peer(struct sock *sk, struct connection *connection, __u64 ssl,
-				      __u32 function, __u32 library, __u8 via)
+/* What tells a socket from others: peer's address or the last of it, and ports. Two sockets of a process
+ * that are alive have not both the same. Zero, if it is no stream socket that has two ends: a callback may
+ * ask a resolver or write to a log, by datagrams.
+ */
+static __always_inline __u64 socket_of(struct sock *sk)
 {
-	struct peer_record *record;
 	__u16 family, peer_port;
 	__u64 socket;
 
-	/* A callback may ask a resolver or write to a log, by datagrams. */
 	if (BPF_CORE_READ(sk, sk_type) != SOCK_STREAM)
-		return false;
+		return 0;
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	peer_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
 	if ((family != AF_INET && family != AF_INET6) || !peer_port)
-		return false;
-	/* Two sockets of a process that are alive have not both the same. */
+		return 0;
 	socket = (__u64)peer_port << 16 | BPF_CORE_READ(sk, __sk_common.skc_num);
 	if (family == AF_INET)
 		socket |= (__u64)BPF_CORE_READ(sk, __sk_common.skc_daddr) << 32;
 	else
 		socket |= (__u64)BPF_CORE_READ(sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[3])
 			  << 32;
-	if (connection->socket == socket && (connection->via == via || via == SSL_VIA_SET_FD))
-		return true;
+	return socket;
+}
+
+/* Tells the ends of `sk`, which is `socket`. */
+static __always_inline void tell_peer(struct sock *sk, __u64 socket, struct connection *connection,
+				      __u64 ssl, __u32 function, __u32 library, __u8 via)
+{
+	struct peer_record *record;
+	__u16 family;
+
 	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
 	/* The next use of the socket tries again. */
 	if (!record)
-		return true;
+		return;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	describe(&record->head, SSL_PEER, function, ssl, connection, bpf_ktime_get_boot_ns(),
 		 library);
 	record->head.captured = sizeof(record->addresses);
@@ -54,7 +62,7 @@ static __always_inline bool tell_peer(struct sock *sk, struct connection *connec
 	__builtin_memset(&record->addresses, 0, sizeof(record->addresses));
 	record->addresses.family = family;
 	record->addresses.local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
-	record->addresses.peer_port = bpf_ntohs(peer_port);
+	record->addresses.peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	if (family == AF_INET) {
 		BPF_CORE_READ_INTO((__be32 *)record->addresses.local, sk,
 				   __sk_common.skc_rcv_saddr);
@@ -68,7 +76,6 @@ static __always_inline bool tell_peer(struct sock *sk, struct connection *connec
 	bpf_ringbuf_submit(record, 0);
 	connection->socket = socket;
 	connection->via = via;
-	return true;
 }
 
 /* The socket that the current process has under a descriptor, or NULL. */
@@ -96,6 +103,7 @@ __noinline int use_descriptor(__u64 ssl, __u32 function, __u32 library)
 	struct connection_key key = { .ssl = ssl, .tgid = bpf_get_current_pid_tgid() >> 32 };
 	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
 	struct sock *sk;
+	__u64 socket;
 
 	if (!connection || !connection->read_fd || !connection->write_fd)
 		return 0;
@@ -103,7 +111,9 @@ __noinline int use_descriptor(__u64 ssl, __u32 function, __u32 library)
 	if (!sk || (connection->read_fd != connection->write_fd &&
 		    socket_at(connection->read_fd - 1) != sk))
 		return 0;
-	tell_peer(sk, connection, ssl, function, library, SSL_VIA_SET_FD);
+	socket = socket_of(sk);
+	if (socket)
+		tell_peer(sk, socket, connection, ssl, function, library, SSL_VIA_SET_FD);
 	return 0;
 }
 

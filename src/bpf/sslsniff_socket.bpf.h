@@ -2,7 +2,7 @@
 /* Which socket a connection has, and what passes it in the clear as the connection begins.
  *
  * Most programs have the library use the socket: it is the one that the thread uses while a call for the
- * connection is under way.
+ * connection is under way, for bytes that start as TLS's do. A callback of the program may use others.
  *
  * Programs that keep TLS and the socket apart (Node.js, asyncio: the library writes to memory) use none
  * within their calls, and what they send after one may be another connection's. But a connection begins
@@ -48,7 +48,9 @@
  */
 #define MOST_PIECES 3
 
-/* Records (RFC 8446, 5.1), and messages in them (4). */
+/* Records (RFC 8446, 5.1; the last is of RFC 6520), and messages in them (4). */
+#define TLS_CHANGE_CIPHER_SPEC 20
+#define TLS_HEARTBEAT 24
 #define TLS_HANDSHAKE 22
 #define TLS_CLIENT_HELLO 1
 #define TLS_SERVER_HELLO 2
@@ -181,16 +183,18 @@ static __always_inline void tell_piece(const struct passage *passage, const stru
 		tell_SMALL(passage, piece);
 }
 
-/* The call's connection, if `sk` is its socket: it is from now on. */
-static __always_inline struct connection *within_call(struct sock *sk, struct call *call)
+/* Whether it starts as a record of the connection may. What begins it is its handshake. */
+static __always_inline bool starts_record(const struct piece *piece,
+					  const struct connection *connection)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	struct connection *connection = connection_of(tgid, call->ssl, call->start_ns);
+	__u8 start[2];
 
-	if (!connection ||
-	    !tell_peer(sk, connection, call->ssl, call->function, call->library, SSL_VIA_CALL))
-		return NULL;
-	return connection;
+	if (piece->length < sizeof(start) ||
+	    bpf_probe_read_user(start, sizeof(start), (void *)piece->address) || start[1] != 3)
+		return false;
+	if (!connection->socket && connection->handshake_ns)
+		return start[0] == TLS_HANDSHAKE;
+	return start[0] >= TLS_CHANGE_CIPHER_SPEC && start[0] <= TLS_HEARTBEAT;
 }
 
 /* Whether the connection begins still, so that what passes is of interest. */
@@ -206,9 +210,27 @@ static __always_inline bool begins(struct connection *connection, bool sends)
 	return true;
 }
 
-static __always_inline void tell_of_call(struct sock *sk, const struct call *call,
-					 const struct connection *connection, bool sends,
-					 const struct piece *piece)
+/* How `sk` is to the connection of a call in which it is used. */
+enum use {
+	/* It is the connection's. */
+	USE_OWN,
+	/* It may be: what passes tells. */
+	USE_OTHER,
+	/* The connection is known not to use it within calls. */
+	USE_ASIDE,
+};
+
+static __always_inline enum use use_of(__u64 socket, const struct connection *connection)
+{
+	if (connection->socket && connection->via == SSL_VIA_CIPHERTEXT)
+		return USE_ASIDE;
+	return connection->socket == socket ? USE_OWN : USE_OTHER;
+}
+
+/* `piece` passes `sk`, which is `socket`, within the call. */
+static __always_inline int within_call(struct sock *sk, __u64 socket, enum use use,
+				       struct connection *connection, const struct call *call,
+				       bool sends, const struct piece *piece)
 {
 	struct passage passage = {
 		.socket = (__u64)sk,
@@ -219,12 +241,27 @@ static __always_inline void tell_of_call(struct sock *sk, const struct call *cal
 		.direction = sends ? SSL_WRITE : SSL_READ,
 	};
 
-	tell_piece(&passage, piece);
+	if (use == USE_OTHER && !starts_record(piece, connection))
+		return 0;
+	if (use == USE_OTHER || connection->via != SSL_VIA_CALL)
+		tell_peer(sk, socket, connection, call->ssl, call->function, call->library,
+			  SSL_VIA_CALL);
+	if (begins(connection, sends))
+		tell_piece(&passage, piece);
+	return 0;
 }
 
-/* A hello that passes while no call is under way, of a thread that uses TLS. */
+/* Nothing is to be done: the socket of the connection was told, and how it began. */
+static __always_inline bool is_settled(enum use use, const struct connection *connection)
+{
+	return use == USE_OWN && connection->via == SSL_VIA_CALL &&
+	       (connection->offset[SSL_READ] || connection->offset[SSL_WRITE]);
+}
+
+/* A hello that passes while no call for its connection is under way, of a thread that uses TLS. */
 static __always_inline int outside_calls(struct sock *sk, bool sends, const struct piece *piece)
 {
+	__u64 socket = socket_of(sk);
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct passage passage = {
 		.socket = (__u64)sk,
@@ -233,7 +270,7 @@ static __always_inline int outside_calls(struct sock *sk, bool sends, const stru
 	struct hello_start start;
 	struct random_of *of;
 
-	if (piece->length < sizeof(start) ||
+	if (!socket || piece->length < sizeof(start) ||
 	    bpf_probe_read_user(&start, sizeof(start), (void *)piece->address))
 		return 0;
 	if (start.type != TLS_HANDSHAKE || start.version[0] != 3 ||
@@ -251,9 +288,11 @@ static __always_inline int outside_calls(struct sock *sk, bool sends, const stru
 			passage.since_ns = of->since_ns;
 			connection = bpf_map_lookup_elem(&connections, &whose);
 			/* Else it was freed, and another may be at its place. */
-			if (connection && connection->since_ns == passage.since_ns &&
-			    tell_peer(sk, connection, whose.ssl, 0, 0, SSL_VIA_CIPHERTEXT))
+			if (connection && connection->since_ns == passage.since_ns) {
 				passage.ssl = whose.ssl;
+				tell_peer(sk, socket, connection, whose.ssl, 0, 0,
+					  SSL_VIA_CIPHERTEXT);
+			}
 			/* Who passes it on is another socket. */
 			bpf_map_delete_elem(&randoms, &key);
 		}
@@ -272,27 +311,34 @@ static __always_inline int traced_socket(struct bpf_raw_tracepoint_args *ctx, bo
 	struct sock *sk = (struct sock *)ctx->args[0];
 	struct thread *thread = current_thread();
 	int passed = (int)ctx->args[1];
-	struct connection *connection;
+	struct connection *connection = NULL;
+	enum use use = USE_ASIDE;
 	struct piece piece;
 	struct pt_regs *regs;
 	struct call *call;
+	__u64 socket = 0;
 
 	/* Whoever uses no TLS leaves here. */
 	if (!thread)
 		return 0;
 	regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
 	call = call_around(thread, PT_REGS_SP_CORE(regs));
-	if (!call) {
-		if (passed < (int)sizeof(struct hello_start) ||
-		    !piece_of_call(regs, passed, &piece))
+	if (call) {
+		socket = socket_of(sk);
+		connection =
+			connection_of(bpf_get_current_pid_tgid() >> 32, call->ssl, call->start_ns);
+		if (!socket || !connection)
 			return 0;
-		return outside_calls(sk, sends, &piece);
+		use = use_of(socket, connection);
+		if (is_settled(use, connection))
+			return 0;
 	}
-	connection = within_call(sk, call);
-	if (connection && passed > 0 && begins(connection, sends) &&
-	    piece_of_call(regs, passed, &piece))
-		tell_of_call(sk, call, connection, sends, &piece);
-	return 0;
+	if (passed <= 0 || !piece_of_call(regs, passed, &piece))
+		return 0;
+	if (use == USE_ASIDE)
+		return outside_calls(sk, sends, &piece);
+	return connection && call ? within_call(sk, socket, use, connection, call, sends, &piece) :
+				    0;
 }
 
 SEC("raw_tp/sock_send_length")
@@ -307,46 +353,47 @@ int socket_receives(struct bpf_raw_tracepoint_args *ctx)
 	return traced_socket(ctx, false);
 }
 
+/* `piece` passes `sk`, at a function of TCP: where the thread's stack is, is not known. */
+static __always_inline int passes(struct sock *sk, struct thread *thread, bool sends,
+				  const struct piece *piece)
+{
+	struct call *call = call_around(thread, 0);
+	struct connection *connection;
+	enum use use;
+	__u64 socket;
+
+	if (!call)
+		return outside_calls(sk, sends, piece);
+	socket = socket_of(sk);
+	connection = connection_of(bpf_get_current_pid_tgid() >> 32, call->ssl, call->start_ns);
+	if (!socket || !connection)
+		return 0;
+	use = use_of(socket, connection);
+	if (use == USE_ASIDE)
+		return outside_calls(sk, sends, piece);
+	return within_call(sk, socket, use, connection, call, sends, piece);
+}
+
 /* Where those tracepoints are not. Args: the struct sock, the struct msghdr, the size. */
 SEC("?fentry/tcp_sendmsg")
 int tcp_sends(unsigned long long *ctx)
 {
-	struct sock *sk = (struct sock *)ctx[0];
 	struct thread *thread = current_thread();
-	struct connection *connection;
 	struct piece piece;
-	struct call *call;
 
-	if (!thread)
+	if (!thread || !piece_of_message((struct msghdr *)ctx[1], ctx[2], &piece))
 		return 0;
-	call = call_around(thread, 0);
-	if (!call) {
-		if (!piece_of_message((struct msghdr *)ctx[1], ctx[2], &piece))
-			return 0;
-		return outside_calls(sk, true, &piece);
-	}
-	connection = within_call(sk, call);
-	if (connection && begins(connection, true) &&
-	    piece_of_message((struct msghdr *)ctx[1], ctx[2], &piece))
-		tell_of_call(sk, call, connection, true, &piece);
-	return 0;
+	return passes((struct sock *)ctx[0], thread, true, &piece);
 }
 
 /* Where the bytes will be is known as it begins, and how many they are as it ends. */
 SEC("?fentry/tcp_recvmsg")
 int tcp_receives(unsigned long long *ctx)
 {
-	struct sock *sk = (struct sock *)ctx[0];
 	struct thread *thread = current_thread();
-	struct call *call;
 
-	if (!thread)
-		return 0;
-	if (!piece_of_message((struct msghdr *)ctx[1], ctx[2], &thread->receiving))
+	if (thread && !piece_of_message((struct msghdr *)ctx[1], ctx[2], &thread->receiving))
 		thread->receiving.length = 0;
-	call = call_around(thread, 0);
-	if (call)
-		within_call(sk, call);
 	return 0;
 }
 
@@ -354,11 +401,8 @@ int tcp_receives(unsigned long long *ctx)
 SEC("?fexit/tcp_recvmsg")
 int tcp_received(unsigned long long *ctx)
 {
-	struct sock *sk = (struct sock *)ctx[0];
 	struct thread *thread = current_thread();
-	struct connection *connection;
 	struct piece piece;
-	struct call *call;
 	__u64 ret = 0;
 	int passed;
 
@@ -375,13 +419,7 @@ int tcp_received(unsigned long long *ctx)
 		return 0;
 	if (piece.length > (__u64)passed)
 		piece.length = passed;
-	call = call_around(thread, 0);
-	if (!call)
-		return outside_calls(sk, false, &piece);
-	connection = within_call(sk, call);
-	if (connection && begins(connection, false))
-		tell_of_call(sk, call, connection, false, &piece);
-	return 0;
+	return passes((struct sock *)ctx[0], thread, false, &piece);
 }
 
 #endif

@@ -5,10 +5,12 @@
     ends.py get PORT OPTIONS        waits for a line, connects, asks, and prints what went wrong, if anything did
 
 OPTIONS are JSON: `cert`; `min` and `max` (versions), `alpn`, `name`, `verify`, `keylog`; `times` (connections, each
-resuming the session of the last one); `memory` (TLS and the socket apart); and with that `prefix` (so many other bytes
+resuming the session of the last one); `aside` (what a callback sends on another socket within calls of the library, in
+Base64); `memory` (TLS and the socket apart); and with that `prefix` (so many other bytes
 go before the hello, in the same system call), `again` (what the client sends goes through another socket of this
 process), `inside` (a connection within the connection).
 """
+import base64
 import json
 import socket
 import ssl
@@ -30,6 +32,10 @@ def context(options, side):
         made.set_alpn_protocols(options["alpn"])
     if "keylog" in options:
         made.keylog_filename = options["keylog"]
+    if "aside" in options:
+        sink = socket.create_server(("127.0.0.1", 0))
+        other, data = socket.create_connection(sink.getsockname()), base64.b64decode(options["aside"])
+        made._msg_callback = lambda *_: sink and other.sendall(data)
     return made
 
 

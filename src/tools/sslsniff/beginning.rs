@@ -218,26 +218,22 @@ fn version_name(version: u16) -> Option<&'static str> {
     }
 }
 
-/// Adds what is in `new` to what is known.
-pub fn learn(facts: &mut Facts, new: &Facts) {
-    let Facts {
-        sni,
-        alpn,
-        version,
-        cipher,
-        resumed,
-    } = new;
+/// Adds what is in `new` to what is known; says whether there is any news.
+pub fn learn(facts: &mut Facts, new: &Facts) -> bool {
+    let mut news = new.resumed.is_some() && new.resumed != facts.resumed;
+    facts.resumed = new.resumed.or(facts.resumed);
     for (known, new) in [
-        (&mut facts.sni, sni),
-        (&mut facts.alpn, alpn),
-        (&mut facts.version, version),
-        (&mut facts.cipher, cipher),
+        (&mut facts.sni, &new.sni),
+        (&mut facts.alpn, &new.alpn),
+        (&mut facts.version, &new.version),
+        (&mut facts.cipher, &new.cipher),
     ] {
-        if new.is_some() {
+        if new.is_some() && new != known {
             known.clone_from(new);
+            news = true;
         }
     }
-    facts.resumed = resumed.or(facts.resumed);
+    news
 }
 
 /// Whose beginning: a connection's, or what passed a socket of a process.

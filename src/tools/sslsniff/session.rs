@@ -64,6 +64,8 @@ struct Connection {
     library: (Option<u32>, Option<Arc<str>>),
     ends: Ends,
     facts: Facts,
+    /// No line has what the hellos said yet.
+    untold: bool,
     trouble: Trouble,
     /// When the call began that the library gave a reason for.
     troubled: u64,
@@ -298,6 +300,7 @@ impl<W: Write> Session<W> {
             What::Stack { .. } => Ok(()),
             What::Handshake { function, outcome } => {
                 let done = outcome == Outcome::Done;
+                connection.untold = false;
                 if done && connection.next == [None, None] {
                     connection.maskers = Default::default();
                     connection.maskers.iter_mut().for_each(Masker::start_seen);
@@ -378,6 +381,7 @@ impl<W: Write> Session<W> {
                 if !connection.learn(function, text) || !self.views.shows_steps() {
                     return Ok(());
                 }
+                connection.untold = false;
                 let event = Negotiated {
                     connection: connection.number,
                     facts: &connection.facts,
@@ -423,6 +427,16 @@ impl<W: Write> Session<W> {
                     Direction::Read => 0,
                     Direction::Write => 1,
                 };
+                // Without a call for the handshake: it was done by reading or writing.
+                if std::mem::take(&mut connection.untold) && self.views.shows_steps() {
+                    let event = Negotiated {
+                        connection: connection.number,
+                        facts: &connection.facts,
+                        ends: &connection.ends,
+                        who: &connection.who,
+                    };
+                    self.sink.event(time, &event)?;
+                }
                 // A connection's first byte is at 0, whenever it was first seen.
                 let expected = connection.next[side].unwrap_or(0);
                 let missing = header
@@ -516,7 +530,7 @@ impl Connection {
 
     /// Adds what its beginning has told so far.
     fn begun(&mut self, known: Known, views: &mut Views) -> io::Result<()> {
-        beginning::learn(&mut self.facts, &known.facts);
+        self.untold |= beginning::learn(&mut self.facts, &known.facts);
         if known.trouble.alert.is_some() {
             self.trouble.alert = known.trouble.alert;
             self.trouble.alert_from = known.trouble.alert_from;

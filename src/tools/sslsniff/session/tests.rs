@@ -342,6 +342,22 @@ fn what_a_server_read_before_its_connection_was_known_is_told_of_it() {
 }
 
 #[test]
+fn what_hellos_say_is_a_line_where_no_call_is_for_the_handshake() {
+    let mut session = session(Format::Json, Style::default());
+    let server = hellos::server([9; 32], b"", 0x1301, &hellos::SUPPORTED);
+    feed_hello(&mut session, hello(0x1000, 1, &hellos::client(b"")));
+    feed_hello(&mut session, hello(0x1000, 0, &server));
+    feed(&mut session, &written(0, 5), b"hello");
+    feed(&mut session, &written(5, 5), b"hello");
+    let kinds: Vec<_> = events(session)
+        .iter()
+        .map(|event| (event["kind"].clone(), event["cipher"].is_string()))
+        .collect();
+    let expected = [("negotiated", true), ("data", false), ("data", false)];
+    assert_eq!(kinds, expected.map(|(kind, cipher)| (kind.into(), cipher)));
+}
+
+#[test]
 fn what_a_client_reads_outside_of_its_calls_is_told_of_it_until_the_socket_is_another() {
     let server = hellos::server([9; 32], b"", 0x1301, &hellos::SUPPORTED);
     for (another, known) in [(false, true), (true, false)] {
