@@ -11,8 +11,8 @@ mod root {
 
     use serde_json::{Value, json};
 
-    use super::common::{Ended, Tool, python3};
-    use super::place::{PORT, Peer, Place, nothing_is_lost};
+    use super::common::{Background, Ended, Tool, python3};
+    use super::place::{PORT, Peer, Place, URL, nothing_is_lost};
 
     /// Both ends of ends.py.
     struct Ends {
@@ -134,6 +134,24 @@ mod root {
             assert_eq!(server["result"], "failed");
             assert_eq!(server["alert"], "unknown_ca", "{server}");
             assert_eq!(server["alert_from"], "peer");
+        }
+    }
+
+    #[test]
+    fn what_the_library_says_after_a_handshake_has_failed_is_not_why() {
+        let place = Place::new();
+        let _nginx = place.nginx();
+        let tool = Tool::start(&place.netns, &["sslsniff"]);
+        let mut curl = place.netns.command("curl");
+        curl.args(["-s", "--max-time", "50", "--noproxy", "*", URL]);
+        let mut curl = Background(curl.spawn().unwrap());
+        assert!(!curl.0.wait().unwrap().success());
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        // It shuts the connection down all the same, which the library refuses.
+        for kind in ["handshake", "close"] {
+            let event = of(&ended, curl.0.id(), kind)[0];
+            assert_eq!(event["reason"], "certificate verify failed", "{event}");
         }
     }
 

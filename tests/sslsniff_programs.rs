@@ -189,6 +189,8 @@ mod root {
         let handshake = ended.kind("handshake")[0].clone();
         assert_eq!(handshake["function"], "gnutls_handshake");
         assert_eq!(handshake["peer"], "127.0.0.1:4433");
+        assert!(handshake["cipher"].as_str().unwrap().starts_with("TLS_"));
+        assert!(handshake["version"].as_str().unwrap().starts_with("TLSv1."));
     }
 
     #[test]

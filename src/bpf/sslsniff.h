@@ -143,7 +143,6 @@ struct ssl_record {
 	/* DATA: bytes of the stream that the record stands for.
 	 * CLOSE: bytes written.
 	 * HELLO: bytes that passed in this system call.
-	 * ERROR: when the call began that it is of.
 	 */
 	__u64 length;
 	/* DATA: what the whole call read or wrote. */

@@ -151,7 +151,6 @@ static __always_inline int error_raised(struct pt_regs *ctx, __u32 function)
 	describe(record, SSL_ERROR, call->function, call->ssl, connection, bpf_ktime_get_boot_ns(),
 		 call->library);
 	record->offset = function == CRYPTO_FN_ERROR ? third : second;
-	record->length = call->start_ns;
 	if (function == CRYPTO_FN_ERROR && !second)
 		record->flags = SSL_FLAG_BORING;
 	bpf_ringbuf_submit(record, 0);

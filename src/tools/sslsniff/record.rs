@@ -115,8 +115,6 @@ pub enum What<'a> {
     },
     /// The library said why a call fails.
     Error {
-        /// When the call began: the first reason is the cause.
-        call: u64,
         /// The reason's number.
         reason: u32,
         /// The number is one of BoringSSL's.
@@ -237,7 +235,6 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             socket: header.offset,
         },
         ssl_kind::SSL_ERROR => What::Error {
-            call: header.length,
             reason: u32::try_from(header.offset).ok()?,
             boring: header.flags & FLAG_BORING != 0,
         },

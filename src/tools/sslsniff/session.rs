@@ -67,8 +67,8 @@ struct Connection {
     /// No line has what the hellos said yet.
     untold: bool,
     trouble: Trouble,
-    /// When the call began that the library gave a reason for.
-    troubled: u64,
+    /// The library has given a reason.
+    troubled: bool,
     /// Its socket, if it has none within its calls.
     socket: Option<u64>,
     /// The random number of the client's hello, and keys that wait for it.
@@ -307,6 +307,7 @@ impl<W: Write> Session<W> {
                 }
                 if done {
                     connection.trouble = Trouble::default();
+                    connection.troubled = false;
                 }
                 let event = Handshake {
                     function: function.name(),
@@ -358,14 +359,9 @@ impl<W: Write> Session<W> {
                 let known = self.beginnings.push(whose, direction, bytes);
                 connection.begun(known, &mut self.views)
             }
-            What::Error {
-                call,
-                reason,
-                boring,
-            } => {
-                // What follows within the call is of no cause of its own.
-                if connection.troubled != call {
-                    connection.troubled = call;
+            What::Error { reason, boring } => {
+                // What follows comes of that, as the complaint about a shutdown before the handshake is done.
+                if !std::mem::replace(&mut connection.troubled, true) {
                     connection.trouble.reason(reason, boring);
                 }
                 Ok(())

@@ -377,18 +377,17 @@ fn what_a_client_reads_outside_of_its_calls_is_told_of_it_until_the_socket_is_an
 }
 
 #[test]
-fn the_first_reason_of_a_call_is_told_and_forgotten_once_all_is_well() {
-    let error = |call: u64, reason: u64| Header {
+fn the_first_reason_is_told_and_forgotten_once_all_is_well() {
+    let error = |reason: u64| Header {
         kind: 8,
         offset: reason,
-        length: call,
         flags: 0,
         ..written(0, 0)
     };
     for (well, told) in [(false, true), (true, false)] {
         let mut session = session(Format::Json, Style::default());
-        feed(&mut session, &error(5, 134), b"");
-        feed(&mut session, &error(5, 193), b"");
+        feed(&mut session, &error(134), b"");
+        feed(&mut session, &error(407), b"");
         if well {
             feed(&mut session, &done(), b"");
         }
