@@ -142,8 +142,12 @@ mod root {
         let place = Place::new();
         let _nginx = place.nginx();
         let tool = Tool::start(&place.netns, &["sslsniff"]);
+        // It trusts another one.
+        let other = Place::new();
+        let trusted = other.dir.path().join("cert");
         let mut curl = place.netns.command("curl");
         curl.args(["-s", "--max-time", "50", "--noproxy", "*", URL]);
+        curl.arg("--cacert").arg(trusted);
         let mut curl = Background(curl.spawn().unwrap());
         assert!(!curl.0.wait().unwrap().success());
         let ended = tool.stop();
