@@ -201,6 +201,28 @@ mod root {
         both_ends_agree(&ended.kind("data"), nginx.0.id(), "endscurl");
     }
 
+    #[test]
+    fn the_ends_of_a_connection_stay_known_when_its_socket_is_reset() {
+        let place = Place::new();
+        let _server = place.server(&["reset", &place.pem(), PORT]);
+        let mut client = place.peer(&["shut", PORT, "hello"]);
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
+        client.go();
+        client.rest();
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let close = ended.kind("close")[0];
+        for event in ended.kind("data") {
+            assert_eq!(
+                (&event["local"], &event["peer"]),
+                (&close["local"], &close["peer"])
+            );
+        }
+        let local = close["local"].as_str().unwrap();
+        assert!(!local.ends_with(":0"), "{close}");
+        assert_eq!(close["peer"], "127.0.0.1:4433");
+    }
+
     /// A cgroup that is gone with this value.
     struct Cgroup(PathBuf);
 

@@ -24,16 +24,18 @@ struct peer_record {
  */
 static __always_inline __u64 socket_of(struct sock *sk)
 {
-	__u16 family, peer_port;
+	__u16 family, local_port, peer_port;
 	__u64 socket;
 
 	if (BPF_CORE_READ(sk, sk_type) != SOCK_STREAM)
 		return 0;
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	peer_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
-	if ((family != AF_INET && family != AF_INET6) || !peer_port)
+	local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	/* A socket that was reset has given its port back. */
+	if ((family != AF_INET && family != AF_INET6) || !local_port || !peer_port)
 		return 0;
-	socket = (__u64)peer_port << 16 | BPF_CORE_READ(sk, __sk_common.skc_num);
+	socket = (__u64)peer_port << 16 | local_port;
 	if (family == AF_INET)
 		socket |= (__u64)BPF_CORE_READ(sk, __sk_common.skc_daddr) << 32;
 	else

@@ -8,6 +8,8 @@ input before they start.
     peer.py text PORT PIECE...        writes each piece in a call of its own and reads the echo
     peer.py late PORT TEXT            connects, says so, waits for another line, writes and reads the echo
     peer.py echo CERT PORT            writes back what comes on one connection
+    peer.py reset CERT PORT           reads, writes that back, and resets the connection
+    peer.py shut PORT TEXT            writes, reads the echo, and once it is reset says that it is done
     peer.py plain PORT                a server that does not speak TLS, for one connection
     peer.py proxy CERT PORT TO        an HTTPS proxy (CONNECT) for one connection, always to port TO
 """
@@ -17,6 +19,7 @@ import random
 import select
 import socket
 import ssl
+import struct
 import sys
 import threading
 
@@ -119,6 +122,31 @@ def echo(cert, port):
     with context.wrap_socket(server.accept()[0], server_side=True) as tls:
         while data := tls.recv(1 << 16):
             tls.write(data)
+
+
+def reset(cert, port):
+    server, context = listen(int(port)), server_context(cert)
+    with context.wrap_socket(server.accept()[0], server_side=True) as tls:
+        tls.write(tls.recv(1 << 16))
+        # Until the other end has it.
+        assert tls.recv(1)
+        tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def shut(port, words):
+    sys.stdin.readline()
+    with connect(int(port)) as tls:
+        tls.write(words.encode())
+        assert read_all(tls, len(words)) == words.encode()
+        tls.write(b".")
+        poll = select.poll()
+        poll.register(tls, 0)
+        assert poll.poll()
+        try:
+            tls.unwrap()
+        except OSError:
+            pass
+    print(json.dumps({}), flush=True)
 
 
 def plain(port):
