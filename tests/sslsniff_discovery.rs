@@ -222,8 +222,10 @@ mod root {
     fn what_starts_in_fresh_containers_is_seen_whole_if_it_is_held() {
         let place = Place::new();
         let _nginx = place.nginx();
-        let curl = place.curl_named("freshcurl");
-        let tool = Tool::start(&place.netns, &["sslsniff", "--hold", "-c", "freshcurl"]);
+        // No name of another run's, which would be seen, too.
+        let name = format!("fresh{}", std::process::id());
+        let curl = place.curl_named(&name);
+        let tool = Tool::start(&place.netns, &["sslsniff", "--hold", "-c", &name]);
         let inner = format!(
             "mount --bind \"$1\" \"$2\" && exec {} {} {URL}",
             curl.display(),
