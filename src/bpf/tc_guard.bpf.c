@@ -57,6 +57,7 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	const struct identity *who = (const struct identity *)&nobody;
 	struct bpf_sock *sk = skb->sk;
 	struct known_caller *known;
+	__u32 family, type;
 
 	barrier_var(who);
 	barrier_var(executable);
@@ -69,16 +70,21 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return;
+	/* Read once: clang would else compute with the socket's address, which the verifier does not allow. */
+	family = sk->family;
+	type = sk->type;
+	barrier_var(family);
+	barrier_var(type);
 	/* A tap's socket, of whoever opened it, often root, and not of the virtual machine that sends: of no
 	 * family, and the packet came in (drivers/net/tun.c) or, of a macvtap, leaves at once, from a raw socket
 	 * (drivers/net/tap.c).
 	 */
-	if (sk->family == AF_UNSPEC && (skb->ingress_ifindex || sk->type == SOCK_RAW)) {
+	if (family == AF_UNSPEC && (skb->ingress_ifindex || type == SOCK_RAW)) {
 		owner->reason = GUARD_NO_SOCKET;
 		return;
 	}
 	owner->socket = true;
-	owner->raw = sk->type == SOCK_RAW;
+	owner->raw = type == SOCK_RAW;
 	known = bpf_sk_storage_get(&callers, sk, NULL, 0);
 	if (known) {
 		owner->who = &known->caller.who;
