@@ -94,8 +94,8 @@ mod root {
         machine.ip(&["link", "set", "tap0", "up"]);
         let endpoint = format!("{CLOUD4}:9999/udp");
         let guard = guard(&network, &["--endpoint", &endpoint, "--allow-user", "root"]);
-        // Root opens the tap, and what the virtual machine sends is not root's for that. A frame has 12 bytes for
-        // the device ahead of it (struct virtio_net_hdr_mrg_rxbuf); the names of its devices are in a /sys of
+        // Root opens the tap, and what the virtual machine sends is not root's for that. A frame has 10 bytes for
+        // the device ahead of it (struct virtio_net_hdr); the names of its devices are in a /sys of
         // the network namespace's own.
         let program = format!(
             "import os, socket, struct, subprocess\n\
@@ -114,7 +114,7 @@ mod root {
              \x20       socket.inet_aton('10.218.0.9'), socket.inet_aton('{CLOUD4}'))\n\
              udp = struct.pack('!HHHH4s', 5000, 9999, 12, 0, b'tap0')\n\
              frame = b'\\xff' * 6 + b'\\2\\0\\0\\0\\0\\x09\\x08\\0' + ip(checksum(ip(0))) + udp\n\
-             os.write(tap, bytes(12) + frame)\n"
+             os.write(tap, bytes(10) + frame)\n"
         );
         let mut opener = machine.command("unshare");
         sh(opener.args(["--mount", "--", python3(), "-c", &program]));

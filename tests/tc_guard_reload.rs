@@ -27,6 +27,8 @@ for line in sys.stdin:
             if not connected:
                 s.connect((sys.argv[1], port))
             connected = True
+            # Nobody listens: what is told of the datagram before ends the next call, which then sends nothing.
+            s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             # No hook sees this one, only the packet's.
             s.send(b'x')
         else:
