@@ -508,9 +508,10 @@ mod tests {
         );
         assert!(plan(vec![of_half(1), of_half(1)]).is_ok());
 
+        // A range like this takes 63 entries of its own for each address.
         let of_ports = |n: usize| {
-            let endpoints: Vec<String> = (1..15000)
-                .map(|i| format!("10.0.0.{n}:{}", 4 * i))
+            let endpoints: Vec<String> = (0..400)
+                .map(|i| format!("10.{n}.{}.{}:1-65534", i / 250, i % 250))
                 .collect();
             let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
             Rule {
