@@ -9,9 +9,10 @@
  * of it; where in the stream the answer begins to what went up; and which sender tries many paths,
  * or was told "not found" again and again.
  */
-#include "lib/endpoints.bpf.h"
 #include "imds_watch_callers.bpf.h"
-#include "imds_watch.h"
+#include "imds_watch_concern.bpf.h"
+#include "imds_watch_scan.bpf.h"
+#include "imds_watch_senders.bpf.h"
 
 /* linux/if_packet.h */
 #define PACKET_OUTGOING 4
@@ -24,16 +25,6 @@
 const volatile __u8 pass_all;
 /* Whether requests go up whose user is not in known_users, or is not known. */
 const volatile __u8 judge_users;
-/* src/tools/imds_watch/scanner.rs: for each byte its class; at state + class the next state in the
- * low SCAN_STATE_BITS and the flags it raises in the high ones.
- */
-const volatile __u8 scan_classes[256];
-const volatile __u32 scan_table[SCAN_ENTRIES];
-const volatile __u32 scan_start;
-/* Random, so that nobody can choose paths whose hashes are alike; the second one is odd. */
-const volatile __u64 scan_key[2];
-/* Nanoseconds within which many paths, or many answers "not found", are a scan. */
-const volatile __u64 scan_window;
 
 /* 0 -> how many packets; the sum over all CPUs counts */
 struct {
@@ -42,20 +33,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct imds_counters);
 } counters SEC(".maps");
-
-struct scratch {
-	__u8 byte[SCAN_LIMIT];
-	/* How many requests are in it. */
-	__u32 requests;
-};
-
-/* 0 -> room for a payload (2052 bytes). A socket filter runs with bottom halves disabled: one CPU, one user. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct scratch);
-} scratch SEC(".maps");
 
 /* flow -> 1, if it is not known to be at the start of a request */
 struct {
@@ -118,28 +95,6 @@ struct {
 	__type(value, __u32);
 } waiting SEC(".maps");
 
-struct sender {
-	/* Nanoseconds since boot: when it was begun to count, and until when clean requests go up. */
-	__u64 since;
-	__u64 until;
-	/* Answers "not found". */
-	__u32 misses;
-	/* Different paths that clean requests asked for: the bits that are set below, but for packets with
-	 * several requests in them, which count as so many.
-	 */
-	__u32 paths;
-	/* A bit for each, by its hash. Two may share one: of 64, two or so do. */
-	__u64 asked[SCAN_BITS / 64];
-};
-
-/* who asks, by address (16 bytes) -> what for, of late (152 bytes) */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, union address);
-	__type(value, struct sender);
-} senders SEC(".maps");
-
 /* uid -> 1, of those that may ask */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -149,196 +104,11 @@ struct {
 	__type(value, __u8);
 } known_users SEC(".maps");
 
-/* Inlined by the verifier where the kernel has them (6.2): a direct look at the packet, at a quarter
- * of what a helper costs.
- */
-extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
-extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
-
-/* The header at skb->data, if it lies in the linear part and can be looked at; else NULL. */
-#define direct_header(skb, type)                                                                 \
-	({                                                                                       \
-		type *_header = NULL;                                                            \
-		if (bpf_ksym_exists(bpf_cast_to_kern_ctx) && bpf_ksym_exists(bpf_rdonly_cast)) { \
-			struct sk_buff *_skb = bpf_cast_to_kern_ctx(skb);                        \
-			if (_skb->len - _skb->data_len >= sizeof(type))                          \
-				_header = bpf_rdonly_cast(_skb->data,                            \
-							  bpf_core_type_id_kernel(type));        \
-		}                                                                                \
-		_header;                                                                         \
-	})
-
-static __always_inline bool is_side_v4(__be32 src, __be32 dst)
-{
-	return endpoint_possible_v4(bpf_ntohl(dst)) || endpoint_possible_v4(bpf_ntohl(src));
-}
-
-static __always_inline bool is_side_v6(const struct in6_addr *src, const struct in6_addr *dst)
-{
-	return endpoint_possible_v6(bpf_ntohs(dst->in6_u.u6_addr16[0]),
-				    bpf_ntohs(dst->in6_u.u6_addr16[7])) ||
-	       endpoint_possible_v6(bpf_ntohs(src->in6_u.u6_addr16[0]),
-				    bpf_ntohs(src->in6_u.u6_addr16[7]));
-}
-
-/* Whether a packet that begins with an IPv4 header may be to or from an endpoint. */
-static __always_inline bool may_concern_v4(struct __sk_buff *skb)
-{
-	struct iphdr *ip = direct_header(skb, struct iphdr);
-	__be32 addresses[2];
-
-	if (ip)
-		return is_side_v4(ip->saddr, ip->daddr);
-	if (bpf_skb_load_bytes(skb, offsetof(struct iphdr, saddr), addresses, sizeof(addresses)))
-		return false;
-	return is_side_v4(addresses[0], addresses[1]);
-}
-
-static __always_inline bool may_concern_v6(struct __sk_buff *skb)
-{
-	struct ipv6hdr *ip = direct_header(skb, struct ipv6hdr);
-	struct in6_addr addresses[2];
-
-	if (ip)
-		return is_side_v6(&ip->saddr, &ip->daddr);
-	if (bpf_skb_load_bytes(skb, offsetof(struct ipv6hdr, saddr), addresses, sizeof(addresses)))
-		return false;
-	return is_side_v6(&addresses[0], &addresses[1]);
-}
-
-/* The same for what may be an IP header at `at`: rare, and so a function of its own. */
-static __noinline bool may_concern(struct __sk_buff *skb, __u32 at)
-{
-	struct ipv6hdr ip;
-	__u8 version;
-
-	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(struct iphdr)))
-		return false;
-	version = *(__u8 *)&ip >> 4;
-	if (version == 4)
-		return is_side_v4(((struct iphdr *)&ip)->saddr, ((struct iphdr *)&ip)->daddr);
-	if (version != 6 || bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
-		return false;
-	return is_side_v6(&ip.saddr, &ip.daddr);
-}
-
 static __always_inline struct imds_counters *count(void)
 {
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&counters, &zero);
-}
-
-enum finding {
-	/* Complete requests that are as they should be. */
-	CLEAN,
-	/* Complete requests, one of which is not. */
-	SUSPICIOUS,
-	/* Not, or not only, complete requests, or services disagree about what they are. */
-	UNREADABLE,
-};
-
-/* Runs the automaton over `len` bytes of payload; says which enum finding. scanner.rs does the same
- * in Scanner::clean(). `required` are flags, of which each request needs one
- * that its path does not rule out.
- *
- * A global function (kernel 5.6), so that the verifier follows its loop once and not for each of
- * the ways that lead here.
- */
-__noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 required)
-{
-	/* Nothing is missing where nothing is required. */
-	__u32 needed = required ? 1 : 0;
-	__u32 entry = scan_start;
-	struct scratch *room;
-	__u32 requests = 0;
-	__u32 flags = 0;
-	__u32 bad = 0;
-	__u32 zero = 0;
-	__u32 last;
-	__u32 i;
-
-	room = bpf_map_lookup_elem(&scratch, &zero);
-	if (!room)
-		return UNREADABLE;
-	/* By way of the last byte's index: from "not zero" a kernel of 5.10 does not conclude "one at
-	 * least", which the helper wants.
-	 */
-	last = len - 1;
-	barrier_var(last);
-	if (last >= SCAN_LIMIT)
-		return UNREADABLE;
-	if (bpf_skb_load_bytes(skb, payload, room->byte, last + 1))
-		return UNREADABLE;
-
-	/* No branch but the loop's own: the verifier follows each of the SCAN_LIMIT rounds. */
-	for (i = 0; i < SCAN_LIMIT; i++) {
-		__u32 missing;
-		__u32 ended;
-
-		if (i >= len)
-			break;
-		entry = (entry & (SCAN_ENTRIES - 1)) + scan_classes[room->byte[i]];
-		entry = scan_table[entry & (SCAN_ENTRIES - 1)];
-		flags |= entry >> SCAN_STATE_BITS;
-		/* All ones where a head ends, else zero. */
-		ended = (__s32)entry >> 31;
-		barrier_var(ended);
-		/* 1 where no required flag was raised that counts, else 0. */
-		missing = ((flags & ~(flags >> SCAN_HEADERS) & required) - 1) >> 31;
-		barrier_var(missing);
-		bad |= ended & (flags & SCAN_BAD);
-		bad |= ended & missing & needed;
-		flags &= ~ended;
-		requests -= ended;
-	}
-	room->requests = requests;
-	if (!(entry >> 31) || bad & SCAN_BODY)
-		return UNREADABLE;
-	return bad ? SUSPICIOUS : CLEAN;
-}
-
-/* 1 for zero, and 0 for a number up to 2^31, without a branch: the verifier would follow both. */
-static __always_inline __u32 is_zero(__u32 number)
-{
-	__u32 borrow = number - 1;
-
-	barrier_var(borrow);
-	return borrow >> 31;
-}
-
-/* A keyed hash of what those requests ask for that imds_scan() has just found to be clean, in the low
- * bits, and above SCAN_BITS how many requests there are. One request is looked at up to the end of its
- * path, of several every byte. A global function, as that one is.
- */
-__noinline int imds_asked(__u32 len)
-{
-	__u64 hash = scan_key[0];
-	struct scratch *room;
-	__u32 spaces = 0;
-	__u32 zero = 0;
-	__u32 single;
-	__u32 i;
-
-	room = bpf_map_lookup_elem(&scratch, &zero);
-	if (!room)
-		return 0;
-	single = is_zero(room->requests ^ 1);
-	for (i = 0; i < SCAN_LIMIT; i++) {
-		__u32 byte;
-
-		if (i >= len)
-			break;
-		byte = room->byte[i];
-		/* The first space is behind the method. */
-		spaces += is_zero(byte ^ ' ');
-		if (single & (spaces >> 1 | is_zero(byte ^ '?')))
-			break;
-		hash = (hash ^ byte) * scan_key[1];
-	}
-	/* Each bit of it shall depend on every byte. */
-	hash = (hash ^ hash >> 32) * scan_key[1];
-	return room->requests * SCAN_BITS | (hash >> 32 & (SCAN_BITS - 1));
 }
 
 /* The first `length` bytes of the packet go up. */
@@ -348,52 +118,6 @@ static __always_inline int deliver(struct __sk_buff *skb, struct imds_counters *
 	counters->concerning++;
 	counters->delivered++;
 	return skb->len < length ? skb->len : length;
-}
-
-static const struct sender new_sender;
-
-/* What a sender did within the window that `now` is in; NULL if there is no room to remember it. */
-static __always_inline struct sender *sender_at(const union address *who, __u64 now)
-{
-	struct sender *sender = bpf_map_lookup_elem(&senders, who);
-
-	if (!sender) {
-		/* Too long for the stack. */
-		bpf_map_update_elem(&senders, who, &new_sender, BPF_ANY);
-		sender = bpf_map_lookup_elem(&senders, who);
-		if (!sender)
-			return NULL;
-	}
-	if (!sender->since || now - sender->since >= scan_window) {
-		sender->since = now;
-		sender->misses = 0;
-		sender->paths = 0;
-		__builtin_memset(sender->asked, 0, sizeof(sender->asked));
-	}
-	return sender;
-}
-
-/* Counts `len` bytes of clean requests; whether they are to be seen, as their sender may be scanning. */
-static __always_inline bool may_be_scan(const union address *who, __u32 len)
-{
-	__u64 now = bpf_ktime_get_boot_ns();
-	struct sender *sender = sender_at(who, now);
-	__u32 asked;
-	__u64 *word;
-	__u64 bit;
-
-	if (!sender)
-		return true;
-	asked = imds_asked(len);
-	word = &sender->asked[asked / 64 % (SCAN_BITS / 64)];
-	bit = 1ULL << (asked & 63);
-	if (!(*word & bit)) {
-		*word |= bit;
-		sender->paths += asked / SCAN_BITS;
-		if (sender->paths > SCAN_PATHS)
-			sender->until = now + scan_window;
-	}
-	return now < sender->until;
 }
 
 /* Whether a clean request is to be seen all the same: for its sender. */
@@ -502,24 +226,6 @@ static __always_inline int judge_request(struct __sk_buff *skb, const struct pac
 	return deliver(skb, counters, SNAP_LENGTH);
 }
 
-/* "HTTP/1.1 404", with any digit behind the point. */
-static __always_inline bool is_not_found(const __u8 *status)
-{
-	return status[8] == ' ' && status[9] == '4' && status[10] == '0' && status[11] == '4';
-}
-
-static __always_inline void count_miss(const union address *who)
-{
-	__u64 now = bpf_ktime_get_boot_ns();
-	struct sender *sender = sender_at(who, now);
-
-	if (!sender)
-		return;
-	__sync_fetch_and_add(&sender->misses, 1);
-	if (sender->misses >= SCAN_MISSES)
-		sender->until = now + scan_window;
-}
-
 /* The service has taken a new connection: the ports may be those of an old one, and it says where
  * the first request begins. Not believed of the requests' sender, whom a raw socket lets write any
  * packet: a SYN of its own the service ignores in the middle of a connection, and an answer that it
@@ -546,38 +252,10 @@ static __always_inline void begin(struct __sk_buff *skb, const struct packet *pk
 	bpf_map_delete_elem(&watched, flow);
 }
 
-/* How many bytes the head has that `len` bytes of payload begin with, its empty line included; 0 if it
- * is longer than HEAD_LIMIT. A global function, as imds_scan() is.
- */
-__noinline int imds_head(struct __sk_buff *skb, __u32 payload, __u32 len)
+/* "HTTP/1.1 404", with any digit behind the point. */
+static __always_inline bool is_not_found(const __u8 *status)
 {
-	struct scratch *room;
-	__u32 latest = 0;
-	__u32 zero = 0;
-	__u32 last;
-	__u32 i;
-
-	room = bpf_map_lookup_elem(&scratch, &zero);
-	if (!room)
-		return 0;
-	if (len > HEAD_LIMIT)
-		len = HEAD_LIMIT;
-	/* Kept from the compiler, which would leave the loop to this bound alone. */
-	barrier_var(len);
-	/* As imds_scan() does. */
-	last = len - 1;
-	barrier_var(last);
-	if (last >= HEAD_LIMIT || bpf_skb_load_bytes(skb, payload, room->byte, last + 1))
-		return 0;
-	for (i = 0; i < HEAD_LIMIT; i++) {
-		if (i >= len)
-			break;
-		latest = latest << 8 | room->byte[i];
-		/* "\r\n\r\n" */
-		if (latest == 0x0d0a0d0a)
-			return i + 1;
-	}
-	return 0;
+	return status[8] == ' ' && status[9] == '4' && status[10] == '0' && status[11] == '4';
 }
 
 /* Of a packet from an endpoint the first line's beginning, if it answers what went up: never a

@@ -18,7 +18,7 @@ use super::paths::{Class, OWNED, TOKENS};
 use super::rules::{self, Rules};
 use crate::metadata::CLOUDS;
 
-/// `SCAN_ENTRIES` of `imds_watch.bpf.c`.
+/// `SCAN_ENTRIES` of `imds_watch.h`.
 pub const ENTRIES: usize = 1 << STATE_BITS;
 /// `SCAN_STATE_BITS` of `imds_watch.h`: the lower bits of an entry; the flags are above them.
 const STATE_BITS: u32 = 17;
