@@ -12,7 +12,9 @@ mod root {
 
     use nix::sys::signal::Signal;
 
-    use super::common::tc_guard::{allowed, start, status as status_of, stop, tc_guard};
+    use super::common::tc_guard::{
+        allowed, start, start_with, status as status_of, stop, tc_guard,
+    };
     use super::common::{ALICE, BOB, Bpffs, MetadataService, Network, Tool, ebpfkit_path, sh};
 
     /// What is at an interface's hooks that `tc` sees.
@@ -105,19 +107,7 @@ mod root {
         let bpffs = Bpffs::new();
         let folder = tempfile::tempdir().unwrap();
         let policies = policies(folder.path());
-        Tool::start(
-            &network.machine,
-            &[
-                "tc-guard",
-                "run",
-                "--pin",
-                "--bpffs",
-                bpffs.text(),
-                "--config",
-                &policies[0],
-            ],
-        )
-        .stop();
+        start_with(&network, &bpffs, &policies[0]).stop();
         let reload = |policy: &str| {
             let mut command = network.machine.command(ebpfkit_path());
             command.args([

@@ -15,7 +15,9 @@ mod root {
     use nix::sys::signal::Signal;
     use serde_json::Value;
 
-    use super::common::tc_guard::{V4, allowed, check, finding, start, status, stderr, tc_guard};
+    use super::common::tc_guard::{
+        V4, allowed, check, finding, start, start_with, status, stderr, tc_guard,
+    };
     use super::common::{
         ALICE, BOB, Background, Bpffs, CLOUD4, IMDS4, MetadataService, Netns, Network, TOKEN, Tool,
         ebpfkit_path, python3, sh,
@@ -335,18 +337,7 @@ print(sent, flush=True)
         let policies = policies(folder.path());
         // One neighbour lookup, and no packet waits for it later.
         network.curl(ALICE, &[&format!("http://{CLOUD4}/")]);
-        let guard = Tool::start(
-            &network.machine,
-            &[
-                "tc-guard",
-                "run",
-                "--pin",
-                "--bpffs",
-                bpffs.text(),
-                "--config",
-                &policies[0],
-            ],
-        );
+        let guard = start_with(&network, &bpffs, &policies[0]);
         let mut sender = network
             .machine
             .command_as(ALICE, python3())
@@ -421,19 +412,7 @@ print(sent, flush=True)
         let config = path.to_str().unwrap();
         let nothing = tc_guard(&network, &bpffs, &["reload", "--config", config]);
         assert_eq!(nothing.status.code(), Some(1));
-        Tool::start(
-            &network.machine,
-            &[
-                "tc-guard",
-                "run",
-                "--pin",
-                "--bpffs",
-                bpffs.text(),
-                "--config",
-                config,
-            ],
-        )
-        .stop();
+        start_with(&network, &bpffs, config).stop();
         write("\"no such user\"");
         let bad = tc_guard(&network, &bpffs, &["reload"]);
         assert_eq!(bad.status.code(), Some(2), "{}", stderr(&bad));

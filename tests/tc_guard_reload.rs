@@ -8,8 +8,8 @@ mod root {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
-    use super::common::tc_guard::{status, stderr, stop, tc_guard};
-    use super::common::{ALICE, BOB, Background, Bpffs, CLOUD4, Network, Tool, python3};
+    use super::common::tc_guard::{start_with, status, stderr, stop, tc_guard};
+    use super::common::{ALICE, BOB, Background, Bpffs, CLOUD4, Network, python3};
 
     /// A group without a name.
     const OPERATORS: u32 = 54400;
@@ -87,18 +87,7 @@ for line in sys.stdin:
         let path = folder.path().join("policy.toml");
         std::fs::write(&path, first).unwrap();
         let path = path.to_str().unwrap();
-        let guard = Tool::start(
-            &network.machine,
-            &[
-                "tc-guard",
-                "run",
-                "--pin",
-                "--bpffs",
-                bpffs.text(),
-                "--config",
-                path,
-            ],
-        );
+        let guard = start_with(&network, &bpffs, path);
         let mut sender = sender(&network);
         send(&mut sender);
         let before = counted(&network, &bpffs);

@@ -19,6 +19,20 @@ pub fn start(network: &Network, bpffs: &Bpffs, more: &[&str]) -> Tool {
     Tool::start(&network.machine, &all)
 }
 
+/// Starts a guard that stays, with the policy in a file and nothing else.
+pub fn start_with(network: &Network, bpffs: &Bpffs, config: &str) -> Tool {
+    let args = [
+        "tc-guard",
+        "run",
+        "--pin",
+        "--bpffs",
+        bpffs.text(),
+        "--config",
+        config,
+    ];
+    Tool::start(&network.machine, &args)
+}
+
 /// Runs another of its commands to the end.
 pub fn tc_guard(network: &Network, bpffs: &Bpffs, args: &[&str]) -> Output {
     let mut command = network.machine.command(ebpfkit_path());
