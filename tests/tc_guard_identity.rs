@@ -11,7 +11,7 @@ mod root {
 
     use super::common::{
         ALICE, BOB, Background, CLOUD4, IMDS4, IMDS6, MACHINE4, MetadataService, Netns, Network,
-        Tool, python3, sh,
+        Tool, packets, python3, sh,
     };
     use tempfile::NamedTempFile;
 
@@ -66,18 +66,15 @@ mod root {
     /// connection there is.
     fn segment(dport: &str, flags: u8) -> String {
         format!(
-            "import socket, struct\n\
+            "{}\
              src, dst = socket.inet_aton('{IMDS4}'), socket.inet_aton('{MACHINE4}')\n\
-             def checksum(data):\n\
-             \x20   total = sum(struct.unpack('!%dH' % (len(data) // 2), data))\n\
-             \x20   while total >> 16: total = (total & 0xffff) + (total >> 16)\n\
-             \x20   return ~total & 0xffff\n\
              def tcp(check):\n\
              \x20   return struct.pack('!HHIIBBHHH', 80, {dport}, 77, 99, 0x50, {flags}, 1000, check, 0)\n\
              check = checksum(src + dst + struct.pack('!HH', 6, 20) + tcp(0))\n\
              s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)\n\
              s.bind(('{IMDS4}', 0))\n\
-             s.sendto(tcp(check), ('{MACHINE4}', 0))\n"
+             s.sendto(tcp(check), ('{MACHINE4}', 0))\n",
+            packets()
         )
     }
 
@@ -98,23 +95,15 @@ mod root {
         // the device ahead of it (struct virtio_net_hdr); the names of its devices are in a /sys of
         // the network namespace's own.
         let program = format!(
-            "import os, socket, struct, subprocess\n\
+            "{}import os, subprocess\n\
              subprocess.run(['mount', '-t', 'sysfs', 'sysfs', '/sys'], check=True)\n\
              subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', '/mnt'], check=True)\n\
              tap = [name for name in os.listdir('/sys/class/net/tap0') if name.startswith('tap')][0]\n\
              major, minor = open('/sys/class/net/tap0/' + tap + '/dev').read().split(':')\n\
              os.mknod('/mnt/tap', 0o600 | 0o020000, os.makedev(int(major), int(minor)))\n\
              tap = os.open('/mnt/tap', os.O_RDWR)\n\
-             def checksum(data):\n\
-             \x20   total = sum(struct.unpack('!%dH' % (len(data) // 2), data))\n\
-             \x20   while total >> 16: total = (total & 0xffff) + (total >> 16)\n\
-             \x20   return ~total & 0xffff\n\
-             def ip(check):\n\
-             \x20   return struct.pack('!BBHHHBBH4s4s', 0x45, 0, 32, 1, 0, 64, 17, check,\n\
-             \x20       socket.inet_aton('10.218.0.9'), socket.inet_aton('{CLOUD4}'))\n\
-             udp = struct.pack('!HHHH4s', 5000, 9999, 12, 0, b'tap0')\n\
-             frame = b'\\xff' * 6 + b'\\2\\0\\0\\0\\0\\x09\\x08\\0' + ip(checksum(ip(0))) + udp\n\
-             os.write(tap, bytes(10) + frame)\n"
+             os.write(tap, bytes(10) + frame(b'\\xff' * 6, 9999, b'tap0'))\n",
+            packets()
         );
         let mut opener = machine.command("unshare");
         sh(opener.args(["--mount", "--", python3(), "-c", &program]));

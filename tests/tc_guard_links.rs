@@ -23,7 +23,7 @@ mod root {
     use super::common::tc_guard::{check, finding, start, status, stop};
     use super::common::{
         ALICE, BOB, Background, Bpffs, CLOUD4, CLOUD6, IMDS4, IMDS6, MACHINE4, MACHINE6, Netns,
-        Network, PATIENCE, Tool, python3, sh,
+        Network, PATIENCE, Tool, packets, python3, sh,
     };
 
     /// The packet layer alone.
@@ -497,23 +497,16 @@ mod root {
         // A datagram to port 9999, and to one that nobody guards; by a bridge and by a router.
         let virtual_machine = |tap: &str, to: &str| {
             let program = format!(
-                "import fcntl, os, socket, struct\n\
+                "{}import fcntl, os\n\
                  tap = os.open('/dev/net/tun', os.O_RDWR)\n\
                  fcntl.ioctl(tap, 0x400454ca, struct.pack('16sH22x', b'{tap}', 0x1002))\n\
                  to = bytes.fromhex('{to}'.replace(':', ''))\n\
-                 def checksum(data):\n\
-                 \x20   total = sum(struct.unpack('!%dH' % (len(data) // 2), data))\n\
-                 \x20   while total >> 16: total = (total & 0xffff) + (total >> 16)\n\
-                 \x20   return ~total & 0xffff\n\
-                 def ip(check):\n\
-                 \x20   return struct.pack('!BBHHHBBH4s4s', 0x45, 0, 32, 1, 0, 64, 17, check,\n\
-                 \x20       socket.inet_aton('10.218.0.9'), socket.inet_aton('{CLOUD4}'))\n\
                  print('listening')\n\
                  input()\n\
                  for port in 9999, 9998:\n\
-                 \x20   udp = struct.pack('!HHHH4s', 5000, port, 12, 0, b'{tap}')\n\
-                 \x20   os.write(tap, to + b'\\2\\0\\0\\0\\0\\x09\\x08\\0' + ip(checksum(ip(0))) + udp)\n\
-                 input()\n"
+                 \x20   os.write(tap, frame(to, port, b'{tap}'))\n\
+                 input()\n",
+                packets()
             );
             Listener::start(machine, &program)
         };

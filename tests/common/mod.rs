@@ -75,6 +75,24 @@ pub fn python3() -> &'static str {
     }
 }
 
+/// Python functions that make packets: `checksum(data)` (RFC 1071), and `frame(to, port, word)`, a datagram that holds
+/// four bytes, from a virtual machine to a port of the cloud, for the link address `to` (6 bytes).
+pub fn packets() -> String {
+    format!(
+        "import socket, struct\n\
+         def checksum(data):\n\
+         \x20   total = sum(struct.unpack('!%dH' % (len(data) // 2), data))\n\
+         \x20   while total >> 16: total = (total & 0xffff) + (total >> 16)\n\
+         \x20   return ~total & 0xffff\n\
+         def ip(check):\n\
+         \x20   return struct.pack('!BBHHHBBH4s4s', 0x45, 0, 32, 1, 0, 64, 17, check,\n\
+         \x20       socket.inet_aton('10.218.0.9'), socket.inet_aton('{CLOUD4}'))\n\
+         def frame(to, port, word):\n\
+         \x20   udp = struct.pack('!HHHH4s', 5000, port, 12, 0, word)\n\
+         \x20   return to + b'\\2\\0\\0\\0\\0\\x09\\x08\\0' + ip(checksum(ip(0))) + udp\n"
+    )
+}
+
 pub fn ip(args: &[&str]) -> String {
     sh(Command::new("ip").args(args))
 }
