@@ -341,7 +341,8 @@ fn process_findings(survey: &Survey, hidden: usize) -> Vec<Finding> {
             format!(
                 "{} processes are in user namespaces of their own, {} of them in this network \
                  namespace, where their uids count as the machine has them; the others are judged by \
-                 their cgroups",
+                 their cgroups, so name these in rules (where nobody needs such namespaces: sysctl \
+                 user.max_user_namespaces=0)",
                 survey.other_users, survey.other_users_here
             ),
         )
@@ -391,7 +392,8 @@ fn kernel_findings(method: Method, namespaces: bool, cgroup2: bool) -> Vec<Findi
     if method == Method::Clsact {
         findings.push(Finding::note(
             "kernel",
-            "no TCX (kernel 6.6): a filter that is added later may run ahead of the guard",
+            "no TCX (kernel 6.6): a filter that is added later may run ahead of the guard; `ebpfkit tc-guard \
+             status` names those that do",
         ));
     }
     if !namespaces {

@@ -67,7 +67,7 @@ impl VerdictEvent {
         // What ran when it called: by now it may be another program, which the caller has chosen.
         match sample.map(|sample| &sample.executable) {
             None | Some(Executable::Unseen) => {}
-            Some(Executable::TooLong) => identity.exe = None,
+            Some(Executable::Unknown) => identity.exe = None,
             Some(Executable::Path(path)) => identity.exe = Some(path.clone()),
         }
         // The verdict's own view comes first: the socket's, where that is what was judged.

@@ -126,8 +126,9 @@ pub enum Executable {
     /// Nothing: it could not look, or nobody has called.
     #[default]
     Unseen,
-    /// A path that is too long to be recorded.
-    TooLong,
+    /// Nothing can be said: its path is too long to be recorded, it is nowhere in a mount, or there was no room
+    /// at the socket. What `/proc` says later is the caller's choice.
+    Unknown,
     /// Its path in the process's mount namespace.
     Path(String),
 }
@@ -266,7 +267,7 @@ fn executable(raw: &guard_event) -> Executable {
     match raw.executable.length as usize {
         0 => Executable::Unseen,
         length => lineage::path(&raw.executable.names, length)
-            .map_or(Executable::TooLong, Executable::Path),
+            .map_or(Executable::Unknown, Executable::Path),
     }
 }
 
@@ -459,8 +460,8 @@ mod tests {
             executable(b"curl\0bin\0usr\0", 13),
             Executable::Path("/usr/bin/curl".to_owned())
         );
-        assert_eq!(executable(b"curl\0", 256), Executable::TooLong);
-        assert_eq!(executable(b"curl\0", u32::MAX), Executable::TooLong);
+        assert_eq!(executable(b"curl\0", 256), Executable::Unknown);
+        assert_eq!(executable(b"curl\0", u32::MAX), Executable::Unknown);
     }
 
     #[test]
