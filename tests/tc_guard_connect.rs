@@ -476,6 +476,46 @@ mod root {
         assert_eq!(as_user(&network, BOB, &attempt), "EPERM");
         let inside = allowed.command(&network.machine, "child", BOB);
         assert_eq!(python(inside, &attempt), "ok");
+        let mut member = network.machine.command("setpriv");
+        member.args(["--reuid", &BOB.to_string(), "--regid", &BOB.to_string()]);
+        member.args(["--groups", &operators, "--", python3()]);
+        assert_eq!(python(member, &attempt), "ok");
+        guard.stop();
+    }
+
+    /// As where a container, or an old distribution, has it elsewhere.
+    #[test]
+    fn the_connect_layer_is_used_wherever_cgroup2_is_mounted() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let allowed = Cgroups::new();
+        let folder = tempfile::tempdir().unwrap();
+        let program = "for at in $(awk '$3 == \"cgroup2\" { print $2 }' /proc/mounts); do umount -l \"$at\"; done\n\
+             mount -t cgroup2 none \"$1\" && shift && exec \"$@\"";
+        let mut command = network.machine.command("unshare");
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "--",
+            "sh",
+            "-ec",
+            program,
+            "sh",
+        ]);
+        command.arg(folder.path()).arg(ebpfkit_path());
+        command.args(["-o", "json", "tc-guard", "run", "--cloud", "aws"]);
+        command.args(["--allow-cgroup", &allowed.path]);
+        let guard = Tool::run(command);
+        let ready = guard
+            .events()
+            .into_iter()
+            .find(|event| event["kind"] == "ready");
+        assert_eq!(ready.unwrap()["layers"][1], "connect");
+        let attempt = attempt("connect", "AF_INET", IMDS4);
+        assert_eq!(as_user(&network, BOB, &attempt), "EPERM");
+        let inside = allowed.command(&network.machine, "child", BOB);
+        assert_eq!(python(inside, &attempt), "ok");
         guard.stop();
     }
 

@@ -484,6 +484,8 @@ mod root {
             &[
                 "--endpoint",
                 &format!("{IMDS4}:9999/udp"),
+                "--endpoint",
+                &format!("{IMDS4}:9998/udp"),
                 "--allow-user",
                 &format!("{ALICE},{BOB}"),
                 "--limit",
@@ -496,6 +498,11 @@ mod root {
             \x20   try: s.sendto(b'x', ('169.254.169.254', 9999))\n\
             \x20   except OSError: pass\n";
         python(&network.machine, ALICE, send);
+        // What a user has left at another endpoint is all of it.
+        let others = "import socket\n\
+            s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+            for _ in range(5): s.sendto(b'x', ('169.254.169.254', 9998))\n";
+        python(&network.machine, ALICE, others);
         let one = "import socket\n\
             s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
             s.sendto(b'x', ('169.254.169.254', 9999))\n";
@@ -506,9 +513,10 @@ mod root {
             summary["allowed"].as_u64().unwrap(),
             summary["limited"].as_u64().unwrap(),
         );
-        assert_eq!(allowed + limited, 1001);
-        // Ten at once, one of the other user, and one for each second that the loop took.
-        assert!((11..200).contains(&allowed), "{allowed}");
+        assert_eq!(allowed + limited, 1006);
+        // Ten at once, five at the other endpoint, one of the other user, and one for each second that the loop
+        // took.
+        assert!((16..200).contains(&allowed), "{allowed}");
         assert_eq!(summary["denied"], limited);
         let events = ended.kind("verdict");
         assert!(

@@ -494,6 +494,31 @@ print(sent, flush=True)
     }
 
     #[test]
+    fn a_check_tries_a_guard_that_is_not_pinned_too() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let (bpffs, other) = (Bpffs::new(), Bpffs::new());
+        let guard = start(&network, &bpffs, &[]);
+        let (findings, _) = check(&network, &other);
+        let state = |check, what| finding(&findings, check, what)["state"].clone();
+        let process = format!("process {} guards, and denies", guard.pid());
+        assert_eq!(state("guard", process.as_str()), "ok");
+        assert_eq!(state("interface", "nothing runs ahead"), "ok");
+        assert_eq!(state("trial", "who is allowed, reached"), "ok");
+        assert_eq!(state("trial", "who is not allowed, was refused"), "ok");
+        guard.stop();
+        // The guard is what is tried, not what somebody says of it.
+        let guard = start(&network, &bpffs, &["--audit"]);
+        let (findings, code) = check(&network, &other);
+        assert_eq!(
+            finding(&findings, "guard", "its mode is audit")["state"],
+            "gap"
+        );
+        assert_eq!(code, Some(1));
+        guard.stop();
+    }
+
+    #[test]
     fn what_was_learned_allows_the_observed_and_denies_the_rest() {
         let network = Network::new();
         let _service = MetadataService::start(&network);

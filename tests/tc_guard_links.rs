@@ -13,8 +13,8 @@ mod root {
     use std::thread::{self, JoinHandle};
     use std::time::{Duration, Instant};
 
-    use ebpfkit::kernel::interfaces;
     use ebpfkit::kernel::tc::{Attachment, Method, Side};
+    use ebpfkit::kernel::{hooks, interfaces};
     use ebpfkit::skel::guard_gate::types::bss;
     use ebpfkit::tools::tc_guard::Guard;
     use libbpf_rs::libbpf_sys;
@@ -286,6 +286,53 @@ mod root {
         guard.stop();
         assert_eq!(status(&network, &bpffs)["counters"]["denied"], 2);
         stop(&network, &bpffs);
+    }
+
+    /// What is at a hook of the machine's interface, first to last.
+    fn hooked(network: &Network, side: Side) -> Vec<(String, Option<u32>)> {
+        let there = network.machine.enter(move || {
+            let at = interfaces::chosen(&["eth0".to_owned()]).unwrap().remove(0);
+            hooks::at(at.index, side).unwrap()
+        });
+        let named = |at: hooks::Attached| (at.name.unwrap_or_default(), at.program);
+        there.join().unwrap().into_iter().map(named).collect()
+    }
+
+    #[test]
+    fn programs_of_others_stay_before_and_after() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let _first = Attached::at(&network.machine, "eth0", Side::Egress, 0);
+        let alone = hooked(&network, Side::Egress);
+        assert_eq!(alone.len(), 1, "{alone:?}");
+        start(&network, &bpffs, &["--pin"]).stop();
+        let _second = Attached::at(&network.machine, "eth0", Side::Egress, 0);
+        let all = hooked(&network, Side::Egress);
+        let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
+        let (before, after) = (names.first().copied(), names.last().copied());
+        assert_eq!(
+            (before, after),
+            (Some("somebody_s"), Some("somebody_s")),
+            "{names:?}"
+        );
+        assert!(
+            names.len() == 3 && names[1].starts_with("gate_egress_"),
+            "{names:?}"
+        );
+        stop(&network, &bpffs);
+        // The kernel may take off what nobody holds any more a moment later.
+        let began = Instant::now();
+        while hooked(&network, Side::Egress).len() > 2 {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{:?}",
+                hooked(&network, Side::Egress)
+            );
+        }
+        assert_eq!(
+            hooked(&network, Side::Egress),
+            [all[0].clone(), alone[0].clone()]
+        );
     }
 
     #[test]

@@ -119,6 +119,22 @@ pub fn id(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info.id)
 }
 
+/// Has `map` stay as long as `program` does, and be among those that [`maps`] gives of it (kernel 5.10).
+///
+/// # Errors
+/// What the kernel says.
+pub fn bind(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
+    #[allow(unsafe_code)]
+    // SAFETY: both descriptors outlive the call, and no options are given.
+    let ret = unsafe {
+        libbpf_sys::bpf_prog_bind_map(program.as_raw_fd(), map.as_raw_fd(), std::ptr::null())
+    };
+    if ret < 0 {
+        return Err(io::Error::from_raw_os_error(-ret));
+    }
+    Ok(())
+}
+
 /// The maps of the program with this number, whosever it is.
 ///
 /// # Errors

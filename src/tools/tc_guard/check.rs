@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 
 use anyhow::{Result, bail};
+use libbpf_rs::MapHandle;
 use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::gates;
-use super::guard::Guard;
+use super::guard::{self, Guard};
 use super::holders::{self, Survey};
 use super::pinned::{self, Found};
 use super::plan::Plan;
@@ -19,9 +20,9 @@ use super::run::Place;
 use super::statement::Statement;
 use super::status::{self, InterfaceStatus};
 use super::{NAME, strangers, trial};
-use crate::kernel::hooks;
+use crate::kernel::hooks::Attached;
 use crate::kernel::interfaces;
-use crate::kernel::tc::{Method, Side};
+use crate::kernel::tc::Method;
 use crate::kernel::{cgroup, features, pin};
 use crate::output::{self, Event, Line, Printable, Settings, Style};
 use crate::process::Directory;
@@ -126,41 +127,12 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     match found {
         (shelf, Found::Guard(guard)) => {
             let statement = pinned::statement(&shelf, &guard)?;
-            findings.extend(guard_findings(&statement, pid));
+            findings.push(mode_finding("a guard is pinned", &statement));
+            findings.extend(follower_finding(pid));
             let all = status::interfaces_of(&guard, statement.interfaces())?;
-            findings.extend(interface_findings(&all));
-            let plan = Plan::new(&statement.policy()?, root.as_deref())?;
-            findings.extend(own_addresses(&plan, &all)?);
-            if !args.no_trial {
-                findings.extend(trial::run(&plan, statement.deny(), |uid| {
-                    guard.denials(uid)
-                }));
-            }
+            findings.extend(policy_findings(args, &statement, &all, guard.table())?);
         }
-        _ => match pid {
-            Some(pid) => {
-                findings.push(Finding::note(
-                    "guard",
-                    format!(
-                        "process {pid} guards; what with is known to it alone, and is not tried (a \
-                         guard that was started with --pin is)"
-                    ),
-                ));
-                findings.extend(interface_findings(&foreground_interfaces()?));
-            }
-            None if strangers::judging(&strangers::find(&BTreeSet::new())?).is_some() => {
-                findings.push(Finding::note(
-                    "guard",
-                    "a guard is in force whose pins are not in this bpffs: name another one with --bpffs",
-                ));
-                findings.extend(interface_findings(&foreground_interfaces()?));
-            }
-            None => findings.push(Finding::gap(
-                "guard",
-                "no guard is in force in this network namespace",
-                "ebpfkit tc-guard run",
-            )),
-        },
+        _ => findings.extend(unpinned_findings(args, pid)?),
     }
     let (processes, hidden) = holders::processes();
     let mut directory = Directory::new(None);
@@ -190,23 +162,77 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     Ok(())
 }
 
-fn guard_findings(statement: &Statement, pid: Option<u32>) -> Vec<Finding> {
-    let mut findings = vec![match statement.mode.as_str() {
-        "enforce" => Finding::ok("guard", "a guard is pinned, and denies what no rule allows"),
+fn mode_finding(how: &str, statement: &Statement) -> Finding {
+    match statement.mode.as_str() {
+        "enforce" => Finding::ok("guard", format!("{how}, and denies what no rule allows")),
         mode => Finding::gap(
             "guard",
-            format!("the guard's mode is {mode}: it denies nothing, or not everywhere"),
-            "leave mode = \"audit\" and --audit away, and reload",
+            format!("{how}, and its mode is {mode}: it denies nothing, or not everywhere"),
+            "leave mode = \"audit\" and --audit away, and reload, or start it anew",
         ),
-    }];
-    if pid.is_none() {
-        findings.push(Finding::gap(
+    }
+}
+
+fn follower_finding(pid: Option<u32>) -> Option<Finding> {
+    pid.is_none().then(|| {
+        Finding::gap(
             "guard",
             "no process follows the interfaces that come, and cgroups that are made anew",
             "ebpfkit tc-guard run --pin takes the guard over",
-        ));
+        )
+    })
+}
+
+/// What follows from the policy of the guard that is at these interfaces, and a trial of it.
+fn policy_findings(
+    args: &Args,
+    statement: &Statement,
+    interfaces: &[InterfaceStatus],
+    reports: &MapHandle,
+) -> Result<Vec<Finding>> {
+    let mut findings = interface_findings(interfaces);
+    let plan = Plan::new(&statement.policy()?, cgroup::mount().as_deref())?;
+    findings.extend(own_addresses(&plan, interfaces)?);
+    if !args.no_trial {
+        findings.extend(trial::run(&plan, statement.deny(), |uid| {
+            guard::denials(reports, uid)
+        }));
     }
-    findings
+    Ok(findings)
+}
+
+/// Of a guard that no pin in this bpffs names, by what is attached.
+fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
+    let strangers = strangers::find(&BTreeSet::new())?;
+    let how = match pid {
+        Some(pid) => format!("process {pid} guards"),
+        None if strangers::judging(&strangers).is_some() => {
+            "a guard is in force that is not pinned in this bpffs".to_owned()
+        }
+        None => {
+            return Ok(vec![Finding::gap(
+                "guard",
+                "no guard is in force in this network namespace",
+                "ebpfkit tc-guard run",
+            )]);
+        }
+    };
+    let gates = |at: &Attached| at.name.as_deref().is_some_and(gates::is_gate);
+    if let Some((statement, reports)) = strangers::said(&strangers)? {
+        let mut findings = vec![mode_finding(&how, &statement)];
+        let all = status::interfaces_with(statement.interfaces(), gates)?;
+        findings.extend(policy_findings(args, &statement, &all, &reports)?);
+        return Ok(findings);
+    }
+    let mut findings = vec![Finding::note(
+        "guard",
+        format!(
+            "{how}; what with cannot be seen, and is not tried (a guard of another bpffs is where --bpffs names \
+             it; that of a process is with CAP_SYS_ADMIN)"
+        ),
+    )];
+    findings.extend(interface_findings(&status::interfaces_with(&[], gates)?));
+    Ok(findings)
 }
 
 fn interface_findings(interfaces: &[InterfaceStatus]) -> Vec<Finding> {
@@ -244,18 +270,6 @@ fn interface_findings(interfaces: &[InterfaceStatus]) -> Vec<Finding> {
         ));
     }
     findings
-}
-
-/// What a guard that is not pinned is attached to, by the names of its programs.
-fn foreground_interfaces() -> Result<Vec<InterfaceStatus>> {
-    let ours = |at: &hooks::Attached| at.name.as_deref().is_some_and(gates::is_gate);
-    let mut found = Vec::new();
-    for interface in interfaces::all()?.iter().filter(|at| !at.loopback) {
-        let egress = hooks::at(interface.index, Side::Egress)?;
-        let ingress = hooks::at(interface.index, Side::Ingress)?;
-        found.push(status::interface_status(interface, &egress, &ingress, ours));
-    }
-    Ok(found)
 }
 
 /// An endpoint that is an address of the machine is reached by the loopback interface.

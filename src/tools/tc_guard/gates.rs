@@ -314,22 +314,57 @@ pub(super) fn own(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     fd.try_clone_to_owned()
 }
 
-/// Whether the gate with this program id, whosever it is, has a policy behind it that judges: `None` if
-/// that cannot be seen, which takes CAP_SYS_ADMIN.
-pub fn judges(gate: u32) -> Option<bool> {
-    let maps = program::maps(gate).ok()?;
-    let named = |wanted: fn(&str) -> bool| {
-        let mut maps = maps.iter();
-        maps.find(|map| map.name().to_str().is_some_and(wanted))
-    };
-    let key = 0_u32.to_ne_bytes();
-    let state = named(|name| name.ends_with(".bss"))?;
-    let state = State::from_bytes(&state.lookup(&key, MapFlags::ANY).ok()??);
-    let Some(bank) = state.armed.checked_sub(1) else {
-        return Some(false);
-    };
-    // The kernel has emptied it if nobody holds it any more.
-    let slot = named(|name| name.starts_with("slot_"))?;
-    let behind = slot.lookup(&u32::from(bank).to_ne_bytes(), MapFlags::ANY);
-    Some(behind.ok()?.is_some())
+/// The name of what a guard says of itself, as a map.
+pub const STATEMENT: &str = "statement";
+
+/// What can be seen of a gate by its program id, whosever it is, which takes CAP_SYS_ADMIN.
+#[derive(Debug)]
+pub struct Seen {
+    maps: Vec<MapHandle>,
+}
+
+impl Seen {
+    /// `None` if it cannot be seen.
+    pub fn of(gate: u32) -> Option<Self> {
+        let maps = program::maps(gate).ok()?;
+        Some(Self { maps })
+    }
+
+    fn state(&self) -> Option<State> {
+        let state = named(&self.maps, |name| name.ends_with(".bss"))?;
+        let key = 0_u32.to_ne_bytes();
+        let state = state.lookup(&key, MapFlags::ANY).ok()??;
+        Some(State::from_bytes(&state))
+    }
+
+    /// Whether there is a policy behind it that judges.
+    pub fn judges(&self) -> Option<bool> {
+        if self.state()?.armed == 0 {
+            return Some(false);
+        }
+        // The kernel has emptied it if nobody holds it any more.
+        Some(self.judge()?.is_some())
+    }
+
+    /// The program id of the policy in force.
+    fn judge(&self) -> Option<Option<u32>> {
+        let bank = self.state()?.armed.checked_sub(1)?;
+        let slot = named(&self.maps, |name| name.starts_with("slot_"))?;
+        let behind = slot.lookup(&u32::from(bank).to_ne_bytes(), MapFlags::ANY);
+        let id = |bytes: Vec<u8>| bytes.first_chunk().copied().map(u32::from_ne_bytes);
+        Some(behind.ok()?.and_then(id))
+    }
+
+    /// What a guard that is not pinned says of itself, and the table of what it reports.
+    pub fn said(&self) -> Option<(&MapHandle, MapHandle)> {
+        let statement = named(&self.maps, |name| name == STATEMENT)?;
+        let judge = program::maps(self.judge()??).ok()?;
+        let mut judge = judge.into_iter();
+        Some((statement, judge.find(|map| map.name() == "reports")?))
+    }
+}
+
+fn named(maps: &[MapHandle], wanted: impl Fn(&str) -> bool) -> Option<&MapHandle> {
+    let mut maps = maps.iter();
+    maps.find(|map| map.name().to_str().is_some_and(&wanted))
 }

@@ -369,21 +369,26 @@ impl Guard {
     /// # Errors
     /// If the kernel does not give them.
     pub fn reports(&self) -> Result<Vec<(Key, u64)>> {
-        let map = &self.kept.reports;
-        let mut found = Vec::new();
-        for key in map.keys() {
-            if let Some(value) = map.lookup(&key, MapFlags::ANY)? {
-                found.push((Key::from_bytes(&key)?, report::total_from_bytes(&value)?));
-            }
-        }
-        Ok(found)
+        reports(&self.kept.reports)
     }
 
-    /// How many packets and calls of this user were denied for who it is; `None` if the kernel does not say.
-    pub fn denials(&self, uid: u32) -> Option<u64> {
-        let reports = self.reports().ok()?;
-        let of = |(key, _): &&(Key, u64)| key.verdict == Verdict::Denied && key.uid == Some(uid);
-        Some(reports.iter().filter(of).map(|(_, total)| total).sum())
+    /// The table of them.
+    pub fn table(&self) -> &MapHandle {
+        &self.kept.reports
+    }
+
+    /// Has whoever sees a gate at its hook find `said`, as long as the gate is there.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn say(&self, said: &MapHandle) -> Result<()> {
+        for (hook, gate) in self.gates() {
+            if Hook::PACKETS.contains(&hook) {
+                program::bind(gate, said.as_fd())
+                    .context("cannot bind what the guard says of itself to a gate")?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes room in the table of reports when half of it is in use: entries of which all has been told, as
@@ -471,6 +476,28 @@ impl Guard {
             .read()
             .is_ok_and(|state| state.home_netns != 0 && features::tc_knows_namespaces())
     }
+}
+
+/// Packets and calls per key in a table of reports.
+///
+/// # Errors
+/// If the kernel does not give them.
+fn reports(table: &MapHandle) -> Result<Vec<(Key, u64)>> {
+    let mut found = Vec::new();
+    for key in table.keys() {
+        if let Some(value) = table.lookup(&key, MapFlags::ANY)? {
+            found.push((Key::from_bytes(&key)?, report::total_from_bytes(&value)?));
+        }
+    }
+    Ok(found)
+}
+
+/// How many packets and calls of this user were denied for who it is, by a guard's table of reports; `None` if the
+/// kernel does not say.
+pub fn denials(table: &MapHandle, uid: u32) -> Option<u64> {
+    let reports = reports(table).ok()?;
+    let of = |(key, _): &&(Key, u64)| key.verdict == Verdict::Denied && key.uid == Some(uid);
+    Some(reports.iter().filter(of).map(|(_, total)| total).sum())
 }
 
 /// What packets are marked with that were judged as they came in: nobody else's number, and not 0,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use super::follow;
+use super::gates::STATEMENT;
 use super::guard::Guard;
 use super::pinned::{self, Found, Pinned};
 use super::plan::Plan;
@@ -20,6 +21,7 @@ use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::netlink::Monitor;
 use crate::kernel::pin::Watch;
 use crate::kernel::tc::Attachment;
+use crate::kernel::text;
 
 /// What keeps the guard in place.
 enum Holder {
@@ -77,6 +79,7 @@ impl Hold {
     pub fn by_process(
         policy: &Policy,
         plan: &Plan,
+        statement: &Statement,
         cgroup_root: Option<&Path>,
         bpffs: Option<&Path>,
     ) -> Result<Self> {
@@ -89,10 +92,16 @@ impl Hold {
                 shelf.path().display()
             );
         }
-        let notes = Vec::from_iter(strangers::clear(&BTreeSet::new())?);
+        let mut notes = Vec::from_iter(strangers::clear(&BTreeSet::new())?);
         let monitor = Monitor::new()?;
         let (interfaces, unreadable) = chosen(policy)?;
         let guard = Guard::load(plan, Guard::method(), cgroup_root)?;
+        // It guards as well without.
+        if let Err(err) = say(&guard, statement) {
+            notes.push(format!(
+                "ebpfkit tc-guard check will not try this guard: {err:#}"
+            ));
+        }
         let (packets, calls) = attach(&guard, plan, &interfaces, cgroup_root)?;
         guard.arm()?;
         Ok(Self {
@@ -283,6 +292,10 @@ impl Hold {
     pub fn release(self) -> Guard {
         self.guard
     }
+}
+
+fn say(guard: &Guard, statement: &Statement) -> Result<()> {
+    guard.say(&text::store(STATEMENT, &statement.to_text()?)?)
 }
 
 fn attach(

@@ -28,6 +28,7 @@ use super::plan::Plan;
 use super::policy::{Mode, Policy, Rule, interface_name};
 use super::report::{Key, Reported, Sample, Tally};
 use super::run::Place;
+use super::statement::Statement;
 use super::{NAME, pinned};
 use crate::endpoint::Endpoint;
 use crate::kernel::ring::Ring;
@@ -199,7 +200,9 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let mut sink = output::stdout(NAME, settings);
     let (_instance, _) = pinned::only()?;
     let started = OffsetDateTime::now_utc();
-    let mut hold = Hold::by_process(&policy, &plan, root.as_deref(), bpffs.as_deref())?;
+    let statement = Statement::new(&policy, None, false, &plan, started);
+    let bpffs = bpffs.as_deref();
+    let mut hold = Hold::by_process(&policy, &plan, &statement, root.as_deref(), bpffs)?;
     let requests = Requests::start(args);
     sink.ready(&Ready {
         interfaces: hold.interfaces.iter().map(|at| at.name.as_str()).collect(),

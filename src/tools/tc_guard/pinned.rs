@@ -16,7 +16,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::MapHandle;
 
-use super::gates::Hook;
+use super::gates::{Hook, STATEMENT};
 use super::guard::Guard;
 use super::plan::Plan;
 use super::statement::Statement;
@@ -147,7 +147,7 @@ impl Pinned {
                 draft.add(&link_name(attachment.interface(), attachment.side()), link)?;
             }
         }
-        let said = text::store("statement", &statement.to_text()?)?;
+        let said = text::store(STATEMENT, &statement.to_text()?)?;
         draft.add(&statement_name(guard.generation()), said.as_fd())?;
         draft.commit()?;
         packets.into_iter().for_each(Attachment::keep);
@@ -202,7 +202,7 @@ impl Pinned {
         let next = guard.prepare(plan, cgroup_root)?;
         let generation = next.generation();
         // A process that was killed before it could switch may have left these.
-        let said = text::store("statement", &statement.to_text()?)?;
+        let said = text::store(STATEMENT, &statement.to_text()?)?;
         let name = statement_name(generation);
         self.shelf.forget(&self.lock, &name)?;
         self.shelf.add(&self.lock, &name, said.as_fd())?;
@@ -332,7 +332,7 @@ fn statement_of(shelf: &Shelf, generation: u16) -> Result<Statement> {
 }
 
 fn statement_name(generation: u16) -> String {
-    format!("statement_{generation}")
+    format!("{STATEMENT}_{generation}")
 }
 
 fn link_name(interface: &Interface, side: Side) -> String {

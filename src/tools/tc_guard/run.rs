@@ -101,12 +101,11 @@ struct Guarded {
 }
 
 impl Args {
-    /// The policy of the file and the command line together.
-    fn policy(&self) -> Result<Policy> {
-        let mut policy = match &self.guarded.config {
-            Some(path) => read(path)?,
-            None => Policy::default(),
-        };
+    /// The policy of the file and the command line together, and whether the command line added to the file.
+    fn policy(&self) -> Result<(Policy, bool)> {
+        // Once: it may be a pipe.
+        let file = self.guarded.config.as_deref().map(read).transpose()?;
+        let mut policy = file.clone().unwrap_or_default();
         let mut endpoints = metadata::endpoints(&self.guarded.clouds)?;
         endpoints.extend_from_slice(&self.guarded.endpoints);
         let subjects = |texts: &[String]| -> Vec<_> {
@@ -140,7 +139,8 @@ impl Args {
         if !self.interfaces.is_empty() {
             policy.interfaces.clone_from(&self.interfaces);
         }
-        Ok(policy)
+        let mixed = file.is_some_and(|file| file != policy);
+        Ok((policy, mixed))
     }
 }
 
@@ -176,7 +176,7 @@ pub fn read(path: &Path) -> Result<Policy> {
 }
 
 pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
-    let policy = args.policy()?;
+    let (policy, mixed) = args.policy()?;
     let root = cgroup::mount();
     let plan = Plan::new(&policy, root.as_deref())?;
     if args.check_config {
@@ -188,24 +188,18 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
 
     let stop = Stop::on_signals()?;
     let (_instance, squatted) = pinned::only()?;
-    let hold = match &bpffs {
-        Some(bpffs) if args.pin => {
-            let config = args.guarded.config.as_deref();
-            let mixed = config
-                .map(read)
-                .transpose()?
-                .is_some_and(|read| read != policy);
-            let config = config.map(absolute).transpose()?;
-            let now = OffsetDateTime::now_utc();
-            let statement = Statement::new(&policy, config, mixed, &plan, now);
-            Hold::by_pins(&policy, &plan, &statement, root.as_deref(), bpffs)?
-        }
-        _ => Hold::by_process(&policy, &plan, root.as_deref(), bpffs.as_deref())?,
+    let config = args.guarded.config.as_deref().map(absolute).transpose()?;
+    let now = OffsetDateTime::now_utc();
+    let statement = Statement::new(&policy, config, mixed, &plan, now);
+    let (root, bpffs) = (root.as_deref(), bpffs.as_deref());
+    let hold = match bpffs {
+        Some(bpffs) if args.pin => Hold::by_pins(&policy, &plan, &statement, root, bpffs)?,
+        _ => Hold::by_process(&policy, &plan, &statement, root, bpffs)?,
     };
     let kernel = &hold.guard;
-    let mut cgroups = Cgroups::new(&plan, root.as_deref())?;
+    let mut cgroups = Cgroups::new(&plan, root)?;
     cgroups.follow(kernel)?;
-    let mut reporter = Reporter::new(settings, root.as_deref(), hold.bpffs())?;
+    let mut reporter = Reporter::new(settings, root, hold.bpffs())?;
     reporter.interfaces.clone_from(&hold.interfaces);
     reporter.know(kernel.generation(), &plan);
     reporter.ready(&ready(&plan, &hold))?;
@@ -229,7 +223,7 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
         reporter.finish();
         return drained;
     }
-    if pinned && process_leaves_a_guard(bpffs.as_deref()) {
+    if pinned && process_leaves_a_guard(bpffs) {
         reporter.note(
             "the guard stays, and follows no new interfaces until run --pin takes it over; \
              ebpfkit tc-guard stop takes it away",

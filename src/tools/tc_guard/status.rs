@@ -214,18 +214,31 @@ fn describe(guard: &Guard, statement: &Statement) -> Result<PinnedStatus> {
     })
 }
 
-/// The interfaces that are guarded or should be.
+/// The interfaces that `guard` guards or should.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn interfaces_of(guard: &Guard, wanted: &[String]) -> Result<Vec<InterfaceStatus>> {
     let gates = pinned::gate_ids(guard)?;
-    let ours = |at: &Attached| at.program.is_some_and(|id| gates.contains(&id));
+    interfaces_with(wanted, |at| {
+        at.program.is_some_and(|id| gates.contains(&id))
+    })
+}
+
+/// The interfaces that have what is `ours` at a hook or should, which are those that are `wanted`, or all but
+/// loopback.
+///
+/// # Errors
+/// What the kernel says.
+pub fn interfaces_with(
+    wanted: &[String],
+    ours: impl Fn(&Attached) -> bool,
+) -> Result<Vec<InterfaceStatus>> {
     let mut found = Vec::new();
     for interface in interfaces::all()? {
         let egress = hooks::at(interface.index, Side::Egress)?;
         let ingress = hooks::at(interface.index, Side::Ingress)?;
-        let status = interface_status(&interface, &egress, &ingress, ours);
+        let status = interface_status(&interface, &egress, &ingress, &ours);
         let should = if wanted.is_empty() {
             !interface.loopback
         } else {

@@ -6,13 +6,15 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
+use libbpf_rs::MapHandle;
 
-use super::gates::{self, is_gate};
+use super::gates::{self, Seen, is_gate};
 use super::guard::Guard;
-use crate::kernel::bpf;
+use super::statement::Statement;
 use crate::kernel::hooks::{self, How};
 use crate::kernel::interfaces;
 use crate::kernel::tc::Side;
+use crate::kernel::{bpf, text};
 
 /// A gate of another guard.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub struct Stranger {
     index: i32,
     side: Side,
     how: How,
+    /// Nothing if that cannot be seen.
+    seen: Option<Seen>,
     /// Whether there is a policy behind it; nothing if that cannot be seen.
     judges: Option<bool>,
 }
@@ -42,12 +46,14 @@ pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
                 if known || !at.name.as_deref().is_some_and(is_gate) {
                     continue;
                 }
+                let seen = at.program.and_then(Seen::of);
                 found.push(Stranger {
                     interface: interface.name.clone(),
                     index: interface.index,
                     side,
                     how: at.how,
-                    judges: at.program.and_then(gates::judges),
+                    judges: seen.as_ref().and_then(Seen::judges),
+                    seen,
                 });
             }
         }
@@ -60,6 +66,21 @@ pub fn judging(strangers: &[Stranger]) -> Option<&str> {
     let mut all = strangers.iter();
     all.find(|at| at.judges == Some(true))
         .map(|at| at.interface.as_str())
+}
+
+/// What the guard that one of them is of says of itself, and the table of what it reports; nothing if it is pinned,
+/// as its pins say more, or if that cannot be seen.
+///
+/// # Errors
+/// If it is not of this version.
+pub fn said(strangers: &[Stranger]) -> Result<Option<(Statement, MapHandle)>> {
+    let mut all = strangers.iter();
+    let said = all.find_map(|at| at.seen.as_ref().filter(|_| at.judges == Some(true))?.said());
+    let read = said.map(|(said, reports)| {
+        let statement = Statement::from_text(&text::load(said)?)?;
+        Ok((statement, reports))
+    });
+    read.transpose()
 }
 
 /// Makes room for a guard whose gates have the program ids `own`: takes away what [`sweep`] does. What is to be
