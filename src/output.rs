@@ -149,6 +149,8 @@ pub struct Sink<W: Write> {
     settings: Settings,
     color: bool,
     writer: W,
+    /// The second of the line before, and what it is called.
+    second: Option<(i64, String)>,
 }
 
 impl<W: Write> fmt::Debug for Sink<W> {
@@ -227,6 +229,10 @@ impl serde_json::ser::Formatter for Escaping {
     where
         W: ?Sized + Write,
     {
+        // Nearly all of them, of control characters only this one is not escaped by JSON itself.
+        if leading(fragment.as_bytes(), |byte| byte < 0x7f) == fragment.len() {
+            return writer.write_all(fragment.as_bytes());
+        }
         let mut plain = 0;
         for (at, c) in fragment.char_indices().filter(|(_, c)| !is_printable(*c)) {
             writer.write_all(&fragment.as_bytes()[plain..at])?;
@@ -247,6 +253,7 @@ impl<W: Write> Sink<W> {
             settings,
             color,
             writer,
+            second: None,
         }
     }
 
@@ -268,9 +275,21 @@ impl<W: Write> Sink<W> {
         }
     }
 
+    /// As [`rfc3339`]: what a line has in common with the one before is not made anew.
+    fn stamp(&mut self, time: OffsetDateTime) -> io::Result<String> {
+        let second = time.unix_timestamp();
+        if self.second.as_ref().is_none_or(|(last, _)| *last != second) {
+            let mut text = rfc3339(time)?;
+            text.truncate("0000-00-00T00:00:00".len());
+            self.second = Some((second, text));
+        }
+        let text = self.second.as_ref().map_or("", |(_, text)| text);
+        Ok(format!("{text}.{:09}Z", time.nanosecond()))
+    }
+
     fn json<E: Event>(&mut self, time: OffsetDateTime, event: &E) -> io::Result<()> {
         let line = JsonLine {
-            time: rfc3339(time)?,
+            time: self.stamp(time)?,
             tool: self.tool,
             kind: event.kind(),
             event,
@@ -390,6 +409,9 @@ impl fmt::Display for Printable<'_> {
 
 /// Whether `c` may reach a terminal as it is.
 pub fn is_printable(c: char) -> bool {
+    if c.is_ascii() {
+        return !c.is_ascii_control();
+    }
     !c.is_control()
         && !matches!(c,
             '\u{00ad}' | '\u{061c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
@@ -397,11 +419,44 @@ pub fn is_printable(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
+/// How many bytes there are before the first that is not `wanted`.
+pub fn leading(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
+    /// Without a way out between these, the compiler looks at many at once.
+    const STEP: usize = 16;
+    let all = |step: &[u8]| step.iter().fold(true, |all, byte| all & wanted(*byte));
+    let whole = bytes
+        .chunks_exact(STEP)
+        .take_while(|step| all(step))
+        .count()
+        * STEP;
+    let rest = bytes[whole..].iter().position(|byte| !wanted(*byte));
+    rest.map_or(bytes.len(), |rest| whole + rest)
+}
+
 #[cfg(test)]
 mod tests {
     use time::macros::datetime;
 
     use super::*;
+
+    #[test]
+    fn a_line_s_time_is_that_of_its_event_whatever_came_before() {
+        let settings = Settings {
+            format: Format::Json,
+            ..Settings::default()
+        };
+        let mut sink = Sink::new("test", settings, false, Vec::new());
+        for time in [
+            datetime!(2026-07-29 12:00:00.000000001 UTC),
+            datetime!(2026-07-29 12:00:00.9 UTC),
+            datetime!(2026-07-29 14:00:01 +2),
+            datetime!(2026-07-29 12:00:00.5 UTC),
+            datetime!(1969-12-31 23:59:59.25 UTC),
+            datetime!(1969-12-31 23:59:59 UTC),
+        ] {
+            assert_eq!(sink.stamp(time).unwrap(), rfc3339(time).unwrap());
+        }
+    }
 
     #[derive(Serialize)]
     struct Seen {

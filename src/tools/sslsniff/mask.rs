@@ -12,6 +12,8 @@ pub(super) mod http2;
 
 use http2::Frames;
 
+use crate::output::leading;
+
 /// Headers whose values are secret, in lower case.
 const SECRET: &[&[u8]] = &[
     b"authorization",
@@ -121,6 +123,16 @@ pub fn query(target: &mut String) {
     *target = String::from_utf8_lossy(&bytes).into_owned();
 }
 
+/// Whether it may be in a header's name.
+fn is_name_letter(byte: u8) -> bool {
+    // Without branches, so that many are looked at in one step.
+    ((byte | 0x20).wrapping_sub(b'a') < 26)
+        | (byte.wrapping_sub(b'0') < 10)
+        | (byte == b'-')
+        | (byte == b'_')
+        | (byte == b'.')
+}
+
 /// Whether the header of this name, in lower case, has a secret value.
 fn is_secret(name: &[u8]) -> bool {
     SECRET.contains(&name)
@@ -223,14 +235,18 @@ impl Lines {
         self.length = 0;
     }
 
-    /// Adds a letter to the name; of a long one the end is kept.
-    fn push(&mut self, letter: u8) {
-        if self.length == LONGEST_NAME {
-            self.name.copy_within(1.., 0);
-            self.length -= 1;
+    /// Adds letters to the name; of a long one the end is kept.
+    fn push(&mut self, letters: &[u8]) {
+        let letters = &letters[letters.len().saturating_sub(LONGEST_NAME)..];
+        let room = LONGEST_NAME - letters.len();
+        if self.length > room {
+            self.name.copy_within(self.length - room..self.length, 0);
+            self.length = room;
         }
-        self.name[self.length] = folded(letter);
-        self.length += 1;
+        for letter in letters {
+            self.name[self.length] = folded(*letter);
+            self.length += 1;
+        }
     }
 
     /// Whether the line starts as a request of HTTP/1 does.
@@ -245,16 +261,28 @@ impl Lines {
     /// Masks secrets in the next bytes; says whether there were any.
     pub fn mask(&mut self, bytes: &mut [u8]) -> bool {
         let mut masked = false;
-        let mut rest = bytes.iter_mut();
-        while let Some(byte) = rest.next() {
-            if self.at == At::Rest {
-                // The long way of all payload that is not secret.
-                if *byte == b'\n' || rest.any(|byte| *byte == b'\n') {
-                    self.start();
+        let mut rest = bytes;
+        while let Some(byte) = rest.first_mut() {
+            let done = match self.at {
+                // Most payload is of these two.
+                At::Rest => match memchr::memchr(b'\n', rest) {
+                    Some(end) => {
+                        self.start();
+                        end + 1
+                    }
+                    None => break,
+                },
+                At::Name if is_name_letter(*byte) => {
+                    let letters = leading(rest, is_name_letter);
+                    self.push(&rest[..letters]);
+                    letters
                 }
-                continue;
-            }
-            masked |= self.step(byte);
+                _ => {
+                    masked |= self.step(byte);
+                    1
+                }
+            };
+            rest = &mut rest[done..];
         }
         masked
     }
@@ -302,10 +330,7 @@ impl Lines {
                 *byte = MASK;
                 return true;
             }
-            (At::Parameter, letter) => self.push(letter),
-            (At::Name, letter) if letter.is_ascii_alphanumeric() || b"-_.".contains(&letter) => {
-                self.push(letter);
-            }
+            (At::Parameter, letter) => self.push(&[letter]),
             _ => self.at = At::Rest,
         }
         false
