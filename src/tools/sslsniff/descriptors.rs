@@ -6,6 +6,8 @@ use std::fs::File;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
+use super::probes::has_return;
+use super::symbols::Function;
 use crate::kernel::uprobes::Method;
 
 /// What is kept free while probes are attached: for the ring, the command and `/proc`.
@@ -36,13 +38,20 @@ pub fn restore((soft, hard): Limit) -> std::io::Result<()> {
 /// As many libraries as may be found: each holds a descriptor until its probes are attached, and these
 /// hold some from then on; all else, the programs above all, takes some as well. Generous figures.
 pub fn most_libraries(method: Method) -> usize {
+    let entries = Function::ALL.len();
+    let returns = Function::ALL
+        .into_iter()
+        .filter(|one| has_return(*one))
+        .count();
+    // Of no library all; OpenSSL has most of them.
+    let functions = (entries + returns) as rlim_t;
     let (others, each) = match method {
         // A program and a link for entries, the same for returns.
         Method::Multi => (64, 4),
         // For each function.
-        Method::Linked => (64, 48),
+        Method::Linked => (64, functions),
         // A program for each as well.
-        Method::Classic => (160, 48),
+        Method::Classic => (64 + functions, functions),
     };
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     let room = soft.saturating_sub(others) / each;
