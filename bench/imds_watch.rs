@@ -23,8 +23,8 @@ use ebpfkit::tools::imds_watch::{plan::Plan, program};
 use etherparse::PacketBuilder;
 use libbpf_rs::{ProgramInput, libbpf_sys};
 
-const RUNS: u32 = 500_000;
-const ROUNDS: usize = 9;
+const RUNS: u32 = 20_000;
+const ROUNDS: u32 = 300;
 const PACKETS: u32 = 1_000_000;
 const REQUESTS: u32 = 100_000;
 
@@ -52,52 +52,73 @@ fn request(token: bool) -> String {
 
 fn filter() -> Result<()> {
     let empty = empty::program(libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER)?;
-    for (name, clouds) in [("aws", "aws"), ("all clouds", "all")] {
-        let plan = Plan::new(&[clouds.to_owned()], &[])?;
-        let mut storage = MaybeUninit::uninit();
-        let skel = program::load(&mut storage, &plan, false, false)?;
-        println!("{name}");
-        for (what, from, to, payload) in [
-            (
-                "unconcerned, IPv4",
-                "10.0.0.2",
-                "192.0.2.1",
-                "x".repeat(1000),
-            ),
-            (
-                "unconcerned, IPv6",
-                "fd00::2",
-                "2001:db8::1",
-                "x".repeat(1000),
-            ),
-            (
-                "an answer that nobody waits for",
-                IMDS4,
-                "10.0.0.2",
-                "x".repeat(1000),
-            ),
-            ("clean request", "10.0.0.2", IMDS4, request(true)),
-            ("suspicious request", "10.0.0.2", IMDS4, request(false)),
-        ] {
-            let packet = tcp(from.parse()?, to.parse()?, payload.as_bytes());
-            let (mut nanos, mut floor) = (u64::MAX, u64::MAX);
-            for _ in 0..ROUNDS {
-                floor = floor.min(empty::run(&empty, &packet, RUNS)?);
+    let cases = [
+        (
+            "unconcerned, IPv4",
+            "10.0.0.2",
+            "192.0.2.1",
+            "x".repeat(1000),
+        ),
+        (
+            "unconcerned, IPv6",
+            "fd00::2",
+            "2001:db8::1",
+            "x".repeat(1000),
+        ),
+        (
+            "an answer that nobody waits for",
+            IMDS4,
+            "10.0.0.2",
+            "x".repeat(1000),
+        ),
+        ("clean request", "10.0.0.2", IMDS4, request(true)),
+        ("suspicious request", "10.0.0.2", IMDS4, request(false)),
+    ];
+    let packets = cases
+        .iter()
+        .map(|(_, from, to, payload)| Ok(tcp(from.parse()?, to.parse()?, payload.as_bytes())))
+        .collect::<Result<Vec<_>>>()?;
+    let (mut one, mut all) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let load = |storage, cloud: &str| {
+        program::load(storage, &Plan::new(&[cloud.to_owned()], &[])?, false, false)
+    };
+    let filters = [
+        ("aws", load(&mut one, "aws")?),
+        ("all clouds", load(&mut all, "all")?),
+    ];
+    let mut timed: Vec<empty::Timed<'_>> = Vec::new();
+    for (_, skel) in &filters {
+        for packet in &packets {
+            timed.push(Box::new(|runs| empty::run(&empty, packet, runs)));
+            timed.push(Box::new(|repeat| {
                 let input = ProgramInput {
-                    data_in: Some(&packet),
-                    repeat: RUNS,
+                    data_in: Some(packet),
+                    repeat,
                     ..ProgramInput::default()
                 };
-                let took = skel.progs.imds_watch.test_run(input)?.duration.as_nanos();
-                nanos = nanos.min(u64::try_from(took)?);
-            }
-            let what = format!("{what}, {} bytes", payload.len());
-            println!(
-                "  {what:<42} {nanos:>8} {floor:>8} {:>7.2}",
-                ratio(nanos, floor)
-            );
+                Ok(skel.progs.imds_watch.test_run(input).map(drop)?)
+            }));
         }
     }
+    let nanos = empty::shortest(&mut timed, ROUNDS, RUNS)?;
+    let mut unconcerned: f64 = 0.0;
+    for ((name, _), nanos) in filters.iter().zip(nanos.chunks(2 * cases.len())) {
+        println!("{name}");
+        for ((what, _, _, payload), pair) in cases.iter().zip(nanos.chunks(2)) {
+            let long = format!("{what}, {} bytes", payload.len());
+            let ratio = pair[1] / pair[0];
+            println!(
+                "  {long:<42} {:>8.1} {:>8.1} {ratio:>7.2}",
+                pair[1], pair[0]
+            );
+            if what.starts_with("unconcerned") {
+                unconcerned = unconcerned.max(ratio);
+            }
+        }
+    }
+    let verdict = if unconcerned <= 1.25 { "met" } else { "MISSED" };
+    println!("aim");
+    println!("  unconcerned, to the empty filter {unconcerned:>27.2} (at most 1.25) {verdict}");
     Ok(())
 }
 

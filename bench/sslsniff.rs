@@ -27,9 +27,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// Of each measurement, unless `EBPFKIT_BENCH_SECONDS` says otherwise.
-const SECONDS: u32 = 3;
-const ROUNDS: usize = 3;
+/// Of each measurement.
+const SECONDS: u32 = 2;
+const ROUNDS: usize = 7;
 const PORT: u16 = 4433;
 
 /// As bcc's sslsniff and its like: the arguments at the entry, the start of the data at the return.

@@ -11,26 +11,28 @@
 mod empty;
 
 use std::fs::File;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ebpfkit::endpoint::Endpoint;
-use ebpfkit::kernel::interfaces;
+use ebpfkit::kernel::{cgroup, interfaces};
 use ebpfkit::tools::tc_guard::plan::Plan;
-use ebpfkit::tools::tc_guard::policy::{Deny, Policy};
+use ebpfkit::tools::tc_guard::policy::{Deny, Policy, Subject};
 use ebpfkit::tools::tc_guard::{Guard, Hook};
-use etherparse::PacketBuilder;
+use empty::Timed;
+use etherparse::{PacketBuilder, VlanId};
 use libbpf_rs::libbpf_sys;
 use nix::sched::{CloneFlags, setns};
 use nix::time::{ClockId, clock_gettime};
 
-const RUNS: u32 = 200_000;
-const ROUNDS: usize = 9;
+const RUNS: u32 = 20_000;
+const ROUNDS: u32 = 500;
 /// Rounds through the veth pair, and packets of each.
 const PAIRS: usize = 61;
 const BURST: usize = 20_000;
@@ -83,95 +85,150 @@ fn main() -> Result<()> {
 struct Case {
     what: &'static str,
     to: &'static str,
-    tcp: bool,
-    hook: Hook,
+    form: Form,
     /// What it is compared to, besides the empty program.
     kind: Kind,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Tcp,
+    Udp,
+    /// TCP in a frame with a VLAN tag: what a socket was allowed before is not looked at there, so that the subjects
+    /// of the rules are asked for each packet.
+    Vlan,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Unconcerned,
+    /// As root, whom a rule names.
     Allowed,
+    /// The same, by a full judgement of each packet.
+    Judged,
+    /// By its cgroup: no rule names root.
+    InCgroup,
+    /// Neither.
     Denied,
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 10] = [
     case(
         "unconcerned, TCP over IPv4",
         ELSEWHERE4,
-        true,
+        Form::Tcp,
         Kind::Unconcerned,
     ),
     case(
         "unconcerned, UDP over IPv4",
         ELSEWHERE4,
-        false,
+        Form::Udp,
         Kind::Unconcerned,
     ),
     case(
         "unconcerned, TCP over IPv6",
         ELSEWHERE6,
-        true,
+        Form::Tcp,
         Kind::Unconcerned,
     ),
-    case("allowed, IPv4", GUARDED4, true, Kind::Allowed),
-    case("allowed, IPv6", GUARDED6, true, Kind::Allowed),
-    case("denied, IPv4", GUARDED4, true, Kind::Denied),
-    case("denied, IPv6", GUARDED6, true, Kind::Denied),
+    case("allowed, IPv4", GUARDED4, Form::Tcp, Kind::Allowed),
+    case("allowed, IPv6", GUARDED6, Form::Tcp, Kind::Allowed),
+    case(
+        "allowed by cgroup, IPv4",
+        GUARDED4,
+        Form::Tcp,
+        Kind::InCgroup,
+    ),
+    case(
+        "each packet judged, by user",
+        GUARDED4,
+        Form::Vlan,
+        Kind::Judged,
+    ),
+    case(
+        "each packet judged, by cgroup",
+        GUARDED4,
+        Form::Vlan,
+        Kind::InCgroup,
+    ),
+    case("denied, IPv4", GUARDED4, Form::Tcp, Kind::Denied),
+    case("denied, IPv6", GUARDED6, Form::Tcp, Kind::Denied),
 ];
 
-const fn case(what: &'static str, to: &'static str, tcp: bool, kind: Kind) -> Case {
+const fn case(what: &'static str, to: &'static str, form: Form, kind: Kind) -> Case {
     Case {
         what,
         to,
-        tcp,
-        hook: Hook::EgressEth,
+        form,
         kind,
     }
 }
 
+/// Guards of so many endpoints, and so many users, groups and cgroups.
+struct Guards {
+    endpoints: usize,
+    count: usize,
+    by_user: Guard,
+    by_cgroup: Guard,
+    closed: Guard,
+}
+
+impl Guards {
+    fn new(own: &Cgroup, endpoints: usize, count: usize) -> Result<Self> {
+        Ok(Self {
+            endpoints,
+            count,
+            by_user: guard(endpoints, count, true, None)?,
+            by_cgroup: guard(endpoints, count, false, Some(own))?,
+            closed: guard(endpoints, count, false, None)?,
+        })
+    }
+
+    fn of(&self, kind: Kind) -> &Guard {
+        match kind {
+            Kind::Unconcerned | Kind::Allowed | Kind::Judged => &self.by_user,
+            Kind::InCgroup => &self.by_cgroup,
+            Kind::Denied => &self.closed,
+        }
+    }
+}
+
 fn verdicts() -> Result<()> {
-    let empty = empty::program(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS)?;
+    let own = Cgroup::enter()?;
+    let mut all = Vec::new();
+    for endpoints in [1, 1_000] {
+        for count in [1, 100, 10_000] {
+            all.push(Guards::new(&own, endpoints, count)?);
+        }
+    }
+    let took = measure_verdicts(&all)?;
     let mut unconcerned = Aim::new("unconcerned traffic, to the empty classifier", 1.25);
     let mut allowed = Aim::new("allowed, to the empty classifier", 3.0);
-    let mut subjects = Aim::new("10,000 subjects, to one", 1.2);
+    let mut subjects = Aim::new("10,000 users, groups and cgroups, to one of each", 1.2);
     println!(
         "{:<34} {:>9} {:>9} {:>8} {:>8} {:>7}",
         "packet", "endpoints", "subjects", "ns", "empty", "ratio"
     );
-    for endpoints in [1, 1_000] {
-        let mut one = [0.0; CASES.len()];
-        for count in [1, 100, 10_000] {
-            let open = guard(endpoints, count, true)?;
-            let closed = guard(endpoints, count, false)?;
-            for (index, case) in CASES.iter().enumerate() {
-                let guard = if case.kind == Kind::Denied {
-                    &closed
-                } else {
-                    &open
-                };
-                let packet = packet(case.to.parse()?, case.tcp);
-                let (mut took, mut floor) = (f64::MAX, f64::MAX);
-                for _ in 0..ROUNDS {
-                    floor = floor.min(nanos(|| empty::run(&empty, &packet, RUNS))?);
-                    took = took.min(nanos(|| guard.test_run(case.hook, &packet, RUNS))?);
-                }
-                let ratio = took / floor;
-                println!(
-                    "{:<34} {endpoints:>9} {count:>9} {took:>8.1} {floor:>8.1} {ratio:>7.2}",
-                    case.what
-                );
-                match case.kind {
-                    Kind::Unconcerned => unconcerned.see(ratio),
-                    Kind::Allowed => allowed.see(ratio),
-                    Kind::Denied => {}
-                }
-                if count == 1 {
-                    one[index] = ratio;
-                } else if count == 10_000 {
-                    subjects.see(ratio / one[index]);
-                }
+    let mut one = [0.0; CASES.len()];
+    for (guards, took) in all.iter().zip(took.chunks(CASES.len())) {
+        let Guards {
+            endpoints, count, ..
+        } = guards;
+        for (index, (case, (nanos, floor))) in CASES.iter().zip(took).enumerate() {
+            let ratio = nanos / floor;
+            println!(
+                "{:<34} {endpoints:>9} {count:>9} {nanos:>8.1} {floor:>8.1} {ratio:>7.2}",
+                case.what
+            );
+            match (case.kind, case.form) {
+                (Kind::Unconcerned, _) => unconcerned.see(ratio),
+                (Kind::Allowed, _) | (Kind::InCgroup, Form::Tcp) => allowed.see(ratio),
+                _ => {}
+            }
+            if *count == 1 {
+                one[index] = ratio;
+            } else if *count == 10_000 {
+                subjects.see(ratio / one[index]);
             }
         }
     }
@@ -182,9 +239,80 @@ fn verdicts() -> Result<()> {
     Ok(())
 }
 
-/// A guard with so many endpoints and subjects, root among them or not, that answers denials with
-/// silence: an answer would be the next run's packet.
-fn guard(endpoints: usize, subjects: usize, open: bool) -> Result<Guard> {
+/// Nanoseconds of each case of each of the guards, and of the empty program with its packet.
+fn measure_verdicts(guards: &[Guards]) -> Result<Vec<(f64, f64)>> {
+    let empty = empty::program(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS)?;
+    let packets = CASES
+        .iter()
+        .map(|case| Ok(packet(case.to.parse()?, case.form)))
+        .collect::<Result<Vec<_>>>()?;
+    let mut all: Vec<Timed<'_>> = Vec::new();
+    for guards in guards {
+        for (case, packet) in CASES.iter().zip(&packets) {
+            let guard = guards.of(case.kind);
+            let verdict = guard.test_run(Hook::EgressEth, packet, 1)?.code;
+            ensure!(
+                (verdict == TC_ACT_SHOT) == (case.kind == Kind::Denied),
+                "{}: the verdict is {verdict}",
+                case.what
+            );
+            let empty = &empty;
+            all.push(Box::new(move |runs| empty::run(empty, packet, runs)));
+            all.push(Box::new(move |runs| {
+                guard.test_run(Hook::EgressEth, packet, runs).map(drop)
+            }));
+        }
+    }
+    let nanos = empty::shortest(&mut all, ROUNDS, RUNS)?;
+    Ok(nanos.chunks(2).map(|pair| (pair[1], pair[0])).collect())
+}
+
+/// linux/pkt_cls.h
+const TC_ACT_SHOT: i32 = 2;
+
+/// A cgroup that this process is in, until this value is dropped.
+struct Cgroup {
+    path: PathBuf,
+    before: PathBuf,
+    name: String,
+}
+
+impl Cgroup {
+    fn enter() -> Result<Self> {
+        let root = cgroup::mount().context("the whole of cgroup2 is not mounted here")?;
+        let own = std::fs::read_to_string("/proc/self/cgroup")?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
+        let before = root.join(own.context("this process has no cgroup")?);
+        let name = format!("ebpfkit-bench-{}", std::process::id());
+        let path = root.join(&name);
+        std::fs::create_dir(&path)?;
+        let entered = Self { path, before, name };
+        entered.go(&entered.path)?;
+        Ok(entered)
+    }
+
+    fn go(&self, to: &Path) -> Result<()> {
+        let at = || format!("cannot go to the cgroup {}", to.display());
+        std::fs::write(to.join("cgroup.procs"), "0").with_context(at)
+    }
+
+    fn id(&self) -> Result<u64> {
+        Ok(std::fs::metadata(&self.path)?.ino())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let left = self.go(&self.before);
+        if let Err(err) = left.and_then(|()| Ok(std::fs::remove_dir(&self.path)?)) {
+            eprintln!("{} stays: {err:#}", self.path.display());
+        }
+    }
+}
+
+/// A guard with so many endpoints, users, groups and cgroups, root among them or not, this process's cgroup among them
+/// or not, that answers denials with silence: an answer would be the next run's packet.
+fn guard(endpoints: usize, count: usize, root: bool, own: Option<&Cgroup>) -> Result<Guard> {
     let mut guarded: Vec<Endpoint> = vec![
         format!("{GUARDED4}:80/tcp").parse()?,
         format!("[{GUARDED6}]:80/tcp").parse()?,
@@ -193,42 +321,51 @@ fn guard(endpoints: usize, subjects: usize, open: bool) -> Result<Guard> {
         let (high, low) = (number / 250, number % 250);
         guarded.push(format!("10.{high}.{low}.7:80/tcp").parse()?);
     }
-    let first = if open { 0 } else { 1 };
-    let users: Vec<String> = (first..first + subjects)
-        .map(|uid| uid.to_string())
-        .collect();
+    let first = if root { 0 } else { 1 };
+    let users: Vec<String> = (first..first + count).map(|uid| uid.to_string()).collect();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
-    let policy = Policy {
+    let mut policy = Policy {
         deny: Deny::Drop,
         ..Policy::of(&guarded, &users)
     };
-    let guard = Guard::load(&Plan::new(&policy, None)?, Guard::method(), None)?;
+    // A group of root's is in none of its packets: only a call has it.
+    let rule = &mut policy.rules[0];
+    rule.groups = (1..=count)
+        .map(|gid| Subject::from(gid.to_string().as_str()))
+        .collect();
+    let name = own.map_or("ebpfkit-bench", |own| own.name.as_str());
+    rule.cgroups = vec![format!("/{name}").as_str().into()];
+    let cgroups = cgroup::mount();
+    let plan = Plan::new(&policy, cgroups.as_deref())?;
+    let guard = Guard::load(&plan, Guard::method(), cgroups.as_deref())?;
+    guard.allow_cgroups(&plan, cgroups.as_deref())?;
+    // Those of the others need not be there.
+    let own = own.map(Cgroup::id).transpose()?;
+    let rules = plan.cgroups.values().next().copied();
+    for id in (1..count as u64).map(|number| number << 40) {
+        ensure!(own != Some(id), "no cgroup has the number {id}");
+        guard.allow_cgroup(id, rules)?;
+    }
     guard.arm()?;
     Ok(guard)
 }
 
-fn packet(to: IpAddr, tcp: bool) -> Vec<u8> {
+fn packet(to: IpAddr, form: Form) -> Vec<u8> {
     let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
-    let network = match to {
-        IpAddr::V4(to) => link.ipv4([10, 0, 0, 2], to.octets(), 64),
-        IpAddr::V6(to) => link.ipv6([0xfd; 16], to.octets(), 64),
+    let source = Ipv6Addr::from([0xfd; 16]).octets();
+    let vlan = VlanId::try_new(7).unwrap_or_default();
+    let network = match (to, form) {
+        (IpAddr::V4(to), Form::Vlan) => link.single_vlan(vlan).ipv4([10, 0, 0, 2], to.octets(), 64),
+        (IpAddr::V4(to), _) => link.ipv4([10, 0, 0, 2], to.octets(), 64),
+        (IpAddr::V6(to), _) => link.ipv6(source, to.octets(), 64),
     };
     let mut bytes = Vec::new();
     // Writing to a vector does not fail.
-    let _ = if tcp {
-        network.tcp(40000, 80, 1, 1024).write(&mut bytes, &[7; 100])
-    } else {
-        network.udp(40000, 80).write(&mut bytes, &[7; 100])
+    let _ = match form {
+        Form::Tcp | Form::Vlan => network.tcp(40000, 80, 1, 1024).write(&mut bytes, &[7; 100]),
+        Form::Udp => network.udp(40000, 80).write(&mut bytes, &[7; 100]),
     };
     bytes
-}
-
-/// Nanoseconds that each of `RUNS` runs took, with fractions: the kernel itself gives whole ones, which is
-/// one in eight of what the empty program takes on a fast machine.
-fn nanos<T>(runs: impl FnOnce() -> Result<T>) -> Result<f64> {
-    let begun = Instant::now();
-    runs()?;
-    Ok(begun.elapsed().as_secs_f64() * 1e9 / f64::from(RUNS))
 }
 
 /// A network namespace, removed on drop.
