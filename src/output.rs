@@ -80,6 +80,11 @@ pub trait Event: Serialize {
     /// # Errors
     /// Those of the writer.
     fn text(&self, line: &mut Line<'_>) -> io::Result<()>;
+
+    /// A field that may be long, by its name: it is not among the serde fields, and stands last in the JSON line.
+    fn long_field(&self) -> Option<(&'static str, &str)> {
+        None
+    }
 }
 
 /// A line of text under way, with the colours that the user wants.
@@ -149,6 +154,8 @@ pub struct Sink<W: Write> {
     settings: Settings,
     color: bool,
     writer: W,
+    /// A line of JSON under way.
+    line: Vec<u8>,
     /// The second of the line before, and what it is called.
     second: Option<(i64, String)>,
 }
@@ -229,19 +236,35 @@ impl serde_json::ser::Formatter for Escaping {
     where
         W: ?Sized + Write,
     {
-        // Nearly all of them, of control characters only this one is not escaped by JSON itself.
-        if leading(fragment.as_bytes(), |byte| byte < 0x7f) == fragment.len() {
-            return writer.write_all(fragment.as_bytes());
-        }
-        let mut plain = 0;
-        for (at, c) in fragment.char_indices().filter(|(_, c)| !is_printable(*c)) {
-            writer.write_all(&fragment.as_bytes()[plain..at])?;
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                write!(writer, "\\u{unit:04x}")?;
+        escaped(writer, fragment)
+    }
+}
+
+/// Writes text as it is in a JSON string (RFC 8259, section 7), with what may not reach a terminal escaped: what
+/// serde_json does byte by byte, in steps of many bytes.
+fn escaped(writer: &mut (impl Write + ?Sized), text: &str) -> io::Result<()> {
+    let plain = |byte: u8| (byte >= b' ') & (byte < 0x7f) & (byte != b'"') & (byte != b'\\');
+    let mut rest = text;
+    loop {
+        let (start, end) = rest.split_at(leading(rest.as_bytes(), plain));
+        writer.write_all(start.as_bytes())?;
+        let Some(c) = end.chars().next() else {
+            return Ok(());
+        };
+        match c {
+            '"' => writer.write_all(b"\\\"")?,
+            '\\' => writer.write_all(b"\\\\")?,
+            '\n' => writer.write_all(b"\\n")?,
+            '\r' => writer.write_all(b"\\r")?,
+            '\t' => writer.write_all(b"\\t")?,
+            c if is_printable(c) => writer.write_all(c.encode_utf8(&mut [0; 4]).as_bytes())?,
+            c => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(writer, "\\u{unit:04x}")?;
+                }
             }
-            plain = at + c.len_utf8();
         }
-        writer.write_all(&fragment.as_bytes()[plain..])
+        rest = &end[c.len_utf8()..];
     }
 }
 
@@ -253,6 +276,7 @@ impl<W: Write> Sink<W> {
             settings,
             color,
             writer,
+            line: Vec::new(),
             second: None,
         }
     }
@@ -294,9 +318,19 @@ impl<W: Write> Sink<W> {
             kind: event.kind(),
             event,
         };
-        let mut writer = serde_json::Serializer::with_formatter(&mut self.writer, Escaping);
+        self.line.clear();
+        let mut writer = serde_json::Serializer::with_formatter(&mut self.line, Escaping);
         line.serialize(&mut writer).map_err(io::Error::from)?;
-        self.writer.write_all(b"\n")
+        let Some((name, text)) = event.long_field() else {
+            self.line.push(b'\n');
+            return self.writer.write_all(&self.line);
+        };
+        // The object goes on.
+        self.line.pop();
+        self.writer.write_all(&self.line)?;
+        write!(self.writer, ",\"{name}\":\"")?;
+        escaped(&mut self.writer, text)?;
+        self.writer.write_all(b"\"}\n")
     }
 
     /// Says that the tool is attached: on standard error, as a JSON line, and to the service

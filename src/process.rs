@@ -5,10 +5,11 @@
 //! What is not known stays absent. Names of users come from the name service and are kept, as a
 //! lookup may ask the network.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Group, Uid, User};
 use serde::Serialize;
@@ -117,7 +118,47 @@ fn decimal_id(text: &str) -> Option<u32> {
 pub struct Directory {
     users: HashMap<u32, Option<String>>,
     cgroups: HashMap<u64, String>,
+    /// Those that are nowhere, and so never will be: an id is not given twice.
+    no_cgroups: HashSet<u64>,
+    walks: Walks,
     cgroup_root: Option<PathBuf>,
+}
+
+/// Of ids that are nowhere so many are remembered.
+const MOST_NO_CGROUPS: usize = 65_536;
+
+/// How long the tree of cgroups may be walked through: who makes cgroups and removes them again, or makes very many, is
+/// not to keep others waiting. A tenth of the time, and a second at once.
+#[derive(Debug)]
+struct Walks {
+    left: Duration,
+    at: Option<Instant>,
+}
+
+const MOST_WALKING: Duration = Duration::from_secs(1);
+
+impl Default for Walks {
+    fn default() -> Self {
+        Self {
+            left: MOST_WALKING,
+            at: None,
+        }
+    }
+}
+
+impl Walks {
+    /// Whether one may begin now.
+    fn may_begin(&mut self, now: Instant) -> bool {
+        if let Some(at) = self.at.replace(now) {
+            let more = now.saturating_duration_since(at) / 10;
+            self.left = (self.left + more).min(MOST_WALKING);
+        }
+        !self.left.is_zero()
+    }
+
+    fn took(&mut self, time: Duration) {
+        self.left = self.left.saturating_sub(time);
+    }
 }
 
 impl Directory {
@@ -158,20 +199,49 @@ impl Directory {
     /// The path, below the cgroup2 mount, of the cgroup with this id. A cgroup's id is its
     /// directory's inode number (`kernfs_node.id`, on 64-bit kernels since 5.5).
     pub fn cgroup(&mut self, id: u64) -> Option<String> {
+        self.cgroup_at(id, Instant::now())
+    }
+
+    fn cgroup_at(&mut self, id: u64, now: Instant) -> Option<String> {
         if id == 0 {
             return None;
         }
-        if !self.cgroups.contains_key(&id) {
-            let root = self.cgroup_root.clone()?;
-            self.cgroups.clear();
-            index_cgroups(&root, &root, &mut self.cgroups, 0);
+        if let Some(path) = self.cgroups.get(&id) {
+            return Some(path.clone());
         }
-        self.cgroups.get(&id).cloned()
+        if self.no_cgroups.contains(&id) || !self.walks.may_begin(now) {
+            return None;
+        }
+        let root = self.cgroup_root.clone()?;
+        let began = Instant::now();
+        self.cgroups.clear();
+        index_cgroups(&root, &root, &mut self.cgroups, 0);
+        self.walks.took(began.elapsed());
+        let path = self.cgroups.get(&id).cloned();
+        if path.is_none() {
+            if self.no_cgroups.len() >= MOST_NO_CGROUPS {
+                self.no_cgroups.clear();
+            }
+            self.no_cgroups.insert(id);
+        }
+        path
     }
 
     /// What `/proc` tells of the process `pid`, added to what `identity` already knows. A process
     /// that has gone adds nothing.
     pub fn fill(&mut self, identity: &mut Identity, pid: u32) {
+        self.fill_but_cgroup(identity, pid);
+        if identity.cgroup.is_none()
+            && let Ok(cgroups) = procfs::process::Process::new(pid.cast_signed())
+                .and_then(|process| process.cgroups())
+            && let Some(unified) = cgroups.0.iter().find(|group| group.hierarchy == 0)
+        {
+            identity.set_cgroup(&unified.pathname);
+        }
+    }
+
+    /// The same without the cgroup, where it is known which it was: the process may be in another by now.
+    pub fn fill_but_cgroup(&mut self, identity: &mut Identity, pid: u32) {
         identity.pid = Some(pid);
         if let Ok(process) = procfs::process::Process::new(pid.cast_signed()) {
             identity.exe = process
@@ -183,12 +253,6 @@ impl Directory {
             }
             if identity.uid.is_none() {
                 identity.uid = process.uid().ok();
-            }
-            if identity.cgroup.is_none()
-                && let Ok(cgroups) = process.cgroups()
-                && let Some(unified) = cgroups.0.iter().find(|group| group.hierarchy == 0)
-            {
-                identity.set_cgroup(&unified.pathname);
             }
         }
         if let Some(uid) = identity.uid {
@@ -279,6 +343,50 @@ mod tests {
         assert_eq!(comm(b"curl\0\0\0junk"), Some("curl".to_owned()));
         assert_eq!(comm(b"\0\0"), None);
         assert_eq!(comm(b"abcdefghijklmno"), Some("abcdefghijklmno".to_owned()));
+    }
+
+    #[test]
+    fn cgroups_that_are_nowhere_are_looked_for_once_and_never_for_long() {
+        let root = tempfile::tempdir().unwrap();
+        let made = |name: &str| {
+            let path = root.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::symlink_metadata(path).unwrap().ino()
+        };
+        let now = Instant::now();
+        let cgroup = |directory: &mut Directory, id| directory.cgroup_at(id, now);
+        let mut directory = Directory::new(Some(root.path().to_owned()));
+        let first = made("first");
+        assert_eq!(cgroup(&mut directory, first).as_deref(), Some("/first"));
+        assert_eq!(cgroup(&mut directory, u64::MAX), None);
+        // Once walks have taken what there is, what was found stays known, and what is new comes to be later.
+        directory.walks.left = Duration::ZERO;
+        let second = made("second");
+        assert_eq!(cgroup(&mut directory, second), None);
+        assert_eq!(cgroup(&mut directory, first).as_deref(), Some("/first"));
+        directory.walks.left = MOST_WALKING;
+        assert_eq!(cgroup(&mut directory, second).as_deref(), Some("/second"));
+        directory.walks.left = MOST_WALKING;
+        for _ in 0..100 {
+            assert_eq!(cgroup(&mut directory, u64::MAX), None);
+        }
+        assert_eq!(
+            directory.walks.left, MOST_WALKING,
+            "it was looked for again"
+        );
+    }
+
+    #[test]
+    fn walks_take_a_tenth_of_the_time() {
+        let mut walks = Walks::default();
+        let began = Instant::now();
+        assert!(walks.may_begin(began));
+        walks.took(Duration::from_secs(3));
+        assert!(!walks.may_begin(began));
+        assert!(walks.may_begin(began + Duration::from_secs(1)));
+        assert_eq!(walks.left, Duration::from_millis(100));
+        assert!(walks.may_begin(began + Duration::from_secs(100)));
+        assert_eq!(walks.left, MOST_WALKING);
     }
 
     #[test]

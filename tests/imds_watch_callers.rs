@@ -12,7 +12,7 @@ mod root {
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
-    use ebpfkit::kernel::cgroup;
+    use ebpfkit::kernel::{cgroup, namespace};
     use serde_json::{Value, json};
 
     use crate::common::{
@@ -208,6 +208,26 @@ mod root {
             );
             assert_eq!(event["interface"], "veth7");
             assert_eq!(event["status"], 200);
+            assert!(event["src"].as_str().unwrap().starts_with("10.214.0.2:"));
+        }
+
+        // Its users are not the machine's, though they have the same numbers (kernel 5.14 tells them apart).
+        let tool = start(&network, &["--allow-user", &ALICE.to_string()]);
+        let token = token();
+        let ask = |netns: &Netns| {
+            let mut command = netns.command_as(ALICE, "curl");
+            command.args(["-sS", "--max-time", "10", "--noproxy", "*", "-H", &token]);
+            let output = command.arg(url("/latest/a")).output();
+            assert!(output.unwrap().status.success());
+        };
+        ask(&container);
+        ask(&network.machine);
+        let ended = tool.stop();
+        let found = requests(&ended);
+        let told = usize::from(namespace::cookie().is_some());
+        assert_eq!(found.len(), told, "{ended:#?}");
+        for event in found {
+            assert_eq!(event["findings"], json!(["unknown-user"]), "{event}");
             assert!(event["src"].as_str().unwrap().starts_with("10.214.0.2:"));
         }
     }

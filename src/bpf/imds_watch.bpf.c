@@ -25,6 +25,8 @@
 const volatile __u8 pass_all;
 /* Whether requests go up whose user is not in known_users, or is not known. */
 const volatile __u8 judge_users;
+/* The cookie of the network namespace that is watched: users of others are not the machine's. Zero if it is not known. */
+const volatile __u64 home_netns;
 
 /* 0 -> how many packets; the sum over all CPUs counts */
 struct {
@@ -126,7 +128,8 @@ static __always_inline bool is_of_interest(const struct flow *flow, __u32 len)
 	if (judge_users) {
 		struct caller *caller = bpf_map_lookup_elem(&opened, flow);
 
-		if (!caller || !bpf_map_lookup_elem(&known_users, &caller->who.uid))
+		if (!caller || (home_netns && caller->netns != home_netns) ||
+		    !bpf_map_lookup_elem(&known_users, &caller->who.uid))
 			return true;
 	}
 	return may_be_scan(&flow->local, len);

@@ -63,6 +63,8 @@ static __always_inline void record(struct bpf_sock_addr *ctx, const union addres
 		return;
 	identity_of_current(&caller->who);
 	caller->cookie = cookie;
+	/* Kernel 5.7. */
+	caller->netns = bpf_get_netns_cookie(ctx);
 	if (record_lineage)
 		lineage_of_current(caller);
 }

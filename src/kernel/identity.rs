@@ -73,10 +73,12 @@ impl Record {
         if let Some(path) = directory.cgroup(self.cgroup) {
             identity.set_cgroup(&path);
         }
-        if self.is_alive() {
+        if !self.is_alive() {
+            identity.user = directory.user(self.uid);
+        } else if self.cgroup == 0 || directory.cgroup_root().is_none() {
             directory.fill(&mut identity, self.pid);
         } else {
-            identity.user = directory.user(self.uid);
+            directory.fill_but_cgroup(&mut identity, self.pid);
         }
         identity
     }

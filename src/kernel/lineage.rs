@@ -17,7 +17,7 @@ const ARGS: usize = 256;
 const PARENT_BYTES: usize = 20;
 /// Bytes of `struct caller`.
 pub const CALLER_BYTES: usize =
-    IDENTITY_BYTES + PARENTS * PARENT_BYTES + 4 + 4 + EXE + NAME + ARGS + 8;
+    IDENTITY_BYTES + PARENTS * PARENT_BYTES + 4 + 4 + EXE + NAME + ARGS + 8 + 8;
 
 /// A process above another.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -42,6 +42,8 @@ pub struct Caller {
     pub complete: bool,
     /// Of the socket that it connected; no two sockets have the same.
     pub cookie: u64,
+    /// Of the network namespace that it did so in.
+    pub netns: u64,
     /// The command line; without the arguments behind the first 256 bytes, and then with `…`.
     pub args: Vec<String>,
 }
@@ -72,7 +74,8 @@ impl Caller {
             parents,
             exe: path(exe, exe_length),
             args: arguments(&rest[..args_length]),
-            cookie: u64::from_ne_bytes(*rest.last_chunk()?),
+            cookie: u64::from_ne_bytes(*rest[ARGS..].first_chunk()?),
+            netns: u64::from_ne_bytes(*rest.last_chunk()?),
         })
     }
 
@@ -166,6 +169,7 @@ mod tests {
         field.resize(ARGS, 0);
         bytes.extend(field);
         bytes.extend(99_u64.to_ne_bytes());
+        bytes.extend(77_u64.to_ne_bytes());
         bytes
     }
 
@@ -175,7 +179,7 @@ mod tests {
         let caller = Caller::parse(&bytes).unwrap();
         assert_eq!(caller.exe.as_deref(), Some("/usr/bin/curl"));
         assert_eq!(caller.args, ["curl", "-s", ""]);
-        assert_eq!(caller.cookie, 99);
+        assert_eq!((caller.cookie, caller.netns), (99, 77));
         let pids: Vec<_> = caller.parents.iter().map(|one| one.pid).collect();
         assert_eq!(pids, [7, 1]);
         assert_eq!(caller.parents[0].comm.as_deref(), Some("sh"));

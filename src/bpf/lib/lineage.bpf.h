@@ -22,7 +22,7 @@ struct lineage_parent {
 	__u8 comm[16];
 };
 
-/* A process that connects; 720 bytes. src/kernel/lineage.rs reads it. */
+/* A process that connects; 728 bytes. src/kernel/lineage.rs reads it. */
 struct caller {
 	struct identity who;
 	/* From the nearest on. */
@@ -34,6 +34,8 @@ struct caller {
 	__u8 args[LINEAGE_ARGS];
 	/* Of the socket that it connects. */
 	__u64 cookie;
+	/* The cookie of the network namespace that it does so in. */
+	__u64 netns;
 };
 
 static __always_inline void lineage_parents(struct task_struct *task, struct caller *caller)

@@ -18,6 +18,9 @@ pub struct Caller {
     /// The process.
     #[serde(flatten)]
     pub identity: Identity,
+    /// It is in another network namespace, whose users and groups are not the machine's, though the numbers may be.
+    #[serde(skip)]
+    pub foreign: bool,
     /// Its command line, with secrets masked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
@@ -311,6 +314,7 @@ mod tests {
                     uid: Some(1000),
                     ..Identity::default()
                 },
+                foreign: false,
                 args: vec!["cu\nrl".to_owned()],
                 parents: vec![Parent {
                     pid: 1,

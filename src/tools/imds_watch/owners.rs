@@ -11,7 +11,7 @@ use super::event::{Caller, OpenedIn};
 use super::flow::Key;
 use super::program::Watch;
 use crate::kernel::stacks::Stacks;
-use crate::kernel::{cgroup, lineage, socket_table};
+use crate::kernel::{cgroup, lineage, namespace, socket_table};
 use crate::process::{Directory, Identity};
 
 /// Connections that no hook saw and whose owners, or that there is none, are remembered,
@@ -78,9 +78,11 @@ pub struct Owners {
     stacks: Option<Stacks>,
     /// By the socket's inode: the next connection may have the same ports.
     known: Remembered<u64>,
-    /// Those that no socket was found for.
-    missed: Remembered<Key>,
+    /// Those of connections that were looked for: one that has the same ports next is seen by a hook.
+    looked_for: Remembered<Key>,
     allowance: Allowance,
+    /// The cookie of this network namespace, where the kernel tells it.
+    home: Option<u64>,
 }
 
 impl Owners {
@@ -92,8 +94,9 @@ impl Owners {
             show_secrets,
             stacks: stacks.then(Stacks::default),
             known: Remembered::default(),
-            missed: Remembered::default(),
+            looked_for: Remembered::default(),
             allowance: Allowance::default(),
+            home: namespace::cookie(),
         }
     }
 
@@ -112,6 +115,7 @@ impl Owners {
             Some(record) => Caller {
                 identity: record.identity(&mut self.directory),
                 opened_in: self.stack(watch, &record),
+                foreign: self.home.is_some_and(|home| record.netns != home),
                 args: record.args,
                 parents: record.parents,
             },
@@ -158,15 +162,20 @@ impl Owners {
         now: Instant,
         find: impl Fn(SocketAddr, SocketAddr) -> Option<socket_table::Socket>,
     ) -> Identity {
-        if self.missed.get(&key, now).is_some() || !self.allowance.take(now) {
+        if let Some(found) = self.looked_for.get(&key, now) {
+            return found.unwrap_or_default();
+        }
+        if !self.allowance.take(now) {
             return Identity::default();
         }
-        let Some(socket) = find(key.0, key.1) else {
-            self.missed.keep(key, None, now);
-            return Identity::default();
-        };
-        if let Some(known) = self.known.get(&socket.inode, now) {
-            return known.unwrap_or_default();
+        let found = find(key.0, key.1).map(|socket| self.owner(&socket, now));
+        self.looked_for.keep(key, found.clone(), now);
+        found.unwrap_or_default()
+    }
+
+    fn owner(&mut self, socket: &socket_table::Socket, now: Instant) -> Identity {
+        if let Some(Some(known)) = self.known.get(&socket.inode, now) {
+            return known;
         }
         let mut identity = Identity {
             uid: Some(socket.uid),
@@ -211,7 +220,7 @@ mod tests {
             owners.older(key(port), now, find);
         }
         assert_eq!(looks.get(), LOOKS);
-        assert!(owners.missed.all.len() <= MOST);
+        assert!(owners.looked_for.all.len() <= MOST);
         owners.older(key(1), now + KEPT, find);
         assert_eq!(looks.get(), LOOKS + 1);
     }
@@ -226,6 +235,11 @@ mod tests {
         };
         let first = owners.older(key(1), now, |_, _| Some(socket));
         assert_eq!((first.uid, first.pid), (Some(0), None));
+        // However many requests there are on one connection.
+        for _ in 0..2 * LOOKS {
+            assert_eq!(owners.older(key(1), now, |_, _| Some(socket)), first);
+        }
+        assert_eq!(owners.older(key(2), now, |_, _| Some(socket)), first);
         assert_eq!(owners.known.get(&u64::MAX, now), Some(Some(first)));
         assert_eq!(owners.known.get(&u64::MAX, now + KEPT), None);
     }

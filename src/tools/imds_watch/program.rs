@@ -22,7 +22,7 @@ use crate::kernel::identity::flow_key;
 use crate::kernel::lineage::Caller;
 use crate::kernel::packet_socket::{NEEDED, PacketSocket, Received};
 use crate::kernel::privileges::{self, Capabilities, Capability};
-use crate::kernel::{bpf, cgroup, endpoints, features, stacks};
+use crate::kernel::{bpf, cgroup, endpoints, features, namespace, stacks};
 use crate::skel::imds_watch::{ImdsWatchSkel, ImdsWatchSkelBuilder};
 
 /// Bytes that a socket may hold for a reader that is late: some ten thousand requests.
@@ -372,6 +372,7 @@ fn load_with<'o>(
     let known = plan.known_users();
     rodata.judge_users = u8::from(known.is_some());
     rodata.record_lineage = u8::from(lineage);
+    rodata.home_netns = namespace::cookie().unwrap_or_default();
     rodata.endpoint_bits = *plan.table.bitmaps;
     rodata.scan_classes = scanner.classes;
     rodata.scan_table[..scanner.table.len()].copy_from_slice(&scanner.table);

@@ -31,6 +31,7 @@ use super::watchlist::Watchlist;
 use crate::kernel::packet_socket::Received;
 use crate::kernel::stop::Stop;
 use crate::output::{Event as _, Line, Stdout};
+use crate::process::Identity;
 
 /// What becomes of requests.
 #[derive(Debug, Default)]
@@ -461,6 +462,13 @@ impl<'p> Reader<'p> {
             .collect();
         let identity = &meta.caller.identity;
         let unknown = self.permitted.as_ref().is_some_and(|permitted| {
+            let foreign = || Identity {
+                uid: None,
+                gid: None,
+                ..identity.clone()
+            };
+            let stranger = meta.caller.foreign.then(foreign);
+            let identity = stranger.as_ref().unwrap_or(identity);
             let unit = |name: &str| self.owners.unit(name);
             let place: Result<SocketAddr, _> = dst.parse();
             // A packet without ports is of nobody that could be allowed.

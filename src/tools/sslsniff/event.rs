@@ -170,7 +170,7 @@ pub struct Data<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub masked: bool,
     /// The bytes, as JSON has them.
-    #[serde(flatten)]
+    #[serde(skip)]
     pub data: Payload<'a>,
     /// Where the call was made; of its first part.
     #[serde(flatten)]
@@ -198,6 +198,10 @@ pub struct Data<'a> {
 impl Event for Data<'_> {
     fn kind(&self) -> &'static str {
         "data"
+    }
+
+    fn long_field(&self) -> Option<(&'static str, &str)> {
+        self.data.field()
     }
 
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {

@@ -461,7 +461,7 @@ impl<W: Write> Session<W> {
                 }
                 let data = match self.sink.settings().format {
                     Format::Json => Payload::of(bytes, &mut self.encoded),
-                    Format::Text => Payload::None {},
+                    Format::Text => Payload::None,
                 };
                 let event = Data {
                     direction: direction.name(),

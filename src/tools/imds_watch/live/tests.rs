@@ -26,6 +26,7 @@ fn caller(comm: &str, unit: &str) -> Caller {
             unit: Some(unit.to_owned()),
             ..Identity::default()
         },
+        foreign: false,
         args: vec![comm.to_owned(), "-s\u{202e}".to_owned()],
         parents: vec![Parent {
             pid: 1,

@@ -109,7 +109,7 @@ fn data<'a>(
         duration_ns: None,
         ends: NOWHERE,
         masked: false,
-        data: Payload::None {},
+        data: Payload::None,
         made: MadeIn::default(),
         who,
         bytes,

@@ -29,7 +29,7 @@ fn data<'a>(
         duration_ns: None,
         ends,
         masked: false,
-        data: Payload::None {},
+        data: Payload::None,
         made: event::MadeIn::default(),
         who,
         bytes,
