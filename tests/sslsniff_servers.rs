@@ -186,6 +186,72 @@ mod root {
         passed(&ended, "mosquitto", "mosquitto_sub", &payloads);
     }
 
+    /// Of tests/sslsniff/unpacked.
+    const POSTFIX_USER: u32 = 54322;
+    const POSTFIX: &str = "\
+        compatibility_level = 3.6\nqueue_directory = /test/queue\ndata_directory = /test/data\n\
+        daemon_directory = /usr/lib/postfix/sbin\nshlib_directory = /usr/lib/postfix\n\
+        mail_owner = postfix\nsetgid_group = postdrop\ndefault_privs = alice\n\
+        maillog_file = /test/mail.log\nmaillog_file_prefixes = /test\n\
+        myhostname = localhost\nmynetworks = 127.0.0.0/8\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n\
+        alias_maps =\nlocal_recipient_maps =\nmydestination =\ndefault_transport = discard:\n\
+        message_size_limit = 0\nsmtpd_relay_restrictions = permit_mynetworks, reject\n\
+        smtpd_tls_security_level = may\nsmtpd_tls_wrappermode = yes\nsmtpd_tls_session_cache_database =\n\
+        smtpd_tls_cert_file = /test/cert\nsmtpd_tls_key_file = /test/key\n";
+    /// Its services: name, type, private, unprivileged, chroot, wakeup, maximum, command.
+    const POSTFIX_SERVICES: &str = "\
+        127.0.0.1:4433 inet n - n - - smtpd\n\
+        cleanup unix n - n - 0 cleanup\n\
+        qmgr unix n - n 300 1 qmgr\n\
+        rewrite unix - - n - - trivial-rewrite\n\
+        tlsmgr unix - - n 1000? 1 tlsmgr\n\
+        anvil unix - - n - 1 anvil\n\
+        bounce unix - - n - 0 bounce\n\
+        defer unix - - n - 0 bounce\n\
+        discard unix - - n - - discard\n\
+        postlog unix-dgram n - n - 1 postlogd\n";
+
+    #[test]
+    fn postfix_is_shown_byte_by_byte() {
+        let place = Place::new();
+        let container = Container::new(&place, OPENSSL);
+        fs::create_dir(container.file("postfix")).unwrap();
+        container.write("postfix/main.cf", POSTFIX);
+        container.write("postfix/master.cf", POSTFIX_SERVICES);
+        fs::create_dir(container.file("queue")).unwrap();
+        let queues =
+            "active incoming deferred defer bounce corrupt hold flush saved trace private public";
+        for name in queues.split(' ') {
+            folder_of(&container.file("queue").join(name), POSTFIX_USER);
+        }
+        fs::create_dir(container.file("queue/pid")).unwrap();
+        folder_of(&container.file("data"), POSTFIX_USER);
+        let line = "/usr/lib/postfix/sbin/master -c /test/postfix -d";
+        let _server = container.serve(line, PORT);
+        let tool = watch(&place, container.library());
+        // Lines, as mail is made of.
+        let mails: Vec<_> = payloads(random_text)
+            .iter()
+            .map(|text| text.chunks(70).collect::<Vec<_>>().join(&b"\r\n"[..]))
+            .collect();
+        let mut passing = [Vec::new(), Vec::new()];
+        for mail in &mails {
+            let start = "EHLO localhost\r\nMAIL FROM:<a@localhost>\r\nRCPT TO:<b@localhost>\r\nDATA\r\n\r\n";
+            let asked = framed(start, mail, "\r\n.\r\nQUIT\r\n");
+            let answer = container.run("ncat --ssl 127.0.0.1 4433", &asked);
+            let text = String::from_utf8_lossy(&answer);
+            assert!(
+                text.contains("queued as") && text.contains("221 "),
+                "{text}"
+            );
+            passing[0].push(asked);
+            passing[1].push(answer);
+        }
+        let ended = ended(tool);
+        passed(&ended, "ncat", "smtpd", &passing[0]);
+        passed(&ended, "smtpd", "ncat", &passing[1]);
+    }
+
     /// What `apache2` serves is in the folder `www`.
     const APACHE: &str = "\
         ServerName localhost\nPidFile /test/apache.pid\nErrorLog /dev/stderr\n\
