@@ -12,8 +12,9 @@ mod root {
     use std::time::{Duration, Instant};
 
     use ebpfkit::kernel::cgroup;
+    use serde_json::Value;
 
-    use super::common::tc_guard::{V4, allowed, stderr, tc_guard};
+    use super::common::tc_guard::{V4, allowed, check, status, stderr, tc_guard};
     use super::common::{
         ALICE, BOB, Background, Bpffs, MetadataService, Network, PATIENCE, Tool, ebpfkit_path,
         python3, swept,
@@ -199,5 +200,24 @@ mod root {
         guard.wait("watching", |_| watches() == 2);
         guard.stop();
         assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+    }
+
+    #[test]
+    fn root_knows_the_process_of_a_service_s_guard_and_ends_it() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let guard = start(&network, &bpffs, &["--pin"]);
+        assert_eq!(status(&network, &bpffs)["pid"], guard.pid());
+        let (findings, _) = check(&network, &bpffs);
+        let follower = |at: &&Value| at["what"].as_str().unwrap().contains("no process follows");
+        assert_eq!(findings.iter().find(follower), None);
+        let second = tc_guard(&network, &bpffs, &["run", "--pin", "--cloud", "aws"]);
+        let runs = format!("already (process {})", guard.pid());
+        assert!(stderr(&second).contains(&runs), "{}", stderr(&second));
+        let stopped = tc_guard(&network, &bpffs, &["stop"]);
+        assert!(stopped.status.success(), "{}", stderr(&stopped));
+        assert_eq!(guard.ended().code, Some(0));
+        assert!(allowed(&network, ALICE));
     }
 }

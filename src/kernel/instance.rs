@@ -6,8 +6,8 @@
 //! The name is that of a listening unix socket in the abstract namespace (`unix(7)`), which is a
 //! network namespace's own. Anybody may take such a name first. So whoever has it is asked for by a
 //! connection: the kernel says who called listen() on the socket (SO_PEERCRED), whoever has its descriptor
-//! now. Only a process of root or of this user that runs this program is believed; nobody else keeps a
-//! process out, and nobody else is signalled.
+//! now. Only a process of root, of this user or of one who is trusted, that runs this program, is believed; nobody
+//! else keeps a process out, and nobody else is signalled.
 
 use std::fs;
 use std::io;
@@ -57,10 +57,17 @@ impl Drop for Instance {
 pub enum Claim {
     /// This process, now.
     Ours(Instance),
-    /// A process of root or of this user that runs this program.
+    /// A process that is believed.
     Taken(Running),
     /// Somebody else, in words: who is not to be believed.
     Squatted(String),
+}
+
+/// Who is believed to have a name, besides root and this user.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Trust {
+    /// One more user.
+    pub user: Option<u32>,
 }
 
 /// A process that has a name, as long as it runs: another that gets its number is not taken for it.
@@ -95,7 +102,7 @@ impl Running {
 ///
 /// # Errors
 /// If sockets cannot be had.
-pub fn claim(name: &str) -> Result<Claim> {
+pub fn claim(name: &str, trust: Trust) -> Result<Claim> {
     let at = || format!("cannot take the name @{name}");
     for _ in 0..TRIES {
         let own = open().with_context(at)?;
@@ -104,7 +111,7 @@ pub fn claim(name: &str) -> Result<Claim> {
             Err(Errno::EADDRINUSE) => {}
             Err(err) => return Err(err).with_context(at),
         }
-        match holder(name)? {
+        match holder(name, trust)? {
             Holder::Nobody => {}
             Holder::Process(running) => return Ok(Claim::Taken(running)),
             Holder::Another(who) => return Ok(Claim::Squatted(who)),
@@ -113,9 +120,9 @@ pub fn claim(name: &str) -> Result<Claim> {
     Ok(Claim::Squatted("nobody who could be found".to_owned()))
 }
 
-/// The process that has `name`, if it is one of root or of this user and runs this program.
-pub fn running(name: &str) -> Option<Running> {
-    match holder(name) {
+/// The process that has `name`, if it is believed.
+pub fn running(name: &str, trust: Trust) -> Option<Running> {
+    match holder(name, trust) {
         Ok(Holder::Process(running)) => Some(running),
         _ => None,
     }
@@ -159,7 +166,7 @@ enum Holder {
     Another(String),
 }
 
-fn holder(name: &str) -> Result<Holder> {
+fn holder(name: &str, trust: Trust) -> Result<Holder> {
     let at = || format!("cannot ask who has the name @{name}");
     let address = address(name)?;
     for _ in 0..TRIES {
@@ -167,7 +174,7 @@ fn holder(name: &str) -> Result<Holder> {
         let flags = nix::fcntl::OFlag::O_NONBLOCK;
         nix::fcntl::fcntl(&asking, nix::fcntl::FcntlArg::F_SETFL(flags)).with_context(at)?;
         match connect(asking.as_raw_fd(), &address) {
-            Ok(()) => return identify(&asking).with_context(at),
+            Ok(()) => return identify(&asking, trust).with_context(at),
             // Nobody listens: nobody has it, or somebody who is about to.
             Err(Errno::ECONNREFUSED) if is_free(name)? => return Ok(Holder::Nobody),
             Err(Errno::ECONNREFUSED | Errno::EAGAIN | Errno::EINTR) => thread::sleep(PAUSE),
@@ -183,7 +190,7 @@ fn is_free(name: &str) -> Result<bool> {
 }
 
 /// Who called listen() on the other end.
-fn identify(connected: &OwnedFd) -> io::Result<Holder> {
+fn identify(connected: &OwnedFd, trust: Trust) -> io::Result<Holder> {
     let peer = getsockopt(connected, PeerCredentials)?;
     let pid = peer.pid().cast_unsigned();
     let uid = peer.uid();
@@ -194,7 +201,7 @@ fn identify(connected: &OwnedFd) -> io::Result<Holder> {
             "a process that has ended, or cannot be seen from here".to_owned(),
         ));
     }
-    if uid != 0 && uid != Uid::effective().as_raw() {
+    if uid != 0 && uid != Uid::effective().as_raw() && Some(uid) != trust.user {
         return Ok(another());
     }
     let Ok(process) = hold::open(pid) else {
@@ -245,18 +252,26 @@ mod tests {
     #[test]
     fn a_name_is_held_once_and_is_free_again() {
         let name = name("once");
-        let Claim::Ours(first) = claim(&name).unwrap() else {
+        let Claim::Ours(first) = claim(&name, Trust::default()).unwrap() else {
             panic!("the name is taken");
         };
         let me = std::process::id();
-        assert!(matches!(claim(&name).unwrap(), Claim::Taken(running) if running.pid == me));
+        assert!(
+            matches!(claim(&name, Trust::default()).unwrap(), Claim::Taken(running) if running.pid == me)
+        );
         // However often somebody asks.
         for _ in 0..300 {
-            assert_eq!(running(&name).map(|running| running.pid), Some(me));
+            assert_eq!(
+                running(&name, Trust::default()).map(|running| running.pid),
+                Some(me)
+            );
         }
         drop(first);
-        assert!(running(&name).is_none());
-        assert!(matches!(claim(&name).unwrap(), Claim::Ours(_)));
+        assert!(running(&name, Trust::default()).is_none());
+        assert!(matches!(
+            claim(&name, Trust::default()).unwrap(),
+            Claim::Ours(_)
+        ));
     }
 
     #[test]
@@ -264,8 +279,11 @@ mod tests {
         let name = name("silent");
         let silent = open().unwrap();
         bind(silent.as_raw_fd(), &address(&name).unwrap()).unwrap();
-        assert!(matches!(claim(&name).unwrap(), Claim::Squatted(_)));
-        assert!(running(&name).is_none());
+        assert!(matches!(
+            claim(&name, Trust::default()).unwrap(),
+            Claim::Squatted(_)
+        ));
+        assert!(running(&name, Trust::default()).is_none());
     }
 
     #[test]
@@ -288,8 +306,8 @@ mod tests {
         let mut line = String::new();
         let mut said = io::BufReader::new(other.stdout.take().unwrap());
         io::BufRead::read_line(&mut said, &mut line).unwrap();
-        let found = claim(&name).unwrap();
-        let nobody = running(&name).is_none();
+        let found = claim(&name, Trust::default()).unwrap();
+        let nobody = running(&name, Trust::default()).is_none();
         other.kill().unwrap();
         other.wait().unwrap();
         assert_eq!(line, "listening\n");

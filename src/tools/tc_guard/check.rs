@@ -122,7 +122,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         Some(bpffs) => pinned::look(bpffs)?,
         None => (pin::Shelf::new("/".as_ref(), "", ""), Found::Nothing),
     };
-    let pid = pinned::process_id();
+    let pid = pinned::process_id(bpffs.as_deref());
     let root = cgroup::mount();
     match found {
         (shelf, Found::Guard(guard)) => {

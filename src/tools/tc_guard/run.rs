@@ -189,7 +189,7 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let bpffs = pin::bpffs(args.place.bpffs.as_deref(), args.pin)?;
 
     let stop = Stop::on_signals()?;
-    let (_instance, squatted) = pinned::only()?;
+    let (_instance, squatted) = pinned::only(bpffs.as_deref())?;
     let config = args.guarded.config.as_deref().map(absolute).transpose()?;
     let now = OffsetDateTime::now_utc();
     let statement = Statement::new(&policy, config, mixed, &plan, now);

@@ -151,7 +151,8 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
 /// # Errors
 /// If what is pinned cannot be opened.
 pub fn find(bpffs: Option<&std::path::Path>) -> Result<Status> {
-    let pid = pinned::process_id();
+    let bpffs = pin::bpffs(bpffs, false)?;
+    let pid = pinned::process_id(bpffs.as_deref());
     let state = |state| Status {
         state,
         pid,
@@ -165,7 +166,7 @@ pub fn find(bpffs: Option<&std::path::Path>) -> Result<Status> {
             (None, None) => "none",
         }))
     };
-    let Some(bpffs) = pin::bpffs(bpffs, false)? else {
+    let Some(bpffs) = bpffs else {
         return none();
     };
     let (shelf, found) = pinned::look(&bpffs)?;
