@@ -220,4 +220,71 @@ mod root {
         assert_eq!(guard.ended().code, Some(0));
         assert!(allowed(&network, ALICE));
     }
+
+    /// As in a container of the machine's network namespace whose capabilities were dropped.
+    #[test]
+    fn a_process_of_root_that_may_nothing_is_not_taken_for_a_guard() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let folder = tempfile::tempdir().unwrap();
+        // By this name it is known.
+        let program = folder.path().join("ebpfkit");
+        let interpreter = std::fs::canonicalize(
+            Command::new(python3())
+                .args(["-c", "import sys; print(sys.executable, end='')"])
+                .output()
+                .map(|output| String::from_utf8(output.stdout).unwrap())
+                .unwrap(),
+        );
+        std::fs::copy(interpreter.unwrap(), &program).unwrap();
+        let mut forger = network.machine.command("setpriv");
+        forger.args(["--bounding-set=-all", "--inh-caps=-all", "--"]);
+        forger.arg(&program).args([
+            "-c",
+            "import socket, sys\n\
+             s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n\
+             s.bind('\\0ebpfkit-tc-guard')\n\
+             s.listen(9)\n\
+             print('here', flush=True)\n\
+             sys.stdin.read()\n",
+        ]);
+        forger.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut forger = Background(forger.spawn().expect("setpriv"));
+        let mut line = String::new();
+        let mut said = std::io::BufReader::new(forger.0.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+        assert_eq!(line, "here\n");
+        let exe = std::fs::read_link(format!("/proc/{}/exe", forger.0.id())).unwrap();
+        assert_eq!(exe, program);
+
+        assert_eq!(status(&network, &bpffs)["state"], "none");
+        let (findings, code) = check(&network, &bpffs);
+        assert_eq!((&findings[0]["state"], code), (&"gap".into(), Some(1)));
+        let guard = super::common::tc_guard::start(&network, &bpffs, &[]);
+        assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
+        guard.stop();
+    }
+
+    #[test]
+    fn of_three_that_start_at_once_one_guards() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let tools: Vec<_> = (0..3)
+            .map(|_| Tool::spawn(command(&network, &bpffs, &[])))
+            .collect();
+        let mut guarding = Vec::new();
+        for tool in tools {
+            tool.wait("ready or refused", |tool| {
+                tool.count("ready") > 0 || tool.stderr().contains("already")
+            });
+            if tool.count("ready") > 0 {
+                guarding.push(tool);
+            } else {
+                assert_eq!(tool.ended().code, Some(1));
+            }
+        }
+        assert_eq!(guarding.len(), 1);
+        guarding.remove(0).stop();
+    }
 }

@@ -6,8 +6,8 @@
 //! The name is that of a listening unix socket in the abstract namespace (`unix(7)`), which is a
 //! network namespace's own. Anybody may take such a name first. So whoever has it is asked for by a
 //! connection: the kernel says who called listen() on the socket (SO_PEERCRED), whoever has its descriptor
-//! now. Only a process of root, of this user or of one who is trusted, that runs this program, is believed; nobody
-//! else keeps a process out, and nobody else is signalled.
+//! now. Only a process of root, of this user or of one who is trusted, that runs this program and may do what it
+//! is about, is believed; nobody else keeps a process out, and nobody else is signalled.
 
 use std::fs;
 use std::io;
@@ -26,8 +26,10 @@ use nix::sys::socket::{
     listen, shutdown, socket,
 };
 use nix::unistd::Uid;
+use procfs::process::Process;
 
 use super::hold;
+use super::privileges::{Capabilities, Capability};
 
 /// How often a holder is asked that cannot answer yet: one that is between bind() and listen(), or
 /// whose queue is full.
@@ -68,6 +70,9 @@ pub enum Claim {
 pub struct Trust {
     /// One more user.
     pub user: Option<u32>,
+    /// One of these a process has to have, in this user namespace: root in a container may have none. Any will do
+    /// where there is none here.
+    pub capabilities: &'static [Capability],
 }
 
 /// A process that has a name, as long as it runs: another that gets its number is not taken for it.
@@ -208,7 +213,10 @@ fn identify(connected: &OwnedFd, trust: Trust) -> io::Result<Holder> {
         return Ok(another());
     };
     // If the number still is the listener's, the descriptor is, too.
-    if getsockopt(connected, PeerCredentials)?.pid() != peer.pid() || !runs_this_program(pid) {
+    if getsockopt(connected, PeerCredentials)?.pid() != peer.pid()
+        || !runs_this_program(pid)
+        || !has_one(pid, trust.capabilities)
+    {
         return Ok(another());
     }
     Ok(Holder::Process(Running { pid, process }))
@@ -224,6 +232,18 @@ fn runs_this_program(pid: u32) -> bool {
     };
     let found = name(&pid.to_string());
     found.is_some() && found == name("self")
+}
+
+/// Whether a process has one of these capabilities where they count for this one.
+fn has_one(pid: u32, capabilities: &[Capability]) -> bool {
+    let users = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+    let own = users("self");
+    let process = Process::new(pid.cast_signed()).and_then(|process| process.status());
+    let has = process.is_ok_and(|status| {
+        let effective = Capabilities(status.capeff);
+        capabilities.iter().any(|wanted| effective.has(*wanted))
+    });
+    capabilities.is_empty() || has && own.is_some() && users(&pid.to_string()) == own
 }
 
 fn open() -> io::Result<OwnedFd> {
@@ -316,5 +336,25 @@ mod tests {
             "{found:?}"
         );
         assert!(nobody);
+    }
+
+    #[test]
+    fn who_may_not_do_it_is_not_believed() {
+        let mut powerless = Command::new("setpriv")
+            .args(["--bounding-set=-all", "--inh-caps=-all", "sleep", "100"])
+            .spawn()
+            .unwrap();
+        let pid = powerless.id();
+        let comm = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        while comm() != "sleep\n" {
+            thread::sleep(PAUSE);
+        }
+        let of_it = has_one(pid, &[Capability::NetAdmin]);
+        let any = has_one(pid, &[]);
+        powerless.kill().unwrap();
+        powerless.wait().unwrap();
+        assert!(any && !of_it);
+        let own = Capabilities::effective().has(Capability::NetAdmin);
+        assert_eq!(has_one(std::process::id(), &[Capability::NetAdmin]), own);
     }
 }

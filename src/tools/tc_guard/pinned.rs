@@ -25,6 +25,7 @@ use crate::kernel::hooks::{self, How};
 use crate::kernel::instance::{self, Claim, Instance, Running, Trust};
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::pin::{FOLDER, Lock, Shelf, Watch};
+use crate::kernel::privileges::Capability;
 use crate::kernel::tc::{Attachment, Side};
 use crate::kernel::{namespace, program, text};
 
@@ -58,6 +59,7 @@ fn trust(bpffs: Option<&Path>) -> Trust {
     let shelf = bpffs.and_then(|bpffs| shelf(bpffs).ok());
     Trust {
         user: shelf.and_then(|shelf| shelf.given_to()),
+        capabilities: &[Capability::NetAdmin, Capability::Bpf],
     }
 }
 
