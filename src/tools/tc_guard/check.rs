@@ -224,12 +224,10 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
         findings.extend(policy_findings(args, &statement, &all, &reports)?);
         return Ok(findings);
     }
-    let mut findings = vec![Finding::note(
+    let mut findings = vec![Finding::gap(
         "guard",
-        format!(
-            "{how}; what with cannot be seen, and is not tried (a guard of another bpffs is where --bpffs names \
-             it; that of a process is with CAP_SYS_ADMIN)"
-        ),
+        format!("{how}; with which policy cannot be seen: it may deny nothing, and was not tried"),
+        "name the bpffs that it is pinned in (--bpffs); to see that of a process, run check as root",
     )];
     findings.extend(interface_findings(&status::interfaces_with(&[], gates)?));
     Ok(findings)
