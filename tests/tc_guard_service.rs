@@ -287,4 +287,29 @@ mod root {
         assert_eq!(guarding.len(), 1);
         guarding.remove(0).stop();
     }
+
+    #[test]
+    fn nobody_is_sent_to_look_for_pins_that_a_service_s_guard_does_not_have() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let guard = start(&network, &bpffs, &[]);
+        // Where nothing says whom root trusts.
+        let other = Bpffs::new();
+        let shown = status(&network, &other);
+        assert_eq!(
+            (&shown["state"], shown.get("pid")),
+            (&"foreground".into(), None)
+        );
+        for args in [&["run", "--cloud", "aws"][..], &["stop"]] {
+            let refused = tc_guard(&network, &other, args);
+            assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+            let said = stderr(&refused);
+            assert!(said.contains("not pinned: it is the own"), "{said}");
+            assert!(!said.contains("--bpffs"), "{said}");
+        }
+        let (findings, _) = check(&network, &other);
+        let first = findings[0]["what"].as_str().unwrap();
+        assert!(first.starts_with("a process guards"), "{first}");
+        guard.stop();
+    }
 }

@@ -206,6 +206,10 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
     let strangers = strangers::find(&BTreeSet::new())?;
     let how = match pid {
         Some(pid) => format!("process {pid} guards"),
+        None if strangers::is_of_a_process(&strangers) => {
+            "a process guards that cannot be told from here, as it is another user's, or another has taken its name"
+                .to_owned()
+        }
         None if strangers::judging(&strangers).is_some() => {
             "a guard is in force that is not pinned in this bpffs".to_owned()
         }

@@ -46,6 +46,14 @@ fn nothing_here(bpffs: Option<&Path>) -> anyhow::Error {
         Some(pid) => anyhow::anyhow!(
             "the guard here is not pinned: it is process {pid}'s, and ends with it (kill {pid})"
         ),
+        None if strangers::find(&BTreeSet::new())
+            .is_ok_and(|found| strangers::is_of_a_process(&found)) =>
+        {
+            anyhow::anyhow!(
+                "the guard here is not pinned: it is the own of a process that cannot be told from here, and ends \
+                 with it"
+            )
+        }
         None => anyhow::anyhow!(
             "no guard is pinned in this network namespace; ebpfkit tc-guard run --pin starts one"
         ),
