@@ -10,7 +10,6 @@ use libbpf_rs::MapHandle;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::gates;
 use super::guard::{self, Guard};
 use super::holders::{self, Survey};
 use super::pinned::{self, Found};
@@ -20,7 +19,6 @@ use super::run::Place;
 use super::statement::Statement;
 use super::status::{self, InterfaceStatus};
 use super::{NAME, strangers, trial};
-use crate::kernel::hooks::Attached;
 use crate::kernel::interfaces;
 use crate::kernel::tc::Method;
 use crate::kernel::{cgroup, features, pin};
@@ -221,10 +219,10 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
             )]);
         }
     };
-    let gates = |at: &Attached| at.name.as_deref().is_some_and(gates::is_gate);
+    let gates = strangers::gates(&strangers);
     if let Some((statement, reports)) = strangers::said(&strangers)? {
         let mut findings = vec![mode_finding(&how, &statement)];
-        let all = status::interfaces_with(statement.interfaces(), gates)?;
+        let all = status::interfaces_with(statement.interfaces(), &gates)?;
         findings.extend(policy_findings(args, &statement, &all, &reports)?);
         return Ok(findings);
     }
@@ -233,7 +231,7 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
         format!("{how}; with which policy cannot be seen: it may deny nothing, and was not tried"),
         "name the bpffs that it is pinned in (--bpffs); to see that of a process, run check as root",
     )];
-    findings.extend(interface_findings(&status::interfaces_with(&[], gates)?));
+    findings.extend(interface_findings(&status::interfaces_with(&[], &gates)?));
     Ok(findings)
 }
 

@@ -11,7 +11,7 @@ use libbpf_rs::MapHandle;
 use super::gates::{self, Seen, is_gate};
 use super::guard::Guard;
 use super::statement::Statement;
-use crate::kernel::hooks::{self, How};
+use crate::kernel::hooks::{self, Attached, How};
 use crate::kernel::interfaces;
 use crate::kernel::tc::Side;
 use crate::kernel::{bpf, text};
@@ -23,6 +23,7 @@ pub struct Stranger {
     index: i32,
     side: Side,
     how: How,
+    program: Option<u32>,
     /// Nothing if that cannot be seen.
     seen: Option<Seen>,
     /// Whether there is a policy behind it; nothing if that cannot be seen.
@@ -52,6 +53,7 @@ pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
                     index: interface.index,
                     side,
                     how: at.how,
+                    program: at.program,
                     judges: seen.as_ref().and_then(Seen::judges),
                     seen,
                 });
@@ -66,6 +68,15 @@ pub fn judging(strangers: &[Stranger]) -> Option<&str> {
     let mut all = strangers.iter();
     all.find(|at| at.judges == Some(true))
         .map(|at| at.interface.as_str())
+}
+
+/// What is a gate of a guard that judges: by its state, as anybody may call a program anything; by its name
+/// where that cannot be seen.
+pub fn gates(strangers: &[Stranger]) -> impl Fn(&Attached) -> bool {
+    let judging = |at: &&Stranger| at.judges == Some(true) || at.seen.is_none();
+    let gates = strangers.iter().filter(judging);
+    let ids: BTreeSet<u32> = gates.filter_map(|at| at.program).collect();
+    move |at| at.program.is_some_and(|id| ids.contains(&id))
 }
 
 /// Whether one that judges is of a guard that is a process's own: only such a one says what it is at its gates. Not where
