@@ -6,6 +6,7 @@
 mod common;
 
 mod root {
+    use std::ffi::CStr;
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
     use std::process::{Child, Stdio};
@@ -88,7 +89,7 @@ mod root {
     }
 
     /// A classifier that lets everything pass, with this tc_index if it is not 0.
-    fn classifier(tc_index: u16, side: Side) -> OwnedFd {
+    fn classifier(name: &CStr, tc_index: u16, side: Side) -> OwnedFd {
         // struct bpf_insn: code, registers (source in the upper half), offset, number.
         let instruction = |code: u8, registers: u8, offset: u16, number: i32| {
             u64::from(code)
@@ -123,7 +124,7 @@ mod root {
         unsafe {
             let fd = libbpf_sys::bpf_prog_load(
                 libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
-                c"somebody_s".as_ptr(),
+                name.as_ptr(),
                 c"GPL".as_ptr(),
                 program.as_ptr().cast(),
                 program.len() as libbpf_sys::size_t,
@@ -142,12 +143,22 @@ mod root {
 
     impl Attached {
         fn at(netns: &Netns, interface: &str, side: Side, tc_index: u16) -> Self {
+            Self::called(c"somebody_s", netns, interface, side, tc_index)
+        }
+
+        fn called(
+            called: &'static CStr,
+            netns: &Netns,
+            interface: &str,
+            side: Side,
+            tc_index: u16,
+        ) -> Self {
             let name = interface.to_owned();
             let (end, ended) = channel::<()>();
             let (ready, is_ready) = channel();
             let thread = netns.enter(move || {
                 let at = interfaces::chosen(&[name]).unwrap().remove(0);
-                let program = classifier(tc_index, side);
+                let program = classifier(called, tc_index, side);
                 let held = Attachment::new(program.as_fd(), &at, side, Guard::method()).unwrap();
                 ready.send(()).unwrap();
                 // Until the other end has gone.
@@ -365,6 +376,19 @@ mod root {
             nothing_is_ahead();
         }
         stop(&network, &bpffs);
+    }
+
+    #[test]
+    fn a_program_that_is_called_as_a_gate_is_none() {
+        let network = Network::new();
+        let bpffs = Bpffs::new();
+        let guard = start(&network, &bpffs, &[]);
+        let ahead = Attached::called(c"gate_egress_x", &network.machine, "eth0", Side::Egress, 0);
+        let (findings, _) = check(&network, &bpffs);
+        let gap = finding(&findings, "order", "gate_egress_x");
+        assert_eq!(gap["state"], "gap", "{gap}");
+        drop(ahead);
+        guard.stop();
     }
 
     /// Sends a datagram as whoever runs it, and prints how the guard's answer is heard.

@@ -93,6 +93,11 @@ mod root {
         refused(&[]);
         refused(&["--pin"]);
         assert_eq!(status(&network, &other)["state"], "elsewhere");
+        // What cannot be seen may deny nothing.
+        let findings = check(&network, &other, None);
+        let unseen = finding(&findings, "guard", "cannot be seen");
+        assert_eq!(unseen["state"], "gap", "{unseen}");
+        assert!(unseen["remedy"].as_str().unwrap().contains("--bpffs"));
         assert!(!other.path().join("ebpfkit/tc-guard").exists());
         assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
         let whole = status(&network, &bpffs)["interfaces"][0]["whole"].clone();

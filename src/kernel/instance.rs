@@ -6,8 +6,8 @@
 //! The name is that of a listening unix socket in the abstract namespace (`unix(7)`), which is a
 //! network namespace's own. Anybody may take such a name first. So whoever has it is asked for by a
 //! connection: the kernel says who called listen() on the socket (SO_PEERCRED), whoever has its descriptor
-//! now. Only a process of root or of this user that runs this program is believed; nobody else keeps a
-//! process out, and nobody else is signalled.
+//! now. Only a process of root, of this user or of one who is trusted, that runs this program and may do what it
+//! is about, is believed; nobody else keeps a process out, and nobody else is signalled.
 
 use std::fs;
 use std::io;
@@ -26,8 +26,10 @@ use nix::sys::socket::{
     listen, shutdown, socket,
 };
 use nix::unistd::Uid;
+use procfs::process::Process;
 
 use super::hold;
+use super::privileges::{Capabilities, Capability};
 
 /// How often a holder is asked that cannot answer yet: one that is between bind() and listen(), or
 /// whose queue is full.
@@ -57,10 +59,20 @@ impl Drop for Instance {
 pub enum Claim {
     /// This process, now.
     Ours(Instance),
-    /// A process of root or of this user that runs this program.
+    /// A process that is believed.
     Taken(Running),
     /// Somebody else, in words: who is not to be believed.
     Squatted(String),
+}
+
+/// Who is believed to have a name, besides root and this user.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Trust {
+    /// One more user.
+    pub user: Option<u32>,
+    /// One of these a process has to have, in this user namespace: root in a container may have none. Any will do
+    /// where there is none here.
+    pub capabilities: &'static [Capability],
 }
 
 /// A process that has a name, as long as it runs: another that gets its number is not taken for it.
@@ -95,7 +107,7 @@ impl Running {
 ///
 /// # Errors
 /// If sockets cannot be had.
-pub fn claim(name: &str) -> Result<Claim> {
+pub fn claim(name: &str, trust: Trust) -> Result<Claim> {
     let at = || format!("cannot take the name @{name}");
     for _ in 0..TRIES {
         let own = open().with_context(at)?;
@@ -104,7 +116,7 @@ pub fn claim(name: &str) -> Result<Claim> {
             Err(Errno::EADDRINUSE) => {}
             Err(err) => return Err(err).with_context(at),
         }
-        match holder(name)? {
+        match holder(name, trust)? {
             Holder::Nobody => {}
             Holder::Process(running) => return Ok(Claim::Taken(running)),
             Holder::Another(who) => return Ok(Claim::Squatted(who)),
@@ -113,9 +125,9 @@ pub fn claim(name: &str) -> Result<Claim> {
     Ok(Claim::Squatted("nobody who could be found".to_owned()))
 }
 
-/// The process that has `name`, if it is one of root or of this user and runs this program.
-pub fn running(name: &str) -> Option<Running> {
-    match holder(name) {
+/// The process that has `name`, if it is believed.
+pub fn running(name: &str, trust: Trust) -> Option<Running> {
+    match holder(name, trust) {
         Ok(Holder::Process(running)) => Some(running),
         _ => None,
     }
@@ -159,7 +171,7 @@ enum Holder {
     Another(String),
 }
 
-fn holder(name: &str) -> Result<Holder> {
+fn holder(name: &str, trust: Trust) -> Result<Holder> {
     let at = || format!("cannot ask who has the name @{name}");
     let address = address(name)?;
     for _ in 0..TRIES {
@@ -167,7 +179,7 @@ fn holder(name: &str) -> Result<Holder> {
         let flags = nix::fcntl::OFlag::O_NONBLOCK;
         nix::fcntl::fcntl(&asking, nix::fcntl::FcntlArg::F_SETFL(flags)).with_context(at)?;
         match connect(asking.as_raw_fd(), &address) {
-            Ok(()) => return identify(&asking).with_context(at),
+            Ok(()) => return identify(&asking, trust).with_context(at),
             // Nobody listens: nobody has it, or somebody who is about to.
             Err(Errno::ECONNREFUSED) if is_free(name)? => return Ok(Holder::Nobody),
             Err(Errno::ECONNREFUSED | Errno::EAGAIN | Errno::EINTR) => thread::sleep(PAUSE),
@@ -183,7 +195,7 @@ fn is_free(name: &str) -> Result<bool> {
 }
 
 /// Who called listen() on the other end.
-fn identify(connected: &OwnedFd) -> io::Result<Holder> {
+fn identify(connected: &OwnedFd, trust: Trust) -> io::Result<Holder> {
     let peer = getsockopt(connected, PeerCredentials)?;
     let pid = peer.pid().cast_unsigned();
     let uid = peer.uid();
@@ -194,14 +206,17 @@ fn identify(connected: &OwnedFd) -> io::Result<Holder> {
             "a process that has ended, or cannot be seen from here".to_owned(),
         ));
     }
-    if uid != 0 && uid != Uid::effective().as_raw() {
+    if uid != 0 && uid != Uid::effective().as_raw() && Some(uid) != trust.user {
         return Ok(another());
     }
     let Ok(process) = hold::open(pid) else {
         return Ok(another());
     };
     // If the number still is the listener's, the descriptor is, too.
-    if getsockopt(connected, PeerCredentials)?.pid() != peer.pid() || !runs_this_program(pid) {
+    if getsockopt(connected, PeerCredentials)?.pid() != peer.pid()
+        || !runs_this_program(pid)
+        || !has_one(pid, trust.capabilities)
+    {
         return Ok(another());
     }
     Ok(Holder::Process(Running { pid, process }))
@@ -217,6 +232,18 @@ fn runs_this_program(pid: u32) -> bool {
     };
     let found = name(&pid.to_string());
     found.is_some() && found == name("self")
+}
+
+/// Whether a process has one of these capabilities where they count for this one.
+fn has_one(pid: u32, capabilities: &[Capability]) -> bool {
+    let users = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+    let own = users("self");
+    let process = Process::new(pid.cast_signed()).and_then(|process| process.status());
+    let has = process.is_ok_and(|status| {
+        let effective = Capabilities(status.capeff);
+        capabilities.iter().any(|wanted| effective.has(*wanted))
+    });
+    capabilities.is_empty() || has && own.is_some() && users(&pid.to_string()) == own
 }
 
 fn open() -> io::Result<OwnedFd> {
@@ -245,18 +272,26 @@ mod tests {
     #[test]
     fn a_name_is_held_once_and_is_free_again() {
         let name = name("once");
-        let Claim::Ours(first) = claim(&name).unwrap() else {
+        let Claim::Ours(first) = claim(&name, Trust::default()).unwrap() else {
             panic!("the name is taken");
         };
         let me = std::process::id();
-        assert!(matches!(claim(&name).unwrap(), Claim::Taken(running) if running.pid == me));
+        assert!(
+            matches!(claim(&name, Trust::default()).unwrap(), Claim::Taken(running) if running.pid == me)
+        );
         // However often somebody asks.
         for _ in 0..300 {
-            assert_eq!(running(&name).map(|running| running.pid), Some(me));
+            assert_eq!(
+                running(&name, Trust::default()).map(|running| running.pid),
+                Some(me)
+            );
         }
         drop(first);
-        assert!(running(&name).is_none());
-        assert!(matches!(claim(&name).unwrap(), Claim::Ours(_)));
+        assert!(running(&name, Trust::default()).is_none());
+        assert!(matches!(
+            claim(&name, Trust::default()).unwrap(),
+            Claim::Ours(_)
+        ));
     }
 
     #[test]
@@ -264,8 +299,11 @@ mod tests {
         let name = name("silent");
         let silent = open().unwrap();
         bind(silent.as_raw_fd(), &address(&name).unwrap()).unwrap();
-        assert!(matches!(claim(&name).unwrap(), Claim::Squatted(_)));
-        assert!(running(&name).is_none());
+        assert!(matches!(
+            claim(&name, Trust::default()).unwrap(),
+            Claim::Squatted(_)
+        ));
+        assert!(running(&name, Trust::default()).is_none());
     }
 
     #[test]
@@ -288,8 +326,8 @@ mod tests {
         let mut line = String::new();
         let mut said = io::BufReader::new(other.stdout.take().unwrap());
         io::BufRead::read_line(&mut said, &mut line).unwrap();
-        let found = claim(&name).unwrap();
-        let nobody = running(&name).is_none();
+        let found = claim(&name, Trust::default()).unwrap();
+        let nobody = running(&name, Trust::default()).is_none();
         other.kill().unwrap();
         other.wait().unwrap();
         assert_eq!(line, "listening\n");
@@ -298,5 +336,25 @@ mod tests {
             "{found:?}"
         );
         assert!(nobody);
+    }
+
+    #[test]
+    fn who_may_not_do_it_is_not_believed() {
+        let mut powerless = Command::new("setpriv")
+            .args(["--bounding-set=-all", "--inh-caps=-all", "sleep", "100"])
+            .spawn()
+            .unwrap();
+        let pid = powerless.id();
+        let comm = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        while comm() != "sleep\n" {
+            thread::sleep(PAUSE);
+        }
+        let of_it = has_one(pid, &[Capability::NetAdmin]);
+        let any = has_one(pid, &[]);
+        powerless.kill().unwrap();
+        powerless.wait().unwrap();
+        assert!(any && !of_it);
+        let own = Capabilities::effective().has(Capability::NetAdmin);
+        assert_eq!(has_one(std::process::id(), &[Capability::NetAdmin]), own);
     }
 }

@@ -188,7 +188,7 @@ impl Shelf {
 
     /// The user to whom root has given the folder of the shelves: it is that user's alone, and it is
     /// where nobody but root can make or rename one. Only root looks at another user's.
-    fn given_to(&self) -> Option<u32> {
+    pub fn given_to(&self) -> Option<u32> {
         if !nix::unistd::Uid::effective().is_root() {
             return None;
         }

@@ -104,7 +104,7 @@ impl Guard {
 
 /// There are no pins; a process may still guard.
 fn nowhere<T>() -> Result<Option<T>> {
-    if let Some(pid) = pinned::process_id() {
+    if let Some(pid) = pinned::process_id(None) {
         bail!(
             "the guard here is process {pid}'s own, and only one that is pinned (tc-guard run --pin) \
              shows its policy: give that with --policy"

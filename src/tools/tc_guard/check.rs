@@ -10,7 +10,6 @@ use libbpf_rs::MapHandle;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::gates;
 use super::guard::{self, Guard};
 use super::holders::{self, Survey};
 use super::pinned::{self, Found};
@@ -20,7 +19,6 @@ use super::run::Place;
 use super::statement::Statement;
 use super::status::{self, InterfaceStatus};
 use super::{NAME, strangers, trial};
-use crate::kernel::hooks::Attached;
 use crate::kernel::interfaces;
 use crate::kernel::tc::Method;
 use crate::kernel::{cgroup, features, pin};
@@ -122,7 +120,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         Some(bpffs) => pinned::look(bpffs)?,
         None => (pin::Shelf::new("/".as_ref(), "", ""), Found::Nothing),
     };
-    let pid = pinned::process_id();
+    let pid = pinned::process_id(bpffs.as_deref());
     let root = cgroup::mount();
     match found {
         (shelf, Found::Guard(guard)) => {
@@ -206,6 +204,10 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
     let strangers = strangers::find(&BTreeSet::new())?;
     let how = match pid {
         Some(pid) => format!("process {pid} guards"),
+        None if strangers::is_of_a_process(&strangers) => {
+            "a process guards that cannot be told from here, as it is another user's, or another has taken its name"
+                .to_owned()
+        }
         None if strangers::judging(&strangers).is_some() => {
             "a guard is in force that is not pinned in this bpffs".to_owned()
         }
@@ -217,21 +219,19 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
             )]);
         }
     };
-    let gates = |at: &Attached| at.name.as_deref().is_some_and(gates::is_gate);
+    let gates = strangers::gates(&strangers);
     if let Some((statement, reports)) = strangers::said(&strangers)? {
         let mut findings = vec![mode_finding(&how, &statement)];
-        let all = status::interfaces_with(statement.interfaces(), gates)?;
+        let all = status::interfaces_with(statement.interfaces(), &gates)?;
         findings.extend(policy_findings(args, &statement, &all, &reports)?);
         return Ok(findings);
     }
-    let mut findings = vec![Finding::note(
+    let mut findings = vec![Finding::gap(
         "guard",
-        format!(
-            "{how}; what with cannot be seen, and is not tried (a guard of another bpffs is where --bpffs names \
-             it; that of a process is with CAP_SYS_ADMIN)"
-        ),
+        format!("{how}; with which policy cannot be seen: it may deny nothing, and was not tried"),
+        "name the bpffs that it is pinned in (--bpffs); to see that of a process, run check as root",
     )];
-    findings.extend(interface_findings(&status::interfaces_with(&[], gates)?));
+    findings.extend(interface_findings(&status::interfaces_with(&[], &gates)?));
     Ok(findings)
 }
 

@@ -41,11 +41,19 @@ pub struct StopArgs {
 /// How long the guard's process may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn nothing_here() -> anyhow::Error {
-    match pinned::process_id() {
+fn nothing_here(bpffs: Option<&Path>) -> anyhow::Error {
+    match pinned::process_id(bpffs) {
         Some(pid) => anyhow::anyhow!(
             "the guard here is not pinned: it is process {pid}'s, and ends with it (kill {pid})"
         ),
+        None if strangers::find(&BTreeSet::new())
+            .is_ok_and(|found| strangers::is_of_a_process(&found)) =>
+        {
+            anyhow::anyhow!(
+                "the guard here is not pinned: it is the own of a process that cannot be told from here, and ends \
+                 with it"
+            )
+        }
         None => anyhow::anyhow!(
             "no guard is pinned in this network namespace; ebpfkit tc-guard run --pin starts one"
         ),
@@ -53,7 +61,7 @@ fn nothing_here() -> anyhow::Error {
 }
 
 fn bpffs(place: &Place) -> Result<PathBuf> {
-    pin::bpffs(place.bpffs.as_deref(), false)?.ok_or_else(nothing_here)
+    pin::bpffs(place.bpffs.as_deref(), false)?.ok_or_else(|| nothing_here(None))
 }
 
 /// Puts another policy in force, or the one that is, read and looked up anew.
@@ -64,7 +72,7 @@ pub fn reload(args: &ReloadArgs, settings: Settings) -> Result<()> {
     let bpffs = bpffs(&args.place)?;
     let pinned = Pinned::lock(&bpffs)?;
     let Found::Guard(mut guard) = pinned.find()? else {
-        return Err(nothing_here());
+        return Err(nothing_here(Some(&bpffs)));
     };
     let old = pinned.statement(&guard)?;
     let (policy, config) = policy(args.config.as_deref(), &old)?;
@@ -122,14 +130,14 @@ pub fn stop(args: &StopArgs, settings: Settings) -> Result<()> {
         // A start that was killed before it made the shelf has left filters, before kernel 6.6; one that is
         // under way has attached some, too.
         let strangers = strangers::find(&BTreeSet::new()).unwrap_or_default();
-        if pinned::process().is_some() || strangers::sweep(&strangers)? == 0 {
-            return Err(nothing_here());
+        if pinned::process(Some(&bpffs)).is_some() || strangers::sweep(&strangers)? == 0 {
+            return Err(nothing_here(Some(&bpffs)));
         }
         output::stdout(NAME, settings).note("what a killed guard had left was taken away");
         return Ok(());
     }
     // It would go on to guard interfaces as they come.
-    if let Some(process) = pinned::process() {
+    if let Some(process) = pinned::process(Some(&bpffs)) {
         end(&process)?;
     }
     Pinned::lock_to_remove(&bpffs)?.remove()?;

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle};
 
 use super::event::Summary;
 pub use super::gates::Hook;
@@ -335,7 +335,10 @@ impl Guard {
         let map = &self.policy.cgroups;
         match rules {
             Some(rules) => map.update(&key, &rules.to_ne_bytes(), MapFlags::ANY),
-            None => map.delete(&key),
+            None => match map.delete(&key) {
+                Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),
+                deleted => deleted,
+            },
         }
         .with_context(|| format!("cannot write cgroup {id} to the policy"))
     }

@@ -32,7 +32,11 @@ enum Holder {
         _calls: Vec<OwnedFd>,
     },
     /// Pins in this bpffs.
-    Pins { bpffs: PathBuf, watch: Watch },
+    Pins {
+        bpffs: PathBuf,
+        /// Nothing while there is none to be had.
+        watch: Option<Watch>,
+    },
 }
 
 /// A guard at work.
@@ -154,17 +158,23 @@ impl Hold {
                 (guard, interfaces, false, notes)
             }
         };
-        let watch = pinned.watch()?;
+        let watch = pinned.watch();
         drop(pinned);
+        let mut notes = Vec::from_iter(notes);
+        if let Err(err) = &watch {
+            notes.push(format!(
+                "{err:#}: another policy is looked for every two seconds"
+            ));
+        }
         Ok(Self {
             guard,
             interfaces: attached,
             unreadable,
             taken_over,
-            notes: notes.into_iter().collect(),
+            notes,
             holder: Holder::Pins {
                 bpffs: bpffs.to_owned(),
-                watch,
+                watch: watch.ok(),
             },
             wanted: policy.interfaces.clone(),
             monitor,
@@ -174,10 +184,18 @@ impl Hold {
     /// Become readable when interfaces have come or gone, or another process has changed what is pinned.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let mut fds = vec![self.monitor.fd()];
-        if let Holder::Pins { watch, .. } = &self.holder {
+        if let Holder::Pins {
+            watch: Some(watch), ..
+        } = &self.holder
+        {
             fds.push(watch.fd());
         }
         fds
+    }
+
+    /// Whether they do so for both; if not, a look is due every now and then.
+    pub fn watched(&self) -> bool {
+        !matches!(self.holder, Holder::Pins { watch: None, .. })
     }
 
     /// Looks whether another process has given the pinned guard another policy, and what it says of
@@ -186,10 +204,13 @@ impl Hold {
     /// # Errors
     /// If what is pinned cannot be opened.
     pub fn catch_up(&mut self) -> Result<Option<Statement>> {
-        let Holder::Pins { bpffs, watch } = &self.holder else {
+        let Holder::Pins { bpffs, watch } = &mut self.holder else {
             return Ok(None);
         };
-        watch.drain()?;
+        match watch {
+            Some(watch) => watch.drain()?,
+            None => *watch = pinned::shelf(bpffs)?.watch().ok(),
+        }
         let (_, generation, _) = self.guard.facts()?;
         if generation == self.guard.generation() {
             return Ok(None);

@@ -198,7 +198,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let bpffs = pin::bpffs(args.place.bpffs.as_deref(), false)?;
     let stop = Stop::on_signals()?;
     let mut sink = output::stdout(NAME, settings);
-    let (_instance, _) = pinned::only()?;
+    let (_instance, _) = pinned::only(bpffs.as_deref())?;
     let started = OffsetDateTime::now_utc();
     let statement = Statement::new(&policy, None, false, &plan, started);
     let bpffs = bpffs.as_deref();

@@ -7,6 +7,7 @@
 //! author writes, [`plan`] what the kernel is told, [`Guard`] the kernel's part of it, [`report`] turns
 //! records into counts and [`event`] into lines.
 
+mod cgroups;
 pub mod check;
 pub mod config;
 mod control;

@@ -22,9 +22,10 @@ use super::plan::Plan;
 use super::statement::Statement;
 use super::strangers;
 use crate::kernel::hooks::{self, How};
-use crate::kernel::instance::{self, Claim, Instance, Running};
+use crate::kernel::instance::{self, Claim, Instance, Running, Trust};
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::pin::{FOLDER, Lock, Shelf, Watch};
+use crate::kernel::privileges::Capability;
 use crate::kernel::tc::{Attachment, Side};
 use crate::kernel::{namespace, program, text};
 
@@ -53,13 +54,22 @@ pub enum Found {
     Guard(Box<Guard>),
 }
 
+/// Who is believed to guard here: also the user to whom root has given the pins in `bpffs`.
+fn trust(bpffs: Option<&Path>) -> Trust {
+    let shelf = bpffs.and_then(|bpffs| shelf(bpffs).ok());
+    Trust {
+        user: shelf.and_then(|shelf| shelf.given_to()),
+        capabilities: &[Capability::NetAdmin, Capability::Bpf],
+    }
+}
+
 /// Makes this the only process that guards this network namespace. Where the name is held by somebody
 /// who has nothing to do with it, that is told in the second value.
 ///
 /// # Errors
 /// If a guard runs here already.
-pub fn only() -> Result<(Option<Instance>, Option<String>)> {
-    match instance::claim(INSTANCE)? {
+pub fn only(bpffs: Option<&Path>) -> Result<(Option<Instance>, Option<String>)> {
+    match instance::claim(INSTANCE, trust(bpffs))? {
         Claim::Ours(instance) => Ok((Some(instance), None)),
         Claim::Taken(Running { pid, .. }) => {
             bail!(
@@ -77,14 +87,14 @@ pub fn only() -> Result<(Option<Instance>, Option<String>)> {
     }
 }
 
-/// The process that guards here, if one runs.
-pub fn process() -> Option<Running> {
-    instance::running(INSTANCE)
+/// The process that guards here, if one runs; its pins, if it has some, are in `bpffs`.
+pub fn process(bpffs: Option<&Path>) -> Option<Running> {
+    instance::running(INSTANCE, trust(bpffs))
 }
 
 /// Its id.
-pub fn process_id() -> Option<u32> {
-    process().map(|running| running.pid)
+pub fn process_id(bpffs: Option<&Path>) -> Option<u32> {
+    process(bpffs).map(|running| running.pid)
 }
 
 impl Pinned {

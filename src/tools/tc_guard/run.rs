@@ -3,7 +3,6 @@
 //! `ebpfkit tc-guard run`: from arguments to a guard at work, and from what it reports to lines.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use anyhow::{Context as _, Result};
 use libbpf_rs::MapHandle;
 use time::OffsetDateTime;
 
+use super::cgroups::Cgroups;
 use super::config;
 use super::event::{Checked, Ready, Summary};
 use super::hold::Hold;
@@ -24,7 +24,6 @@ use super::statement::Statement;
 use super::{Guard, NAME};
 use crate::endpoint::Endpoint;
 use crate::failure::{self, Failure};
-use crate::kernel::cgroup_follow::Follower;
 use crate::kernel::interfaces;
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
@@ -35,6 +34,9 @@ use crate::output::{self, Settings};
 /// How long after the last event the kernel's table is read for packets that came without one: a
 /// little longer than the kernel's own pause between two events of a key, of a second.
 const SWEEP: Duration = Duration::from_millis(1100);
+
+/// How often is looked at what cannot be watched.
+const LOOK: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -187,7 +189,7 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let bpffs = pin::bpffs(args.place.bpffs.as_deref(), args.pin)?;
 
     let stop = Stop::on_signals()?;
-    let (_instance, squatted) = pinned::only()?;
+    let (_instance, squatted) = pinned::only(bpffs.as_deref())?;
     let config = args.guarded.config.as_deref().map(absolute).transpose()?;
     let now = OffsetDateTime::now_utc();
     let statement = Statement::new(&policy, config, mixed, &plan, now);
@@ -198,12 +200,15 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     };
     let kernel = &hold.guard;
     let mut cgroups = Cgroups::new(&plan, root)?;
-    cgroups.follow(kernel)?;
+    let troubles = cgroups.follow(kernel);
     let mut reporter = Reporter::new(settings, root, hold.bpffs())?;
     reporter.interfaces.clone_from(&hold.interfaces);
     reporter.know(kernel.generation(), &plan);
     reporter.ready(&ready(&plan, &hold))?;
-    tell_of_the_start(&reporter, &policy, &plan, &hold, squatted)?;
+    for note in squatted.iter().chain(&hold.notes).chain(&troubles) {
+        reporter.note(note);
+    }
+    tell_of_the_start(&reporter, &policy, &plan, &hold)?;
 
     let mut before = Summary::default();
     if hold.taken_over {
@@ -239,16 +244,7 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
 }
 
 /// What is worth knowing of a guard that has just begun.
-fn tell_of_the_start(
-    reporter: &Reporter,
-    policy: &Policy,
-    plan: &Plan,
-    hold: &Hold,
-    squatted: Option<String>,
-) -> Result<()> {
-    for note in squatted.iter().chain(&hold.notes) {
-        reporter.note(note);
-    }
+fn tell_of_the_start(reporter: &Reporter, policy: &Policy, plan: &Plan, hold: &Hold) -> Result<()> {
     if hold.taken_over {
         reporter.note("took over the guard that was pinned here, with this policy");
     }
@@ -322,60 +318,6 @@ fn ready(plan: &Plan, hold: &Hold) -> Ready {
     }
 }
 
-/// The cgroups that rules name, whose ids the kernel is told of as they come and go.
-struct Cgroups {
-    rules: BTreeMap<String, u64>,
-    /// Nothing if no rule names one.
-    follower: Option<Follower>,
-}
-
-impl Cgroups {
-    fn new(plan: &Plan, root: Option<&Path>) -> Result<Self> {
-        let follower = match root {
-            _ if plan.cgroups.is_empty() => None,
-            Some(root) => Some(Follower::new(root, plan.cgroups.keys().cloned())?),
-            None => {
-                return Err(Failure::blocked(
-                    "rules for cgroups need the whole of cgroup2, which is not mounted here",
-                    "mount it (mount -t cgroup2 none /sys/fs/cgroup), or name users instead",
-                )
-                .into());
-            }
-        };
-        Ok(Self {
-            rules: plan.cgroups.clone(),
-            follower,
-        })
-    }
-
-    /// Those of a policy that another process has put in force. Users and groups do not matter here, and
-    /// may have names that mean nothing any more.
-    fn of(statement: &Statement) -> Result<Self> {
-        let root = cgroup::mount();
-        let mut policy = statement.policy()?;
-        for rule in &mut policy.rules {
-            rule.users.clear();
-            rule.groups.clear();
-        }
-        Self::new(&Plan::new(&policy, root.as_deref())?, root.as_deref())
-    }
-
-    fn follow(&mut self, kernel: &Guard) -> Result<()> {
-        let Some(follower) = &mut self.follower else {
-            return Ok(());
-        };
-        for change in follower.changes()? {
-            if let Some(id) = change.gone {
-                kernel.allow_cgroup(id, None)?;
-            }
-            if let Some(id) = change.come {
-                kernel.allow_cgroup(id, self.rules.get(&change.path).copied())?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Tells of what the kernel reports, and follows the interfaces, until it is to stop; then detaches what
 /// is not pinned and tells of the rest.
 fn drain(
@@ -412,12 +354,15 @@ fn drain_until_stop(
     let mut sweep_at: Option<Instant> = None;
     loop {
         let left = sweep_at.map(|at| at.saturating_duration_since(Instant::now()));
+        // What cannot be watched is looked at.
+        let unwatched = !(cgroups.watched() && hold.watched());
+        let left = left.into_iter().chain(unwatched.then_some(LOOK)).min();
         let woken = {
             let told = reporter.borrow();
             let mut sources = vec![ring.fd()];
             sources.extend(hold.fds());
             sources.push(told.fd());
-            sources.extend(cgroups.follower.as_ref().map(Follower::fd));
+            sources.extend(cgroups.fd());
             stop.wait(&sources, left)?
         };
         if woken.stopped {
@@ -434,7 +379,9 @@ fn drain_until_stop(
                 )),
             }
         }
-        cgroups.follow(&hold.guard)?;
+        for trouble in cgroups.follow(&hold.guard) {
+            reporter.borrow().note(&trouble);
+        }
         if woken.ready[1] {
             let changes = hold.follow()?;
             let mut reporter = reporter.borrow_mut();

@@ -151,7 +151,8 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
 /// # Errors
 /// If what is pinned cannot be opened.
 pub fn find(bpffs: Option<&std::path::Path>) -> Result<Status> {
-    let pid = pinned::process_id();
+    let bpffs = pin::bpffs(bpffs, false)?;
+    let pid = pinned::process_id(bpffs.as_deref());
     let state = |state| Status {
         state,
         pid,
@@ -161,11 +162,12 @@ pub fn find(bpffs: Option<&std::path::Path>) -> Result<Status> {
         let strangers = strangers::find(&BTreeSet::new())?;
         Ok(state(match (pid, strangers::judging(&strangers)) {
             (Some(_), _) => "foreground",
+            (None, Some(_)) if strangers::is_of_a_process(&strangers) => "foreground",
             (None, Some(_)) => "elsewhere",
             (None, None) => "none",
         }))
     };
-    let Some(bpffs) = pin::bpffs(bpffs, false)? else {
+    let Some(bpffs) = bpffs else {
         return none();
     };
     let (shelf, found) = pinned::look(&bpffs)?;
@@ -307,6 +309,14 @@ impl Event for Status {
             ("foreground", Some(pid)) => {
                 line.styled(Style::Good, "guarding")?;
                 write!(line, " by process {pid}, not pinned: its lines say more")?;
+            }
+            ("foreground", None) => {
+                line.styled(Style::Good, "guarding")?;
+                write!(
+                    line,
+                    " by a process of its own, not pinned, which cannot be told from here: it is another \
+                     user's, or another has taken its name"
+                )?;
             }
             ("elsewhere", _) => {
                 line.styled(Style::Good, "guarding")?;

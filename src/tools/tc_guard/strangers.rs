@@ -11,7 +11,7 @@ use libbpf_rs::MapHandle;
 use super::gates::{self, Seen, is_gate};
 use super::guard::Guard;
 use super::statement::Statement;
-use crate::kernel::hooks::{self, How};
+use crate::kernel::hooks::{self, Attached, How};
 use crate::kernel::interfaces;
 use crate::kernel::tc::Side;
 use crate::kernel::{bpf, text};
@@ -23,6 +23,7 @@ pub struct Stranger {
     index: i32,
     side: Side,
     how: How,
+    program: Option<u32>,
     /// Nothing if that cannot be seen.
     seen: Option<Seen>,
     /// Whether there is a policy behind it; nothing if that cannot be seen.
@@ -52,6 +53,7 @@ pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
                     index: interface.index,
                     side,
                     how: at.how,
+                    program: at.program,
                     judges: seen.as_ref().and_then(Seen::judges),
                     seen,
                 });
@@ -68,15 +70,33 @@ pub fn judging(strangers: &[Stranger]) -> Option<&str> {
         .map(|at| at.interface.as_str())
 }
 
+/// What is a gate of a guard that judges: by its state, as anybody may call a program anything; by its name
+/// where that cannot be seen.
+pub fn gates(strangers: &[Stranger]) -> impl Fn(&Attached) -> bool {
+    let judging = |at: &&Stranger| at.judges == Some(true) || at.seen.is_none();
+    let gates = strangers.iter().filter(judging);
+    let ids: BTreeSet<u32> = gates.filter_map(|at| at.program).collect();
+    move |at| at.program.is_some_and(|id| ids.contains(&id))
+}
+
+/// Whether one that judges is of a guard that is a process's own: only such a one says what it is at its gates. Not where
+/// that cannot be seen.
+pub fn is_of_a_process(strangers: &[Stranger]) -> bool {
+    text_of(strangers).is_some()
+}
+
+fn text_of(strangers: &[Stranger]) -> Option<(&MapHandle, MapHandle)> {
+    let mut judging = strangers.iter().filter(|at| at.judges == Some(true));
+    judging.find_map(|at| at.seen.as_ref()?.said())
+}
+
 /// What the guard that one of them is of says of itself, and the table of what it reports; nothing if it is pinned,
 /// as its pins say more, or if that cannot be seen.
 ///
 /// # Errors
 /// If it is not of this version.
 pub fn said(strangers: &[Stranger]) -> Result<Option<(Statement, MapHandle)>> {
-    let mut all = strangers.iter();
-    let said = all.find_map(|at| at.seen.as_ref().filter(|_| at.judges == Some(true))?.said());
-    let read = said.map(|(said, reports)| {
+    let read = text_of(strangers).map(|(said, reports)| {
         let statement = Statement::from_text(&text::load(said)?)?;
         Ok((statement, reports))
     });
@@ -91,6 +111,13 @@ pub fn said(strangers: &[Stranger]) -> Result<Option<(Statement, MapHandle)>> {
 pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
     let strangers = find(own)?;
     if let Some(interface) = judging(&strangers) {
+        if is_of_a_process(&strangers) {
+            bail!(
+                "another guard is in force at {interface}, which is not pinned: it is the own of a process that \
+                 cannot be told from here, as it is another user's, or another has taken its name; a second one is \
+                 not stacked on it: end that process first"
+            );
+        }
         bail!(
             "another guard is in force at {interface}, whose pins are not here: it is pinned in another bpffs, \
              or in one that this mount namespace hides; a second one is not stacked on it: take it away with \

@@ -3,7 +3,7 @@
 //! Tries a guard for real: whether a user who is allowed gets through, and one who is not does not.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use procfs::process::Process;
@@ -60,70 +60,97 @@ pub struct Trial {
     pub to: SocketAddr,
 }
 
-/// Somebody whom `plan` allows an endpoint of one address and TCP, and somebody whom it denies one.
-pub fn trials(plan: &Plan) -> (Option<Trial>, Option<Trial>) {
+/// A trial, or why there is none.
+pub type Chosen = Result<Trial, &'static str>;
+
+/// Somebody whom `plan` allows an endpoint of TCP, and somebody whom it denies one.
+pub fn trials(plan: &Plan) -> (Chosen, Chosen) {
     // Nobody's uid, and numbers that nobody gives away.
     let strangers = || (65534..=65534).chain(4_294_900_000..4_294_967_000);
+    let named = "the policy names all the numbers that could be tried";
     let gid = strangers().find(|gid| !plan.groups.contains_key(gid));
     let stranger = strangers().find(|uid| !plan.users.contains_key(uid));
-    let open = |rules: u64| {
-        let mut all = plan.endpoints.iter();
-        all.find_map(|target| place(target).filter(|_| target.mask & rules & !ENFORCED != 0))
-    };
     let allowed = plan.users.iter().find_map(|(uid, rules)| {
-        Some(Trial {
-            uid: *uid,
-            gid: gid?,
-            to: open(*rules)?,
-        })
+        let open = |target: &Target| target.mask & rules & !ENFORCED != 0;
+        place(plan, open).map(|to| (*uid, to))
     });
-    let mut enforced = plan
-        .endpoints
-        .iter()
-        .filter(|target| target.mask & ENFORCED != 0);
-    let denied = enforced.find_map(|target| {
-        Some(Trial {
-            uid: stranger?,
-            gid: gid?,
-            to: place(target)?,
-        })
-    });
+    let allowed = match allowed {
+        Some((uid, to)) => gid.ok_or(named).map(|gid| Trial { uid, gid, to }),
+        None if plan.allows_nobody() => Err("nobody is allowed"),
+        None if plan.users.is_empty() => Err("the policy allows groups or cgroups, and no user"),
+        None => Err("no endpoint that is open to users has an address of its own and TCP"),
+    };
+    let denied = match place(plan, |target| target.mask & ENFORCED != 0) {
+        Some(to) => stranger
+            .zip(gid)
+            .map(|(uid, gid)| Trial { uid, gid, to })
+            .ok_or(named),
+        None if !plan.enforces() => Err("nothing is denied"),
+        None => Err("no endpoint that is enforced has an address of its own and TCP"),
+    };
     (allowed, denied)
 }
 
-fn place(target: &Target) -> Option<SocketAddr> {
+/// Where one of the endpoints that are `wanted` can be tried: at an address of its own rather than in a network, there
+/// at the first that a host may have, and that no other endpoint has as well.
+fn place(plan: &Plan, wanted: impl Fn(&Target) -> bool) -> Option<SocketAddr> {
+    let mut places: Vec<_> = plan
+        .endpoints
+        .iter()
+        .filter(|target| wanted(target))
+        .filter_map(|target| first_host(&target.endpoint))
+        .filter(|(whole, to)| {
+            let of = plan.endpoints.iter();
+            *whole || of.filter(|of| of.endpoint.contains(to.ip())).count() == 1
+        })
+        .collect();
+    // In the order of the policy, otherwise.
+    places.sort_by_key(|(whole, _)| !whole);
+    places.first().map(|(_, to)| *to)
+}
+
+/// Whether it is one address, and where it is reached by TCP.
+fn first_host(endpoint: &Endpoint) -> Option<(bool, SocketAddr)> {
     let Endpoint {
         address,
         prefix,
         ports,
         protocol,
         ..
-    } = &target.endpoint;
-    let whole = *prefix == if address.is_ipv4() { 32 } else { 128 };
+    } = endpoint;
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    // The first is the network's own, unless there are but two.
+    let first = match address {
+        _ if bits - prefix < 2 => *address,
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() + 1).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() + 1).into(),
+    };
     let tcp = matches!(protocol, None | Some(Protocol::Tcp));
     let port = (*ports.start()).max(1);
-    (whole && tcp).then(|| SocketAddr::new(*address, port))
+    tcp.then(|| (*prefix == bits, SocketAddr::new(first, port)))
 }
 
 /// Tries both. `denials` says how many packets and calls of a user the guard has denied so far.
 pub fn run(plan: &Plan, deny: Deny, denials: impl Fn(u32) -> Option<u64>) -> Vec<Finding> {
     let (allowed, denied) = trials(plan);
     let mut findings = Vec::new();
-    if let Some(trial) = allowed {
-        findings.push(judge_allowed(&trial, attempt(&trial)));
-    }
+    let none = |who, why| Finding::note("trial", format!("{who} user was not tried: {why}"));
+    findings.push(match allowed {
+        Ok(trial) => judge_allowed(&trial, attempt(&trial)),
+        Err(why) => none("an allowed", why),
+    });
     match denied {
-        Some(_) if in_allowed_cgroup(plan) => findings.push(Finding::note(
+        Ok(_) if in_allowed_cgroup(plan) => findings.push(Finding::note(
             "trial",
             "a denied user was not tried, as this process is in a cgroup that is allowed",
         )),
-        Some(trial) => {
+        Ok(trial) => {
             let before = denials(trial.uid);
             let outcome = attempt(&trial);
             let by_the_guard = denials(trial.uid) > before;
             findings.push(judge_denied(&trial, outcome, deny, by_the_guard));
         }
-        None => {}
+        Err(why) => findings.push(none("a denied", why)),
     }
     findings
 }
@@ -210,7 +237,7 @@ fn judge_denied(trial: &Trial, outcome: Outcome, deny: Deny, by_the_guard: bool)
 #[cfg(test)]
 mod tests {
     use super::super::check::State;
-    use super::super::policy::{Mode, Policy};
+    use super::super::policy::{Mode, Policy, Subject};
     use super::*;
 
     fn plan(endpoints: &[&str], users: &[&str]) -> Plan {
@@ -233,12 +260,49 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_tried_where_nothing_can_be_learned() {
-        assert_eq!(trials(&plan(&["10.0.0.0/8:80"], &["0"])), (None, None));
+    fn what_is_not_tried_is_told_with_the_reason() {
+        let why = |plan: &Plan| {
+            let (allowed, denied) = trials(plan);
+            (allowed.unwrap_err(), denied.unwrap_err())
+        };
+        let of_datagrams = plan(&["10.1.1.1:53/udp"], &["0"]);
+        let (allowed, denied) = why(&of_datagrams);
+        assert!(allowed.starts_with("no endpoint that is open"), "{allowed}");
+        assert!(
+            denied.starts_with("no endpoint that is enforced"),
+            "{denied}"
+        );
         let endpoints = ["10.1.1.1:80/tcp".parse().unwrap()];
         let mut policy = Policy::of(&endpoints, &[]);
         policy.mode = Mode::Audit;
-        assert_eq!(trials(&Plan::new(&policy, None).unwrap()), (None, None));
+        assert_eq!(
+            why(&Plan::new(&policy, None).unwrap()),
+            ("nobody is allowed", "nothing is denied")
+        );
+        policy.rules[0].groups = vec![Subject::from("7")];
+        assert_eq!(
+            why(&Plan::new(&policy, None).unwrap()).0,
+            "the policy allows groups or cgroups, and no user"
+        );
+        let said = run(&of_datagrams, Deny::Reset, |_| None);
+        assert!(said.iter().all(|at| at.state == State::Note), "{said:?}");
+        assert_eq!(said.len(), 2);
+    }
+
+    #[test]
+    fn a_network_is_tried_at_its_first_host_unless_that_is_another_endpoint_s() {
+        let to = |endpoints: &[&str]| {
+            let (allowed, denied) = trials(&plan(endpoints, &["0"]));
+            let to = |trial: Chosen| trial.ok().map(|trial| trial.to.to_string());
+            assert_eq!(to(allowed), to(denied));
+            to(denied)
+        };
+        let some = |to: &str| Some(to.to_owned());
+        assert_eq!(to(&["169.254.169.0/24:80"]), some("169.254.169.1:80"));
+        assert_eq!(to(&["10.1.1.4/31:80"]), some("10.1.1.4:80"));
+        assert_eq!(to(&["[fd00::]/8:80/tcp"]), some("[fd00::1]:80"));
+        let both = ["10.0.0.0/8:80", "10.0.0.1:53/udp"];
+        assert_eq!(to(&both), None);
     }
 
     #[test]
