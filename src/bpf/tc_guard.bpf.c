@@ -36,10 +36,12 @@ struct owner {
 	 * 6.16, where it puts a barrier there).
 	 */
 	const struct identity *who;
-	const struct executable *executable;
+	const struct kept_executable *executable;
 	/* Those that the groups of whoever connected it are subjects of. */
 	__u64 group_rules;
 	__u32 uid;
+	/* How often that was written. */
+	__u32 ended;
 	/* enum guard_reason */
 	__u8 reason;
 	/* Whether there is a socket with enough of it to be asked. */
@@ -53,7 +55,7 @@ struct owner {
  */
 static __always_inline void owner_of(struct __sk_buff *skb, struct place place, struct owner *owner)
 {
-	const struct executable *executable = (const struct executable *)&no_executable;
+	const struct kept_executable *executable = (const struct kept_executable *)&no_executable;
 	const struct identity *who = (const struct identity *)&nobody;
 	struct bpf_sock *sk = skb->sk;
 	struct known_caller *known;
@@ -87,8 +89,9 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	owner->raw = type == SOCK_RAW;
 	known = bpf_sk_storage_get(&callers, sk, NULL, 0);
 	if (known) {
+		owner->ended = READ_NOW(known->kept.ended);
 		owner->who = &known->caller.who;
-		owner->executable = &known->executable;
+		owner->executable = &known->kept;
 		/* Of another policy's rules they say nothing. */
 		if (known->caller.generation == generation)
 			owner->group_rules = known->caller.group_rules;
@@ -340,6 +343,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 	if (!counted && (key.verdict != GUARD_ALLOWED || report_allowed)) {
 		seen.who = owner.who;
 		seen.executable = owner.executable;
+		seen.ended = owner.ended;
 		/* Zero where there is no socket. */
 		seen.cgroup = bpf_skb_cgroup_id(skb);
 		seen.ifindex = skb->ifindex;
@@ -360,7 +364,7 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 /* A frame with a third VLAN tag: receivers take off any number of them, and it may be for an endpoint. */
 static __always_inline int refuse_tags(struct __sk_buff *skb, bool ingress)
 {
-	const struct executable *executable = (const struct executable *)&no_executable;
+	const struct kept_executable *executable = (const struct kept_executable *)&no_executable;
 	const struct identity *who = (const struct identity *)&nobody;
 	struct sighting seen = {};
 	struct guard_key key = {};

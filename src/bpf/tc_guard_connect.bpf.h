@@ -20,7 +20,7 @@
 
 /* Who connected a socket, or sent from it to a guarded endpoint, or tried to. It goes with the socket,
  * so that nobody can push it out by making many. Stays when a policy replaces another.
- * Key: the socket. Value: struct known_caller, 392 bytes.
+ * Key: the socket. Value: struct known_caller, 400 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -63,10 +63,10 @@ int record_executable(struct bpf_sock_addr *ctx)
 	known = bpf_sk_storage_get(&callers, sk, NULL, 0);
 	if (!known)
 		return 0;
-	executable_of((void *)bpf_get_current_task(), &known->executable);
+	executable_of((void *)bpf_get_current_task(), &known->kept.executable);
 	/* Of a file that is nowhere in a mount there is no path. */
-	if (!known->executable.length)
-		known->executable.length = EXECUTABLE_PATH;
+	if (!known->kept.executable.length)
+		known->kept.executable.length = EXECUTABLE_PATH;
 	return 0;
 }
 
@@ -74,8 +74,8 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 				      bool perfmon)
 {
 	/* Without room at the socket nobody has looked; what /proc says later is the caller's choice. */
-	const struct executable *executable =
-		(const struct executable *)(perfmon ? &lost_executable : &no_executable);
+	const struct kept_executable *executable =
+		(const struct kept_executable *)(perfmon ? &lost_executable : &no_executable);
 	const struct endpoint_target *target;
 	struct known_caller *known = NULL;
 	struct caller caller = {};
@@ -83,6 +83,7 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 	struct guard_key key = {};
 	struct packet pkt = {};
 	struct bpf_sock *sk;
+	__u32 ended = 0;
 	__u64 mask;
 	bool home;
 
@@ -106,13 +107,23 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 	sk = ctx->sk;
 	if (sk)
 		known = bpf_sk_storage_get(&callers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (perfmon && known) {
+		ended = READ_NOW(known->kept.ended) + 1;
+		__sync_fetch_and_add(&known->kept.begun, 1);
+		asm volatile("" ::: "memory");
+	}
 	if (known)
 		known->caller = caller;
 	/* Else clang copies all of it from read-only data, where no pointer can be. */
 	barrier_var(executable);
 	if (perfmon && known) {
 		record_executable(ctx);
-		executable = &known->executable;
+		asm volatile("" ::: "memory");
+		/* Another call has written in between. The last of those that do so finds out. */
+		if (READ_NOW(known->kept.begun) != ended)
+			known->kept.executable.length = EXECUTABLE_PATH;
+		__sync_fetch_and_add(&known->kept.ended, 1);
+		executable = &known->kept;
 	}
 	/* Containers are judged as their packets come in, by their cgroup. */
 	home = bpf_get_netns_cookie(ctx) == home_netns;
@@ -122,6 +133,7 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 		key.uid = caller.who.uid;
 		seen.who = &caller.who;
 		seen.executable = executable;
+		seen.ended = ended;
 		seen.cgroup = caller.who.cgroup;
 		seen.layer = GUARD_CONNECT;
 		count(GUARD_DENIED);

@@ -149,10 +149,24 @@ struct caller {
 	__u32 pad;
 };
 
+/* What a process runs, where several may write at once, and others read. It is counted how often writing was begun, and
+ * ended. Who reads has what was whole if no more was begun at the end than had ended at the beginning; who writes was
+ * alone if no more but its own was. (There is no barrier for programs: on a processor that reorders stores, arm64,
+ * some nanoseconds are left.)
+ */
+struct kept_executable {
+	struct executable executable;
+	__u32 begun;
+	__u32 ended;
+};
+
+#define READ_NOW(field) (*(const volatile __typeof__(field) *)&(field))
+
 /* What the hook leaves at a socket for its packets. */
 struct known_caller {
 	struct caller caller;
-	struct executable executable;
+	/* Of the caller, which is written after the beginning and before the end, too. */
+	struct kept_executable kept;
 	__u32 pad;
 };
 

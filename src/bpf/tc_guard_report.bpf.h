@@ -60,17 +60,21 @@ static __always_inline void count(__u32 counter)
 /* Of whom nothing is known. */
 const volatile struct identity nobody;
 /* Of which nobody can know more than /proc says, and of which /proc is not to be asked. */
-const volatile struct executable no_executable;
-const volatile struct executable lost_executable = { .length = EXECUTABLE_PATH };
+const volatile struct kept_executable no_executable;
+const volatile struct kept_executable lost_executable = {
+	.executable = { .length = EXECUTABLE_PATH },
+};
 
 /* Where and by whom something was seen. */
 struct sighting {
 	/* Never NULL: without CAP_PERFMON the verifier lets nobody ask whether a place on the stack is. */
 	const struct identity *who;
 	/* Likewise. */
-	const struct executable *executable;
+	const struct kept_executable *executable;
 	__u64 cgroup;
 	__u32 ifindex;
+	/* How often it had been written when `who` was found there. */
+	__u32 ended;
 	/* enum guard_layer */
 	__u8 layer;
 };
@@ -101,7 +105,11 @@ static __always_inline void send_event(const struct packet *pkt, const struct gu
 	event->transport = pkt->transport_state;
 	event->layer = seen->layer;
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
-	event->executable = *seen->executable;
+	event->executable = seen->executable->executable;
+	/* Another call writes meanwhile, or has: these may be parts of two paths, or another's. */
+	asm volatile("" ::: "memory");
+	if (READ_NOW(seen->executable->begun) != seen->ended)
+		event->executable.length = EXECUTABLE_PATH;
 	bpf_ringbuf_submit(event, 0);
 }
 
