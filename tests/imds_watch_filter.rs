@@ -510,7 +510,10 @@ mod root {
                 // And user space has nothing to say about what it is not shown.
                 let mut rest = &payload[..];
                 while expected && !rest.is_empty() {
-                    let Step::Head { request, length } = step(rest, &list) else {
+                    let Step::Head {
+                        request, length, ..
+                    } = step(rest, &list)
+                    else {
                         return Err(TestCaseError::fail(payload.escape_ascii().to_string()));
                     };
                     prop_assert_eq!(findings(&request, mask), [], "{}", payload.escape_ascii());

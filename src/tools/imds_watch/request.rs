@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use httparse::{EMPTY_HEADER, Status};
 
-use super::paths::{Class, TOKENS, is_headerless, is_open, wanted};
+use super::paths::{Class, TOKENS, is_open, unneeded, wanted};
 use super::scanner::{header_flag, header_flags, is_forwarding_header};
 use super::watchlist::Watchlist;
 
@@ -33,8 +33,8 @@ pub struct Request {
     pub wanted: u16,
     /// A service that wants no header may answer the path.
     pub open: bool,
-    /// The service itself answers the path without a header.
-    pub headerless: bool,
+    /// The flags of those without which their service answers the path all the same.
+    pub headerless: u16,
     /// A proxy has added a header.
     pub forwarded: bool,
     /// The path hands out credentials.
@@ -59,13 +59,16 @@ pub struct Request {
 /// What the bytes of a stream begin with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// A whole head of `length` bytes. What follows is read as the next one, whatever body it
-    /// announces: there are services that do the same.
+    /// A whole head of `length` bytes.
     Head {
         /// What it says.
         request: Request,
         /// Bytes of the head.
         length: usize,
+        /// Bytes of the body that follows, where everybody would say so. What follows a head that is
+        /// not read by all in the same way is read as the next one, whatever body it announces: there
+        /// are services that do the same.
+        body: u64,
     },
     /// The beginning of a head.
     Partial,
@@ -86,8 +89,9 @@ pub fn step(bytes: &[u8], list: &Watchlist) -> Step {
         method: parsed.method.map(str::to_owned),
         ..Request::default()
     };
+    let mut announced = Announced::None;
     for header in parsed.headers.iter() {
-        request.unparsable |= announces_more(header.name, header.value);
+        announced = announced.with(header.name, header.value);
         request.header(header.name, header.value, list);
     }
     request.target(parsed.path, list);
@@ -95,7 +99,20 @@ pub fn step(bytes: &[u8], list: &Watchlist) -> Step {
     let head = &bytes[..length];
     let lines = head.iter().filter(|byte| **byte == b'\n').count();
     request.unparsable |= head.windows(2).filter(|two| two == b"\r\n").count() != lines;
-    Step::Head { request, length }
+    let sends = matches!(request.method.as_deref(), Some("PUT" | "POST"));
+    let body = match announced {
+        Announced::None | Announced::Body(0) => 0,
+        Announced::Body(length) if sends && !request.unparsable => length,
+        Announced::Body(_) | Announced::Disputed => {
+            request.unparsable = true;
+            0
+        }
+    };
+    Step::Head {
+        request,
+        length,
+        body,
+    }
 }
 
 /// What can be said of bytes that are no whole head: the request line and the header names, as far
@@ -140,17 +157,97 @@ pub fn salvage(bytes: &[u8], list: &Watchlist) -> Request {
     request
 }
 
-/// Whether a header says that a body follows the head, or another protocol, or may say so to
-/// somebody. No honest request for metadata has one, and services disagree about what they read
-/// next: that can hide a request.
-fn announces_more(name: &str, value: &[u8]) -> bool {
-    match name.to_ascii_lowercase().as_str() {
-        "content-length" => {
-            let value = value.trim_ascii();
-            value.is_empty() || value.iter().any(|byte| *byte != b'0')
+/// What the headers that were read say of what follows the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Announced {
+    /// Nothing.
+    None,
+    /// A body of so many bytes.
+    Body(u64),
+    /// Another protocol, or a body whose length services may disagree about, and so about what they
+    /// read next: that can hide a request.
+    Disputed,
+}
+
+impl Announced {
+    /// With one more header.
+    fn with(self, name: &str, value: &[u8]) -> Self {
+        let length = match name.to_ascii_lowercase().as_str() {
+            "content-length" => length(value.trim_ascii()).map_or(Self::Disputed, Self::Body),
+            "transfer-encoding" | "upgrade" | "expect" => Self::Disputed,
+            _ => return self,
+        };
+        match self {
+            Self::None => length,
+            known if known == length => known,
+            _ => Self::Disputed,
         }
-        "transfer-encoding" | "upgrade" | "expect" => true,
-        _ => false,
+    }
+}
+
+/// A length as everybody reads it: zeros, or digits that begin with none.
+fn length(value: &[u8]) -> Option<u64> {
+    let zeros = !value.is_empty() && value.iter().all(|byte| *byte == b'0');
+    let plain = !value.starts_with(b"0") && value.iter().all(u8::is_ascii_digit);
+    if zeros {
+        return Some(0);
+    }
+    let digits = str::from_utf8(value).ok()?;
+    plain.then(|| digits.parse().ok()).flatten()
+}
+
+/// Methods, one of which a request begins with that is read where a body should be.
+const METHODS: &[&str] = &[
+    "GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "TRACE",
+];
+
+/// Of a part of a body: how many bytes at its beginning are no request to a service that does not know
+/// of bodies, and whether one begins behind those. Where it ends too early to say, the rest waits.
+/// `part` begins with a line, or with a packet, which such a service may read on its own.
+pub fn harmless(part: &[u8]) -> (usize, bool) {
+    let mut at = 0;
+    while at < part.len() {
+        match begins_request(&part[at..]) {
+            Some(true) => return (at, true),
+            None => return (at, false),
+            Some(false) => {
+                let end = part[at..].iter().position(|byte| *byte == b'\n');
+                at = end.map_or(part.len(), |end| at + end + 1);
+            }
+        }
+    }
+    (at, false)
+}
+
+/// Whether a line is a request's first; `None` if it ends too early to say.
+fn begins_request(line: &[u8]) -> Option<bool> {
+    let line = line.trim_ascii_start();
+    let letters = line.iter().take_while(|byte| byte.is_ascii_alphabetic());
+    let (word, rest) = line.split_at(letters.count());
+    let begins = |method: &&str| {
+        let begin = method.as_bytes().get(..word.len());
+        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(word))
+    };
+    let mut methods = METHODS.iter().copied().filter(begins).peekable();
+    if word.is_empty() || methods.peek().is_none() {
+        return Some(false);
+    }
+    let Some(first) = rest.first() else {
+        return None;
+    };
+    let is_blank = |byte: &u8| b" \t".contains(byte);
+    if !is_blank(first) || methods.all(|method| method.len() != word.len()) {
+        return Some(false);
+    }
+    let target = rest.trim_ascii_start();
+    let scheme = b"http://";
+    let known = target.len().min(scheme.len());
+    let is_absolute = target[..known].eq_ignore_ascii_case(&scheme[..known]);
+    match target.first() {
+        Some(b'/') => Some(true),
+        Some(_) if !is_absolute => Some(false),
+        Some(_) if known == scheme.len() => Some(true),
+        _ => None,
     }
 }
 
@@ -217,7 +314,7 @@ impl Request {
         self.rules = list.rules(self.method.as_deref(), &[path, &plain], &self.headers);
         self.wanted = wanted(&plain).map_or(0, header_flags);
         self.open = is_open(&plain);
-        self.headerless = is_headerless(&plain);
+        self.headerless = header_flags(unneeded(&plain, &query));
         if self.method.as_deref() == Some("PUT") {
             for (token, header) in TOKENS {
                 if plain == *token {
@@ -442,6 +539,10 @@ mod tests {
             "GET / HTTP/1.1\nHost: x\n\n",
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
+            "PUT / HTTP/1.1\r\nContent-Length: 05\r\n\r\n",
+            "PUT / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 2\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length:\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length: 0 0\r\n\r\n",
@@ -464,6 +565,51 @@ mod tests {
         for target in ["/a%20b", "/a?b=%2F&c=[d]", "http://169.254.169.254/a"] {
             let text = format!("GET {target} HTTP/1.1\r\n\r\n");
             assert!(!head(&text).unparsable, "{target}");
+        }
+    }
+
+    #[test]
+    fn the_length_of_a_body_is_known_where_nobody_disputes_it() {
+        let body = |text: &str| match step(text.as_bytes(), plain()) {
+            Step::Head { request, body, .. } => (body, request.unparsable),
+            other => panic!("{text:?}: {other:?}"),
+        };
+        for (method, expected) in [
+            ("PUT", (5, false)),
+            ("POST", (5, false)),
+            ("GET", (0, true)),
+        ] {
+            let text = format!("{method} /machine HTTP/1.1\r\nContent-Length: 5\r\n\r\n");
+            assert_eq!(body(&text), expected, "{method}");
+            let twice = text.replace("\r\n\r\n", "\r\ncontent-length:5\r\n\r\n");
+            assert_eq!(body(&twice), expected, "{method}");
+            assert_eq!(body(&text.replace("/machine", "/a#b")), (0, true));
+        }
+        assert_eq!(
+            body("PUT / HTTP/1.1\r\nContent-Length: 00\r\n\r\n"),
+            (0, false)
+        );
+    }
+
+    #[test]
+    fn a_request_in_a_body_is_found_wherever_a_line_begins() {
+        for (part, expected) in [
+            ("{\"expires_in\":3600}", (19, false)),
+            ("<?xml?>\n<Health/>\n", (18, false)),
+            ("GET /x HTTP/1.1\r\n", (0, true)),
+            ("{\n \tget  /x", (2, true)),
+            ("{\r\nPOST http://x/", (3, true)),
+            ("{\nGET", (2, false)),
+            ("{\nG", (2, false)),
+            ("{\nGET ", (2, false)),
+            ("{\nGET htt", (2, false)),
+            ("GETX /x", (7, false)),
+            ("GE /x", (5, false)),
+            ("GET x", (5, false)),
+            ("a GET /x", (8, false)),
+            ("", (0, false)),
+        ] {
+            assert_eq!(harmless(part.as_bytes()), expected, "{part:?}");
         }
     }
 
@@ -500,6 +646,7 @@ mod tests {
         fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let list = plain();
             let _ = (step(&bytes, list), salvage(&bytes, list));
+            assert!(harmless(&bytes).0 <= bytes.len());
             let mut text = b"GET /".to_vec();
             text.extend(&bytes);
             text.extend(b" HTTP/1.1\r\n\r\n");
