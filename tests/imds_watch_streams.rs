@@ -630,7 +630,7 @@ mod root {
             (
                 "ibm",
                 "/metadata/v1/instance",
-                "Metadata-Flavor: ibm\r\n",
+                "Authorization: Bearer t\r\n",
                 "missing-metadata-header",
                 &[("/instance_identity/v1/iam_token", "credentials")],
             ),

@@ -140,6 +140,10 @@ pub const OWNED: &[(&str, &[&str])] = &[
     ("v1", &["metadata-token"]),
 ];
 
+/// The same of more than one segment, which go before those: IBM, where Azure has `metadata`. The filter
+/// does not know of them: it sends up what carries another header than the first segment's.
+const OWNED_BELOW: &[(&str, &[&str])] = &[("/metadata/v1", &["authorization"])];
+
 /// Paths that some service answers which wants no header: Vultr; DigitalOcean, UpCloud.
 const OPEN: &[&str] = &["/v1", "/metadata/v1"];
 /// Paths that the service itself answers without the header that it wants elsewhere, with that header:
@@ -156,6 +160,10 @@ const WIRE_SERVER: &[&str] = &["x-ms-version"];
 
 /// The headers that the service wants whose path this is; `None` where it could be anyone's.
 pub fn wanted(path: &str) -> Option<&'static [&'static str]> {
+    let below = OWNED_BELOW.iter().find(|(prefix, _)| is_below(path, prefix));
+    if let Some((_, headers)) = below {
+        return Some(headers);
+    }
     let first = path.strip_prefix('/')?.split('/').next()?;
     let dated = first.starts_with(|c: char| c.is_ascii_digit());
     OWNED
@@ -295,6 +303,8 @@ mod tests {
             ("/2021-07-15/meta-data", EC2),
             ("/computeMetadata/v1/", &["metadata-flavor"]),
             ("/metadata/instance", &["metadata"]),
+            ("/metadata/v1x", &["metadata"]),
+            ("/Metadata/v1/instance", &["authorization"]),
             ("/opc/v2/instance/", &["authorization"]),
             ("/v1/instance", &["metadata-token"]),
         ] {
