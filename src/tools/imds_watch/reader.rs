@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -73,6 +73,55 @@ impl flow::Meta for Meta {
 
     fn held(&self) -> usize {
         self.packets.iter().map(|packet| packet.bytes.len()).sum()
+    }
+}
+
+/// Between whom a packet is.
+#[derive(Debug, Clone, Copy)]
+enum Ends {
+    /// Without ports that could be read.
+    Hosts(IpAddr, IpAddr),
+    /// With them.
+    Sockets(SocketAddr, SocketAddr),
+}
+
+impl Ends {
+    fn src(self) -> IpAddr {
+        match self {
+            Self::Hosts(src, _) => src,
+            Self::Sockets(src, _) => src.ip(),
+        }
+    }
+
+    fn dst(self) -> IpAddr {
+        match self {
+            Self::Hosts(_, dst) => dst,
+            Self::Sockets(_, dst) => dst.ip(),
+        }
+    }
+
+    /// Where it goes, with its port.
+    fn place(self) -> Option<SocketAddr> {
+        match self {
+            Self::Hosts(..) => None,
+            Self::Sockets(_, dst) => Some(dst),
+        }
+    }
+
+    fn texts(self) -> (String, String) {
+        match self {
+            Self::Hosts(src, dst) => (src.to_string(), dst.to_string()),
+            Self::Sockets(src, dst) => (src.to_string(), dst.to_string()),
+        }
+    }
+}
+
+/// What callers are told apart by, of which a scan is: neither a port nor a process, as a script may
+/// start one for each request.
+fn who(caller: &Caller, src: IpAddr) -> String {
+    match caller.identity.pid {
+        Some(_) => caller.group(),
+        None => src.to_string(),
     }
 }
 
@@ -339,13 +388,8 @@ impl<'p> Reader<'p> {
         }
         match packet {
             Packet::Opaque { src, dst } => {
-                let places = (src.to_string(), dst.to_string());
-                let endpoint = self.plan.target(dst, None);
-                let (name, mask) = endpoint.map_or((String::new(), 0), |target| {
-                    (target.endpoint.name.clone(), target.mask)
-                });
                 let request = salvage(&[], self.list);
-                self.print(&name, mask, places, &meta, request, None, sink)
+                self.print(Ends::Hosts(src, dst), &meta, request, None, sink)
             }
             Packet::Piece {
                 src,
@@ -417,33 +461,21 @@ impl<'p> Reader<'p> {
 
     fn show(&mut self, found: Found<Meta>, status: Option<u16>, sink: &mut Stdout) -> Result<()> {
         let (src, dst) = found.key;
-        let target = self.plan.target(dst.ip(), Some(dst.port()));
-        let (name, mask) = target.map_or((String::new(), 0), |target| {
-            (target.endpoint.name.clone(), target.mask)
-        });
-        let places = (src.to_string(), dst.to_string());
-        self.print(
-            &name,
-            mask,
-            places,
-            &found.meta,
-            found.request,
-            status,
-            sink,
-        )
+        let ends = Ends::Sockets(src, dst);
+        self.print(ends, &found.meta, found.request, status, sink)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn print(
         &mut self,
-        endpoint: &str,
-        mask: u64,
-        (src, dst): (String, String),
+        ends: Ends,
         meta: &Meta,
         request: Request,
         status: Option<u16>,
         sink: &mut Stdout,
     ) -> Result<()> {
+        let target = self.plan.target(ends.dst(), ends.place().map(|at| at.port()));
+        let (endpoint, mask) =
+            target.map_or(("", 0), |one| (one.endpoint.name.as_str(), one.mask));
         let mut findings = plan::findings(&request, mask);
         let version = if findings.contains(&Finding::Imdsv1) {
             Version::One
@@ -462,19 +494,10 @@ impl<'p> Reader<'p> {
         let identity = &meta.caller.identity;
         let unknown = self.permitted.as_ref().is_some_and(|permitted| {
             let unit = |name: &str| self.owners.unit(name);
-            let place: Result<SocketAddr, _> = dst.parse();
             // A packet without ports is of nobody that could be allowed.
-            place.map_or(true, |place| !permitted.allows(place, identity, unit))
+            ends.place().is_none_or(|place| !permitted.allows(place, identity, unit))
         });
-        // Neither a port nor a process is what tells callers apart: a script may start one for each
-        // request.
-        let who = match identity.pid {
-            Some(_) => meta.caller.group(),
-            None => src
-                .rsplit_once(':')
-                .map_or(src.as_str(), |(ip, _)| ip)
-                .to_owned(),
-        };
+        let who = who(&meta.caller, ends.src());
         let path = request.path.as_deref();
         let readable = !request.unparsable && path.is_some();
         let scan = self.scans.is_scan(&who, path, status, Instant::now());
@@ -506,8 +529,8 @@ impl<'p> Reader<'p> {
             rules,
             status,
             interface: self.names.of(meta.interface),
-            src,
-            dst,
+            src: ends.texts().0,
+            dst: ends.texts().1,
             caller: meta.caller.clone(),
         };
         self.capture(meta, &seen)?;
@@ -531,5 +554,24 @@ impl<'p> Reader<'p> {
         let written = capture.write(&meta.packets, &comment, |index| self.names.of(index));
         self.options.capture = Some(capture);
         written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_without_a_process_are_told_apart_by_address() {
+        let ends = |src: &str| Ends::Hosts(src.parse().unwrap(), "fd00:ec2::254".parse().unwrap());
+        let of = |ends: Ends| who(&Caller::default(), ends.src());
+        assert_eq!(of(ends("fd00:213::2")), "fd00:213::2");
+        assert_ne!(of(ends("fd00:213::2")), of(ends("fd00:213::99")));
+        let sockets = |src: &str| {
+            Ends::Sockets(src.parse().unwrap(), "[fd00:ec2::254]:80".parse().unwrap())
+        };
+        // Another port makes nobody another one; nor is a packet without any another one's.
+        assert_eq!(of(sockets("[fd00:213::2]:5")), of(sockets("[fd00:213::2]:6")));
+        assert_eq!(of(sockets("[fd00:213::2]:5")), of(ends("fd00:213::2")));
     }
 }
