@@ -611,6 +611,10 @@ mod root {
                         "/computeMetadata/v1/instance/attributes/startup-script",
                         "user-data",
                     ),
+                    (
+                        "/computeMetadata/v1/instance/attributes/windows-startup-script-ps1",
+                        "user-data",
+                    ),
                     ("/computeMetadata/v1/?recursive=true", "recursive"),
                     ("/computeMetadata/v1beta1/instance/", "legacy-path"),
                     ("/0.1/meta-data/", "legacy-path"),

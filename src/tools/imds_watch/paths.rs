@@ -41,8 +41,9 @@ const USER_DATA: &[&str] = &[
     "user_data",
     "userdata",
     "customdata",
-    // Google.
-    "attributes/startup-script",
+    // Google, in the text or as where it is; for Windows, too.
+    "attributes/(startup|shutdown)-script(-url)?",
+    "attributes/(windows-(startup|shutdown)|sysprep-specialize)-script-(ps1|cmd|bat|url)",
 ];
 
 /// Whole paths that hand it out among other things: Azure (from API version 2021-01-01 on); Oracle;
@@ -281,6 +282,15 @@ mod tests {
             "/computeMetadata/v1/instance/attributes/kube-env",
             "/computeMetadata/v1/instance/?recursive=true",
             "/computeMetadata/v1/?alt=json&recursive=true",
+            "/computeMetadata/v1/instance/attributes/startup-script",
+            "/computeMetadata/v1/project/attributes/startup-script-url",
+            "/computeMetadata/v1/instance/attributes/shutdown-script",
+            "/computeMetadata/v1/instance/attributes/shutdown-script-url",
+            "/computeMetadata/v1/instance/attributes/windows-startup-script-ps1",
+            "/computeMetadata/v1/instance/attributes/windows-startup-script-cmd",
+            "/computeMetadata/v1/instance/attributes/windows-shutdown-script-bat",
+            "/computeMetadata/v1/instance/attributes/windows-startup-script-url",
+            "/computeMetadata/v1/instance/attributes/sysprep-specialize-script-ps1",
             "/opc/v2/identity/cert.pem",
             "/opc/v1/instance/metadata/user_data",
             "/openstack/latest/user_data",
@@ -333,6 +343,7 @@ mod tests {
             "/metadata/v1.jsonx",
             "/computeMetadata/v1/instance/zone",
             "/computeMetadata/v1/instance/attributes/",
+            "/computeMetadata/v1/instance/attributes/startup-scripts",
             "/opc/v2/instance/id",
             "/openstack/latest/meta_data.json",
             "/?x=recursive",
