@@ -285,6 +285,53 @@ mod root {
     }
 
     #[test]
+    fn a_scan_is_told_about_though_each_guess_follows_another_request() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let tool = start(&network, &[]);
+        let address: SocketAddr = format!("{IMDS4}:80").parse().unwrap();
+        let is_scan = |event: &Value| {
+            let findings = event["findings"].as_array();
+            findings.is_some_and(|all| all.contains(&json!("scan")))
+        };
+        // As many as it takes where the machine is slow: they are to come within ten seconds.
+        for round in 0..50 {
+            let asked = network.machine.enter(move || {
+                let mut stream = TcpStream::connect(address).expect("connect");
+                for number in 0..24 {
+                    let header = token();
+                    let get = |path: &str| {
+                        format!("GET {path} HTTP/1.1\r\nHost: {IMDS4}\r\n{header}\r\n\r\n")
+                    };
+                    let guess = get(&format!("/none/{round}/{number}"));
+                    let pair = get("/latest/meta-data/") + &guess;
+                    stream.write_all(pair.as_bytes()).unwrap();
+                    let mut answers = Vec::<u8>::new();
+                    while !answers.windows(12).any(|part| part == b"HTTP/1.1 404") {
+                        let mut buffer = [0; 4096];
+                        let length = stream.read(&mut buffer).unwrap();
+                        assert!(length > 0);
+                        answers.extend(&buffer[..length]);
+                    }
+                }
+            });
+            asked.join().unwrap();
+            if tool.events().iter().any(is_scan) {
+                break;
+            }
+        }
+        let ended = tool.stop();
+        let found = requests(&ended);
+        let scans = found.iter().filter(|event| is_scan(event)).count();
+        assert!(scans > 0, "{ended:#?}");
+        // Of which of the pair the answer is nobody says.
+        for event in &found {
+            let guessed = event["path"].as_str().unwrap().starts_with("/none/");
+            assert!(!guessed || event["status"] != 200, "{event}");
+        }
+    }
+
+    #[test]
     fn a_scan_by_many_processes_is_one() {
         let network = Network::new();
         let _service = MetadataService::start(&network);

@@ -26,7 +26,7 @@ use super::permitted::Permitted;
 use super::plan::{self, Finding, Plan};
 use super::program::{self, Watch};
 use super::request::{Request, salvage};
-use super::scan::Scans;
+use super::scan::{self, Scans};
 use super::watchlist::Watchlist;
 use crate::kernel::packet_socket::Received;
 use crate::kernel::stop::Stop;
@@ -401,7 +401,16 @@ impl<'p> Reader<'p> {
             } if self.plan.target(dst.ip(), Some(dst.port())).is_none() => {
                 self.answered += 1;
                 let key = (dst, src);
-                let mut answered = self.answers.answer(key, seq, answers::status(payload));
+                let status = answers::status(payload);
+                let mut answered = self.answers.answer(key, seq, status);
+                let is_joined = answered.iter().any(|(_, status)| status.is_some());
+                if status == Some(scan::NOT_FOUND)
+                    && !is_joined
+                    && self.answers.is_of_pipelined(key, seq)
+                {
+                    let caller = self.owners.of(watch, key);
+                    self.scans.miss(&who(&caller, dst.ip()), Instant::now());
+                }
                 if ends {
                     answered.extend(self.answers.close(key));
                 }
