@@ -535,6 +535,31 @@ mod root {
     }
 
     #[test]
+    fn a_capture_without_room_ends_and_the_watch_goes_on() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("found.pcapng");
+        // No file of it gets more than a KiB, and a write beyond that is an error.
+        let mut command = network.machine.command("sh");
+        command.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "sh"]);
+        command.arg(ebpfkit_path());
+        command.args(["-o", "json", "imds-watch", "--cloud", "aws", "--pcap"]);
+        command.arg(&file);
+        let tool = Tool::run(command);
+        for number in 0..20 {
+            network.curl(ALICE, &[&url(&format!("/latest/{number}"))]);
+        }
+        let ended = tool.stop();
+        assert_eq!(requests(&ended).len(), 20);
+        let missing = ended.summary()["uncaptured"].as_u64().unwrap();
+        assert!((1..=20).contains(&missing), "{missing}");
+        let notes = ended.stderr.matches("the capture ends here").count();
+        assert_eq!(notes, 1, "{}", ended.stderr);
+        assert!(fs::metadata(&file).unwrap().len() <= 1024);
+    }
+
+    #[test]
     fn a_capture_has_the_suspicious_packets_with_process_and_findings() {
         let network = Network::new();
         let _service = MetadataService::start(&network);

@@ -181,7 +181,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         summary: args.summary || args.live,
         show_secrets: args.show_secrets,
         stacks: args.stack,
-        capture,
+        capture: capture::Kept::new(capture),
         guard,
     };
     let mut reader = Reader::new(&plan, &list, options);

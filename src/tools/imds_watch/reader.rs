@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 use super::answers::{self, Answered, Answers};
 use super::callers::{Callers, Version};
-use super::capture::{self, Capture};
+use super::capture;
 use super::event::{Caller, Lost, Seen};
 use super::flow::{self, Flows, Found};
 use super::guard::{Change, Guard};
@@ -44,7 +44,7 @@ pub struct Options {
     /// The functions that opened a connection are named.
     pub stacks: bool,
     /// Where the packets of what is told about go.
-    pub capture: Option<Capture>,
+    pub capture: capture::Kept,
     /// The guard whose policy is the plan's.
     pub guard: Option<Guard>,
 }
@@ -259,9 +259,7 @@ impl<'p> Reader<'p> {
             let unanswered = self.answers.expire(Instant::now());
             self.show_answered(unanswered, sink)?;
             sink.flush()?;
-            if let Some(capture) = &mut self.options.capture {
-                capture.flush()?;
-            }
+            self.flush_capture(sink);
         }
     }
 
@@ -340,9 +338,8 @@ impl<'p> Reader<'p> {
         let rest = self.flows.finish();
         self.show_all(rest, sink)?;
         self.lose(summary.lost, sink)?;
-        if let Some(capture) = &mut self.options.capture {
-            capture.flush()?;
-        }
+        self.flush_capture(sink);
+        summary.uncaptured = self.options.capture.missing();
         if self.options.summary {
             let now = OffsetDateTime::now_utc();
             for calls in self.callers.table() {
@@ -378,7 +375,7 @@ impl<'p> Reader<'p> {
             caller: Caller::default(),
             packets: Vec::new(),
         };
-        if self.options.capture.is_some() {
+        if self.options.capture.is_wanted() {
             meta.packets.push(Rc::new(capture::Packet {
                 time,
                 interface: received.interface,
@@ -542,7 +539,7 @@ impl<'p> Reader<'p> {
             dst: ends.texts().1,
             caller: meta.caller.clone(),
         };
-        self.capture(meta, &seen)?;
+        self.capture(meta, &seen, sink)?;
         if let Some(view) = &mut self.view {
             self.requests += 1;
             view.request(meta.time, seen);
@@ -553,16 +550,25 @@ impl<'p> Reader<'p> {
         Ok(())
     }
 
-    fn capture(&mut self, meta: &Meta, seen: &Seen) -> Result<()> {
-        let Some(mut capture) = self.options.capture.take() else {
+    fn flush_capture(&mut self, sink: &Stdout) {
+        if let Some(ended) = self.options.capture.flush() {
+            self.note(&ended, sink);
+        }
+    }
+
+    fn capture(&mut self, meta: &Meta, seen: &Seen, sink: &Stdout) -> Result<()> {
+        if !self.options.capture.is_wanted() {
             return Ok(());
-        };
+        }
         let mut comment = Vec::new();
         seen.text(&mut Line::new(&mut comment, false))?;
         let comment = String::from_utf8_lossy(&comment);
-        let written = capture.write(&meta.packets, &comment, |index| self.names.of(index));
-        self.options.capture = Some(capture);
-        written
+        let capture = &mut self.options.capture;
+        let ended = capture.write(&meta.packets, &comment, |index| self.names.of(index));
+        if let Some(ended) = ended {
+            self.note(&ended, sink);
+        }
+        Ok(())
     }
 }
 
