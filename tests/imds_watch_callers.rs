@@ -425,7 +425,7 @@ mod root {
             [[rule]]
             name = "debug"
             headers = ["X-Debug"]
-            endpoints = ["aws"]
+            endpoints = ["169.254.169.254:80/tcp"]
             [[rule]]
             name = "elsewhere"
             paths = ["/**"]
@@ -454,6 +454,13 @@ mod root {
                 (json!(["rule"]), json!(["keys", "debug"])),
             ],
             "{ended:#?}"
+        );
+        let note = "rules.toml:11: rule \"elsewhere\" finds nothing";
+        let notes = ended.stderr.matches("finds nothing").count();
+        assert!(
+            notes == 1 && ended.stderr.contains(note),
+            "{}",
+            ended.stderr
         );
     }
 

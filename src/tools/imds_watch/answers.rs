@@ -138,9 +138,9 @@ impl<T> Answers<T> {
             .find(|one| one.announced)
             .or(candidates.iter().find(|one| one.ack == seq))
             // But not where it may be a pipelined one's.
-            .or(candidates.first().filter(|_| {
-                candidates.len() == 1 && !self.pipelined.contains_key(&key)
-            }))
+            .or(candidates
+                .first()
+                .filter(|_| candidates.len() == 1 && !self.pipelined.contains_key(&key)))
             .map(|one| one.number);
         let taken = self.take_numbered(key, reached);
         if taken.len() > 1 {

@@ -161,7 +161,9 @@ const WIRE_SERVER: &[&str] = &["x-ms-version"];
 
 /// The headers that the service wants whose path this is; `None` where it could be anyone's.
 pub fn wanted(path: &str) -> Option<&'static [&'static str]> {
-    let below = OWNED_BELOW.iter().find(|(prefix, _)| is_below(path, prefix));
+    let below = OWNED_BELOW
+        .iter()
+        .find(|(prefix, _)| is_below(path, prefix));
     if let Some((_, headers)) = below {
         return Some(headers);
     }

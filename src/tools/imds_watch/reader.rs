@@ -479,9 +479,10 @@ impl<'p> Reader<'p> {
         status: Option<u16>,
         sink: &mut Stdout,
     ) -> Result<()> {
-        let target = self.plan.target(ends.dst(), ends.place().map(|at| at.port()));
-        let (endpoint, mask) =
-            target.map_or(("", 0), |one| (one.endpoint.name.as_str(), one.mask));
+        let target = self
+            .plan
+            .target(ends.dst(), ends.place().map(|at| at.port()));
+        let (endpoint, mask) = target.map_or(("", 0), |one| (one.endpoint.name.as_str(), one.mask));
         let mut findings = plan::findings(&request, mask);
         let version = if findings.contains(&Finding::Imdsv1) {
             Version::One
@@ -494,14 +495,18 @@ impl<'p> Reader<'p> {
             .rules
             .iter()
             .filter_map(|place| self.list.rule(*place))
-            .filter(|rule| rule.is_for(endpoint))
+            .filter(|rule| {
+                let (address, port) = (ends.dst(), ends.place().map(|at| at.port()));
+                target.is_some_and(|one| rule.is_for(&one.endpoint, address, port))
+            })
             .map(|rule| rule.name.clone())
             .collect();
         let identity = &meta.caller.identity;
         let unknown = self.permitted.as_ref().is_some_and(|permitted| {
             let unit = |name: &str| self.owners.unit(name);
             // A packet without ports is of nobody that could be allowed.
-            ends.place().is_none_or(|place| !permitted.allows(place, identity, unit))
+            ends.place()
+                .is_none_or(|place| !permitted.allows(place, identity, unit))
         });
         let who = who(&meta.caller, ends.src());
         let path = request.path.as_deref();
@@ -582,11 +587,13 @@ mod tests {
         let of = |ends: Ends| who(&Caller::default(), ends.src());
         assert_eq!(of(ends("fd00:213::2")), "fd00:213::2");
         assert_ne!(of(ends("fd00:213::2")), of(ends("fd00:213::99")));
-        let sockets = |src: &str| {
-            Ends::Sockets(src.parse().unwrap(), "[fd00:ec2::254]:80".parse().unwrap())
-        };
+        let sockets =
+            |src: &str| Ends::Sockets(src.parse().unwrap(), "[fd00:ec2::254]:80".parse().unwrap());
         // Another port makes nobody another one; nor is a packet without any another one's.
-        assert_eq!(of(sockets("[fd00:213::2]:5")), of(sockets("[fd00:213::2]:6")));
+        assert_eq!(
+            of(sockets("[fd00:213::2]:5")),
+            of(sockets("[fd00:213::2]:6"))
+        );
         assert_eq!(of(sockets("[fd00:213::2]:5")), of(ends("fd00:213::2")));
     }
 }
