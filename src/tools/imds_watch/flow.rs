@@ -14,7 +14,8 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::request::{Request, Step, harmless, salvage, step};
+use super::body::harmless;
+use super::request::{Request, Step, salvage, step};
 use super::watchlist::Watchlist;
 
 /// Flows that are followed at once; the one that waits longest makes room.

@@ -4,6 +4,7 @@
 //! abused, and who made them.
 
 pub mod answers;
+mod body;
 pub mod callers;
 pub mod capture;
 pub mod command_line;
