@@ -15,16 +15,31 @@ pub struct Cloud {
     pub name: &'static str,
     /// What a person calls it.
     pub title: &'static str,
-    /// Addresses and TCP ports that are guarded.
-    pub endpoints: &'static [(&'static str, u16)],
-    /// The header without which a request is one that the cloud would rather not see: a session
-    /// token (AWS's IMDSv2) or a header that a redirected browser or proxy does not add.
-    pub header: Option<&'static str>,
+    /// What is guarded.
+    pub services: &'static [Service],
     /// Where the addresses are written.
     pub source: &'static str,
     /// Whether a second source, independent of the vendor's page, says the same (systemd's
     /// hwdb.d/40-imds.hwdb or the cloud's own SDK).
     pub confirmed: bool,
+}
+
+/// Endpoints whose requests are to carry the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Service {
+    /// Addresses and TCP ports.
+    pub endpoints: &'static [(&'static str, u16)],
+    /// The headers without one of which a request is one that the cloud would rather not see: a session
+    /// token (AWS's IMDSv2) or a header that a redirected browser or proxy does not add. None where
+    /// the service wants none.
+    pub headers: &'static [&'static str],
+}
+
+const fn service(
+    endpoints: &'static [(&'static str, u16)],
+    headers: &'static [&'static str],
+) -> Service {
+    Service { endpoints, headers }
 }
 
 /// The address that most clouds share; link-local (RFC 3927).
@@ -44,153 +59,179 @@ pub const CLOUDS: &[Cloud] = &[
     Cloud {
         name: "akamai",
         title: "Akamai (Linode)",
-        endpoints: &[COMMON, ("fd00:a9fe:a9fe::1", 80)],
-        header: Some("metadata-token"),
+        services: &[service(
+            &[COMMON, ("fd00:a9fe:a9fe::1", 80)],
+            &["metadata-token"],
+        )],
         source: "https://techdocs.akamai.com/cloud-computing/docs/metadata-service-api",
         confirmed: true,
     },
     Cloud {
         name: "alibaba",
         title: "Alibaba Cloud",
-        endpoints: &[("100.100.100.200", 80), ("fd00:100::100:200", 80)],
-        header: Some("x-aliyun-ecs-metadata-token"),
+        services: &[service(
+            &[("100.100.100.200", 80), ("fd00:100::100:200", 80)],
+            &["x-aliyun-ecs-metadata-token"],
+        )],
         source: "https://www.alibabacloud.com/help/en/ecs/user-guide/view-instance-metadata",
         confirmed: true,
     },
     Cloud {
         name: "aws",
         title: "Amazon EC2",
-        endpoints: &[COMMON, ("fd00:ec2::254", 80)],
-        header: Some("x-aws-ec2-metadata-token"),
+        services: &[service(
+            &[COMMON, ("fd00:ec2::254", 80)],
+            &["x-aws-ec2-metadata-token"],
+        )],
         source: "https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html",
         confirmed: true,
     },
     Cloud {
         name: "aws-ecs",
         title: "Amazon ECS task credentials",
-        endpoints: &[("169.254.170.2", 80)],
-        header: None,
+        services: &[service(&[("169.254.170.2", 80)], &[])],
         source: "https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-iam-roles.html",
         confirmed: true,
     },
     Cloud {
         name: "aws-eks",
         title: "Amazon EKS Pod Identity",
-        endpoints: &[("169.254.170.23", 80), ("fd00:ec2::23", 80)],
-        header: Some("authorization"),
+        services: &[service(
+            &[("169.254.170.23", 80), ("fd00:ec2::23", 80)],
+            &["authorization"],
+        )],
         source: "https://docs.aws.amazon.com/eks/latest/userguide/pod-id-how-it-works.html",
         confirmed: true,
     },
     Cloud {
         name: "azure",
         title: "Microsoft Azure, with its WireServer",
-        endpoints: &[COMMON, ("168.63.129.16", 80), ("168.63.129.16", 32526)],
-        header: Some("metadata"),
+        services: &[
+            service(&[COMMON], &["metadata"]),
+            service(&[("168.63.129.16", 80)], &["x-ms-version"]),
+            // The agent asks here on behalf of its container, and sends its log with headers of its own:
+            // WALinuxAgent, azurelinuxagent/common/protocol/hostplugin.py.
+            service(
+                &[("168.63.129.16", 32526)],
+                &[
+                    "x-ms-version",
+                    "x-ms-containerid",
+                    "x-ms-vmagentlog-containerid",
+                ],
+            ),
+        ],
         source: "https://learn.microsoft.com/en-us/azure/virtual-machines/instance-metadata-service",
         confirmed: true,
     },
     Cloud {
         name: "digitalocean",
         title: "DigitalOcean",
-        endpoints: &[COMMON],
-        header: None,
+        services: &[service(&[COMMON], &[])],
         source: "https://docs.digitalocean.com/reference/api/metadata-api/",
         confirmed: true,
     },
     Cloud {
         name: "exoscale",
         title: "Exoscale",
-        endpoints: &[COMMON],
-        header: None,
+        services: &[service(&[COMMON], &[])],
         source: "https://community.exoscale.com/product/compute/instances/how-to/meta-data/",
         confirmed: false,
     },
     Cloud {
         name: "gcp",
         title: "Google Cloud",
-        endpoints: &[
-            COMMON,
-            ENCRYPTED,
-            ("fd20:ce::254", 80),
-            ("fd20:ce::254", HTTPS),
-        ],
-        header: Some("metadata-flavor"),
+        services: &[service(
+            &[
+                COMMON,
+                ENCRYPTED,
+                ("fd20:ce::254", 80),
+                ("fd20:ce::254", HTTPS),
+            ],
+            &["metadata-flavor"],
+        )],
         source: "https://cloud.google.com/compute/docs/metadata/querying-metadata",
         confirmed: true,
     },
     Cloud {
         name: "hetzner",
         title: "Hetzner Cloud",
-        endpoints: &[COMMON],
-        header: None,
+        services: &[service(&[COMMON], &[])],
         source: "https://docs.hetzner.cloud/#server-metadata",
         confirmed: true,
     },
     Cloud {
         name: "huawei",
         title: "Huawei Cloud",
-        endpoints: &[COMMON],
-        header: None,
+        services: &[service(&[COMMON], &[])],
         source: "https://support.huaweicloud.com/intl/en-us/usermanual-ecs/ecs_03_0166.html",
         confirmed: false,
     },
     Cloud {
         name: "ibm",
         title: "IBM Cloud VPC",
-        endpoints: &[COMMON, ENCRYPTED],
-        header: Some("metadata-flavor"),
+        services: &[service(
+            &[COMMON, ENCRYPTED],
+            // A token is asked for with the one, and sent in the other.
+            &["metadata-flavor", "authorization"],
+        )],
         source: "https://cloud.ibm.com/docs/vpc?topic=vpc-imd-about",
         confirmed: false,
     },
     Cloud {
         name: "openstack",
         title: "OpenStack",
-        endpoints: &[COMMON, ("fe80::a9fe:a9fe", 80)],
-        header: None,
+        services: &[service(&[COMMON, ("fe80::a9fe:a9fe", 80)], &[])],
         source: "https://docs.openstack.org/nova/latest/user/metadata.html",
         confirmed: true,
     },
     Cloud {
         name: "oracle",
         title: "Oracle Cloud, with classic",
-        endpoints: &[COMMON, ("fd00:c1::a9fe:a9fe", 80), ("192.0.0.192", 80)],
-        header: Some("authorization"),
+        services: &[service(
+            &[COMMON, ("fd00:c1::a9fe:a9fe", 80), ("192.0.0.192", 80)],
+            &["authorization"],
+        )],
         source: "https://docs.oracle.com/en-us/iaas/Content/Compute/Tasks/gettingmetadata.htm",
         confirmed: true,
     },
     Cloud {
         name: "scaleway",
         title: "Scaleway",
-        endpoints: &[("169.254.42.42", 80), ("fd00:42::42", 80)],
-        header: None,
+        services: &[service(&[("169.254.42.42", 80), ("fd00:42::42", 80)], &[])],
         source: "https://www.scaleway.com/en/docs/instances/how-to/use-cloud-init/",
         confirmed: true,
     },
     Cloud {
         name: "tencent",
         title: "Tencent Cloud",
-        endpoints: &[("169.254.0.23", 80)],
-        header: None,
+        services: &[service(&[("169.254.0.23", 80)], &[])],
         source: "https://www.tencentcloud.com/document/product/213/4934",
         confirmed: true,
     },
     Cloud {
         name: "upcloud",
         title: "UpCloud",
-        endpoints: &[COMMON],
-        header: None,
+        services: &[service(&[COMMON], &[])],
         source: "https://upcloud.com/docs/products/cloud-servers/features/metadata-service/",
         confirmed: false,
     },
     Cloud {
         name: "vultr",
         title: "Vultr",
-        endpoints: &[COMMON],
-        header: None,
+        services: &[service(&[COMMON], &[])],
         source: "https://www.vultr.com/metadata/",
         confirmed: true,
     },
 ];
+
+/// The headers that some service wants, each once, in alphabetical order.
+pub fn headers() -> Vec<&'static str> {
+    let services = CLOUDS.iter().flat_map(|cloud| cloud.services);
+    let mut headers: Vec<_> = services.flat_map(|one| one.headers).copied().collect();
+    headers.sort_unstable();
+    headers.dedup();
+    headers
+}
 
 /// The names that `--cloud` takes besides `all`.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -240,11 +281,20 @@ pub fn endpoints(names: &[String]) -> Result<Vec<Endpoint>, Failure> {
 impl Cloud {
     /// The endpoints, each under the cloud's name.
     pub fn guarded(&self) -> impl Iterator<Item = Endpoint> {
-        self.endpoints.iter().filter_map(|(address, port)| {
+        self.services
+            .iter()
+            .flat_map(|service| service.guarded(self.name))
+    }
+}
+
+impl Service {
+    /// The endpoints, each under this name.
+    pub fn guarded(&self, name: &'static str) -> impl Iterator<Item = Endpoint> + use<> {
+        self.endpoints.iter().filter_map(move |(address, port)| {
             // Every address of the catalogue parses; a test says so.
             let address: IpAddr = address.parse().ok()?;
             Some(Endpoint {
-                name: self.name.to_owned(),
+                name: name.to_owned(),
                 address,
                 prefix: if address.is_ipv4() { 32 } else { 128 },
                 ports: *port..=*port,
@@ -261,9 +311,10 @@ mod tests {
     #[test]
     fn every_address_of_the_catalogue_becomes_an_endpoint() {
         for cloud in CLOUDS {
+            let listed = cloud.services.iter().map(|one| one.endpoints.len());
             assert_eq!(
                 cloud.guarded().count(),
-                cloud.endpoints.len(),
+                listed.sum::<usize>(),
                 "{}",
                 cloud.name
             );
@@ -278,7 +329,7 @@ mod tests {
         sorted.sort_unstable();
         sorted.dedup();
         assert_eq!(listed, sorted);
-        assert_eq!(cloud("aws").map(|cloud| cloud.endpoints.len()), Some(2));
+        assert_eq!(cloud("aws").map(|cloud| cloud.guarded().count()), Some(2));
         assert!(cloud("all").is_none());
     }
 
@@ -309,7 +360,7 @@ mod tests {
 
     #[test]
     fn headers_are_in_the_lower_case_that_the_scanner_compares_with() {
-        for header in CLOUDS.iter().filter_map(|cloud| cloud.header) {
+        for header in headers() {
             assert_eq!(header, header.to_ascii_lowercase());
         }
     }

@@ -305,6 +305,53 @@ mod root {
     }
 
     #[test]
+    fn a_scan_is_told_about_though_each_guess_follows_another_request() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let tool = start(&network, &[]);
+        let address: SocketAddr = format!("{IMDS4}:80").parse().unwrap();
+        let is_scan = |event: &Value| {
+            let findings = event["findings"].as_array();
+            findings.is_some_and(|all| all.contains(&json!("scan")))
+        };
+        // As many as it takes where the machine is slow: they are to come within ten seconds.
+        for round in 0..50 {
+            let asked = network.machine.enter(move || {
+                let mut stream = TcpStream::connect(address).expect("connect");
+                for number in 0..24 {
+                    let header = token();
+                    let get = |path: &str| {
+                        format!("GET {path} HTTP/1.1\r\nHost: {IMDS4}\r\n{header}\r\n\r\n")
+                    };
+                    let guess = get(&format!("/none/{round}/{number}"));
+                    let pair = get("/latest/meta-data/") + &guess;
+                    stream.write_all(pair.as_bytes()).unwrap();
+                    let mut answers = Vec::<u8>::new();
+                    while !answers.windows(12).any(|part| part == b"HTTP/1.1 404") {
+                        let mut buffer = [0; 4096];
+                        let length = stream.read(&mut buffer).unwrap();
+                        assert!(length > 0);
+                        answers.extend(&buffer[..length]);
+                    }
+                }
+            });
+            asked.join().unwrap();
+            if tool.events().iter().any(is_scan) {
+                break;
+            }
+        }
+        let ended = tool.stop();
+        let found = requests(&ended);
+        let scans = found.iter().filter(|event| is_scan(event)).count();
+        assert!(scans > 0, "{ended:#?}");
+        // Of which of the pair the answer is nobody says.
+        for event in &found {
+            let guessed = event["path"].as_str().unwrap().starts_with("/none/");
+            assert!(!guessed || event["status"] != 200, "{event}");
+        }
+    }
+
+    #[test]
     fn a_scan_by_many_processes_is_one() {
         let network = Network::new();
         let _service = MetadataService::start(&network);
@@ -398,7 +445,7 @@ mod root {
             [[rule]]
             name = "debug"
             headers = ["X-Debug"]
-            endpoints = ["aws"]
+            endpoints = ["169.254.169.254:80/tcp"]
             [[rule]]
             name = "elsewhere"
             paths = ["/**"]
@@ -427,6 +474,13 @@ mod root {
                 (json!(["rule"]), json!(["keys", "debug"])),
             ],
             "{ended:#?}"
+        );
+        let note = "rules.toml:11: rule \"elsewhere\" finds nothing";
+        let notes = ended.stderr.matches("finds nothing").count();
+        assert!(
+            notes == 1 && ended.stderr.contains(note),
+            "{}",
+            ended.stderr
         );
     }
 
@@ -505,6 +559,31 @@ mod root {
             out.ends_with("safe to require IMDSv2: no, because no call was seen\n"),
             "{out}"
         );
+    }
+
+    #[test]
+    fn a_capture_without_room_ends_and_the_watch_goes_on() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("found.pcapng");
+        // No file of it gets more than a KiB, and a write beyond that is an error.
+        let mut command = network.machine.command("sh");
+        command.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "sh"]);
+        command.arg(ebpfkit_path());
+        command.args(["-o", "json", "imds-watch", "--cloud", "aws", "--pcap"]);
+        command.arg(&file);
+        let tool = Tool::run(command);
+        for number in 0..20 {
+            network.curl(ALICE, &[&url(&format!("/latest/{number}"))]);
+        }
+        let ended = tool.stop();
+        assert_eq!(requests(&ended).len(), 20);
+        let missing = ended.summary()["uncaptured"].as_u64().unwrap();
+        assert!((1..=20).contains(&missing), "{missing}");
+        let notes = ended.stderr.matches("the capture ends here").count();
+        assert_eq!(notes, 1, "{}", ended.stderr);
+        assert!(fs::metadata(&file).unwrap().len() <= 1024);
     }
 
     #[test]

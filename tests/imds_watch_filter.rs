@@ -45,12 +45,17 @@ mod root {
 
         /// Whether the packet, from its Ethernet header on, goes up.
         fn passes(&self, frame: &[u8]) -> bool {
+            self.length(frame) != 0
+        }
+
+        /// How many bytes of it do, from the network header on.
+        fn length(&self, frame: &[u8]) -> u32 {
             let input = ProgramInput {
                 data_in: Some(frame),
                 ..ProgramInput::default()
             };
             let output = self.skel.progs.imds_watch.test_run(input).expect("runs");
-            output.return_value != 0
+            output.return_value
         }
 
         /// Whether a request to the endpoint does.
@@ -510,7 +515,10 @@ mod root {
                 // And user space has nothing to say about what it is not shown.
                 let mut rest = &payload[..];
                 while expected && !rest.is_empty() {
-                    let Step::Head { request, length } = step(rest, &list) else {
+                    let Step::Head {
+                        request, length, ..
+                    } = step(rest, &list)
+                    else {
                         return Err(TestCaseError::fail(payload.escape_ascii().to_string()));
                     };
                     prop_assert_eq!(findings(&request, mask), [], "{}", payload.escape_ascii());
@@ -742,6 +750,30 @@ mod root {
         }
         assert!(from(scanner, 200, "/1"));
         assert!(!from(other, 200, "/1"));
+    }
+
+    #[test]
+    fn not_found_goes_up_for_those_whose_clean_requests_do() {
+        let plan = plan().with_window(Duration::from_secs(1 << 32));
+        let mut object = MaybeUninit::uninit();
+        let filter = Filter::new(&mut object, &plan);
+        let sender = filter.sender();
+        let answer = |status: &str, number: u32| {
+            let mut bytes = Vec::new();
+            let payload = format!("HTTP/1.1 {status}\r\nX-Secret: s\r\n\r\n");
+            PacketBuilder::ethernet2([0; 6], [0; 6])
+                .ipv4(IMDS, sender, 64)
+                .tcp(80, 4321, 100 * number, 1024)
+                .write(&mut bytes, payload.as_bytes())
+                .unwrap();
+            filter.length(&bytes)
+        };
+        for number in 0..8 {
+            assert_eq!(answer("404 Not Found", number), 0, "{number}");
+        }
+        assert_eq!(answer("200 OK", 8), 0);
+        // Headers of IP and TCP, and "HTTP/1.1 404".
+        assert_eq!(answer("404 Not Found", 9), 20 + 20 + 12);
     }
 
     #[test]

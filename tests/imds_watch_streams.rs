@@ -9,6 +9,7 @@ mod root {
     use std::net::{IpAddr, SocketAddr};
     use std::time::Instant;
 
+    use ebpfkit::endpoint_table::Target;
     use ebpfkit::skel::imds_watch::ImdsWatchSkel;
     use ebpfkit::tools::imds_watch::flow::{Flows, Found, Piece};
     use ebpfkit::tools::imds_watch::packet::{self, Packet};
@@ -65,6 +66,8 @@ mod root {
     struct Pipeline<'a> {
         filter: Filter<'a>,
         plan: &'a Plan,
+        /// Where requests go: a target's place in the plan.
+        target: usize,
         list: Watchlist,
         sender: RefCell<u32>,
     }
@@ -79,9 +82,21 @@ mod root {
             Self {
                 filter,
                 plan,
+                target: 0,
                 list: plan.watchlist().unwrap(),
                 sender: RefCell::new(0),
             }
+        }
+
+        fn target(&self) -> &Target {
+            &self.plan.targets[self.target]
+        }
+
+        /// The same with requests to this endpoint.
+        fn at(self, endpoint: &str) -> Self {
+            let named = |one: &Target| one.endpoint.to_string() == format!("{endpoint}/tcp");
+            let target = self.plan.targets.iter().position(named).expect(endpoint);
+            Self { target, ..self }
         }
 
         /// What is told about segments (offset in the stream, bytes) on a connection of their own, whose
@@ -97,9 +112,10 @@ mod root {
 
         fn told_of(&self, segments: &[(usize, &[u8])], begins: bool) -> Vec<Told> {
             let start = u32::MAX - 100; // wraps within many a stream
-            let IpAddr::V4(endpoint) = self.plan.targets[0].endpoint.address else {
+            let IpAddr::V4(endpoint) = self.target().endpoint.address else {
                 panic!("the first address of every cloud is one of IPv4");
             };
+            let port = *self.target().endpoint.ports.start();
             let mut sender = self.sender.borrow_mut();
             *sender += 1;
             let [_, b, c, d] = sender.to_be_bytes();
@@ -109,7 +125,7 @@ mod root {
                 let mut frame = Vec::new();
                 PacketBuilder::ethernet2([0; 6], [0; 6])
                     .ipv4(endpoint.octets(), [10, b, c, d], 64)
-                    .tcp(80, 4321, 7, 1024)
+                    .tcp(port, 4321, 7, 1024)
                     .syn()
                     .ack(start)
                     .write(&mut frame, &[])
@@ -121,10 +137,10 @@ mod root {
                 let mut frame = Vec::new();
                 PacketBuilder::ethernet2([0; 6], [0; 6])
                     .ipv4([10, b, c, d], endpoint.octets(), 64)
-                    .tcp(4321, 80, seq, 1024)
+                    .tcp(4321, port, seq, 1024)
                     .write(&mut frame, bytes)
                     .unwrap();
-                if !self.filter.passes(&frame, bytes, self.plan.targets[0].mask) {
+                if !self.filter.passes(&frame, bytes, self.target().mask) {
                     continue;
                 }
                 let wanted = |address: IpAddr| address == endpoint;
@@ -170,7 +186,7 @@ mod root {
         }
 
         fn tell(&self, found: Vec<Found<()>>) -> Vec<Told> {
-            let mask = self.plan.targets[0].mask;
+            let mask = self.target().mask;
             found
                 .into_iter()
                 .map(|one| (one.request.path.clone(), findings(&one.request, mask)))
@@ -477,18 +493,33 @@ mod root {
         let file = include_str!("imds_watch/clients.json");
         let all: Vec<serde_json::Value> = serde_json::from_str(file).unwrap();
         let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-        for cloud in ["aws", "aws-ecs", "azure", "gcp"] {
+        let mut named: Vec<_> = all
+            .iter()
+            .map(|one| (text(&one["cloud"]), one["endpoint"].as_str()))
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        for (cloud, endpoint) in named {
             let of_cloud: Vec<_> = all
                 .iter()
-                .filter(|one| one["cloud"] == cloud)
+                .filter(|one| one["cloud"] == cloud && one["endpoint"].as_str() == endpoint)
                 .map(|one| {
                     let findings = one["findings"].as_array().unwrap();
                     (text(&one["request"]), findings.iter().map(text).collect())
                 })
                 .collect();
-            assert!(!of_cloud.is_empty(), "{cloud}");
-            let (mut object, plan) = (MaybeUninit::uninit(), plan_for(cloud));
-            each_is_found(&Pipeline::new(&mut object, &plan), cloud, &of_cloud);
+            for clouds in [&cloud, "all"] {
+                // Where clouds share an address it is not said which one this is.
+                if clouds == "all" && endpoint.is_none() {
+                    continue;
+                }
+                let (mut object, plan) = (MaybeUninit::uninit(), plan_for(clouds));
+                let mut pipeline = Pipeline::new(&mut object, &plan);
+                if let Some(endpoint) = endpoint {
+                    pipeline = pipeline.at(endpoint);
+                }
+                each_is_found(&pipeline, clouds, &of_cloud);
+            }
         }
     }
 
@@ -580,6 +611,10 @@ mod root {
                         "/computeMetadata/v1/instance/attributes/startup-script",
                         "user-data",
                     ),
+                    (
+                        "/computeMetadata/v1/instance/attributes/windows-startup-script-ps1",
+                        "user-data",
+                    ),
                     ("/computeMetadata/v1/?recursive=true", "recursive"),
                     ("/computeMetadata/v1beta1/instance/", "legacy-path"),
                     ("/0.1/meta-data/", "legacy-path"),
@@ -599,7 +634,7 @@ mod root {
             (
                 "ibm",
                 "/metadata/v1/instance",
-                "Metadata-Flavor: ibm\r\n",
+                "Authorization: Bearer t\r\n",
                 "missing-metadata-header",
                 &[("/instance_identity/v1/iam_token", "credentials")],
             ),

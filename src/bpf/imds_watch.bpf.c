@@ -261,14 +261,15 @@ static __always_inline bool is_not_found(const __u8 *status)
 	return status[8] == ' ' && status[9] == '4' && status[10] == '0' && status[11] == '4';
 }
 
-/* Of a packet from an endpoint the first line's beginning, if it answers what went up: never a
- * byte of what comes behind the status.
+/* Of a packet from an endpoint the first line's beginning, if it answers what went up, or says "not
+ * found" to somebody whose clean requests go up: never a byte of what comes behind the status.
  */
 static __always_inline int judge_answer(struct __sk_buff *skb, const struct packet *pkt,
 					struct imds_counters *counters)
 {
 	__u8 status[STATUS_LENGTH] = {};
 	bool begins = false;
+	bool missed = false;
 	struct flow flow;
 	__u32 *expected;
 
@@ -287,8 +288,11 @@ static __always_inline int judge_answer(struct __sk_buff *skb, const struct pack
 		begins = status[0] == 'H' && status[1] == 'T' && status[2] == 'T' &&
 			 status[3] == 'P' && status[4] == '/';
 	if (begins && is_not_found(status))
-		count_miss(&flow.local);
+		missed = count_miss(&flow.local);
 	expected = bpf_map_lookup_elem(&waiting, &flow);
+	/* Of a request behind another one: where its answer begins nobody knows, but here one does. */
+	if (missed && (!expected || pkt->seq != *expected))
+		return deliver(skb, counters, pkt->payload + STATUS_LENGTH);
 	if (!expected)
 		return 0;
 	if (pkt->payload_len && pkt->seq == *expected) {

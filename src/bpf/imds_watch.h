@@ -33,7 +33,7 @@
 #define IMDS_HEADERS 0x003fULL
 /* (as many above them say that the request's path is one where that header does not count) */
 #define SCAN_HEADERS 6
-/* and whether it hands out secrets whatever the path. */
+/* and whether every request to it goes up. */
 #define IMDS_ALWAYS (1ULL << 63)
 
 /* Packets. concerning = clean + delivered. */

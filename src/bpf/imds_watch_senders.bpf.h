@@ -81,16 +81,20 @@ static __always_inline bool may_be_scan(const union address *who, __u32 len)
 	return now < sender->until;
 }
 
-static __always_inline void count_miss(const union address *who)
+/* Counts an answer "not found"; whether its sender's requests were to be seen before. */
+static __always_inline bool count_miss(const union address *who)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct sender *sender = sender_at(who, now);
+	bool seen;
 
 	if (!sender)
-		return;
+		return false;
+	seen = now < sender->until;
 	__sync_fetch_and_add(&sender->misses, 1);
 	if (sender->misses >= SCAN_MISSES)
 		sender->until = now + scan_window;
+	return seen;
 }
 
 #endif

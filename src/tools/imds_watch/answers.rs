@@ -5,12 +5,16 @@
 //!
 //! A request says how far its sender has read (`ack`), and its answer begins there. Of requests that
 //! were sent before the answers to earlier ones had come (pipelined), only the first is joined: where
-//! the next answer begins is not known without reading the body before.
+//! the next answer begins is not known without reading the body before. That an answer belongs to one
+//! of the others is known all the same.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::flow::Key;
+
+/// Connections that pipelined requests are remembered of.
+const MOST_PIPELINED: usize = 1024;
 
 /// How long an answer may take before the request is told about without it.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +41,9 @@ pub struct Answers<T> {
     flows: HashMap<Key, VecDeque<Waiting<T>>>,
     /// Flow and number of all that wait, the oldest first, and of some that do no more.
     order: VecDeque<(Key, u64)>,
+    /// Of the flow, requests that are told about without their status, as one before them was answered,
+    /// and where the last answer began.
+    pipelined: HashMap<Key, (usize, u32)>,
     next: u64,
     count: usize,
     held: usize,
@@ -50,6 +57,7 @@ impl<T> Default for Answers<T> {
         Self {
             flows: HashMap::new(),
             order: VecDeque::new(),
+            pipelined: HashMap::new(),
             next: 0,
             count: 0,
             held: 0,
@@ -129,16 +137,46 @@ impl<T> Answers<T> {
             .iter()
             .find(|one| one.announced)
             .or(candidates.iter().find(|one| one.ack == seq))
-            .or(candidates.first().filter(|_| candidates.len() == 1))
+            // But not where it may be a pipelined one's.
+            .or(candidates
+                .first()
+                .filter(|_| candidates.len() == 1 && !self.pipelined.contains_key(&key)))
             .map(|one| one.number);
-        self.take_numbered(key, reached)
+        let taken = self.take_numbered(key, reached);
+        if taken.len() > 1 {
+            if self.pipelined.len() >= MOST_PIPELINED {
+                self.pipelined.clear();
+            }
+            let (unknown, latest) = self.pipelined.entry(key).or_default();
+            *unknown = (*unknown + taken.len() - 1).min(MOST_OF_FLOW);
+            *latest = seq;
+        }
+        taken
             .into_iter()
             .map(|(number, item)| (item, status.filter(|_| Some(number) == answered)))
             .collect()
     }
 
+    /// Whether an answer that begins at `seq` and was joined to nothing is that of a pipelined request,
+    /// each of which has one. The same answer seen again is none.
+    pub fn is_of_pipelined(&mut self, key: Key, seq: u32) -> bool {
+        let Some((unknown, latest)) = self.pipelined.get_mut(&key) else {
+            return false;
+        };
+        if seq.wrapping_sub(*latest).cast_signed() <= 0 {
+            return false;
+        }
+        *latest = seq;
+        *unknown -= 1;
+        if *unknown == 0 {
+            self.pipelined.remove(&key);
+        }
+        true
+    }
+
     /// The connection is at its end: nothing in it is answered any more.
     pub fn close(&mut self, key: Key) -> Vec<Answered<T>> {
+        self.pipelined.remove(&key);
         self.take(key, |_| true)
     }
 
@@ -279,6 +317,39 @@ mod tests {
             answers.answer(key(1), 7, Some(200)),
             [("a", Some(200)), ("b", None)]
         );
+    }
+
+    #[test]
+    fn each_pipelined_request_has_one_more_answer() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        let start = u32::MAX - 50;
+        assert!(!answers.is_of_pipelined(key(1), start));
+        for name in ["a", "b", "c"] {
+            answers.ask(key(1), start, name, 1, now);
+        }
+        answers.answer(key(1), start, Some(200));
+        // The first again.
+        assert!(!answers.is_of_pipelined(key(1), start));
+        assert!(!answers.is_of_pipelined(key(2), start.wrapping_add(100)));
+        assert!(answers.is_of_pipelined(key(1), start.wrapping_add(100)));
+        assert!(!answers.is_of_pipelined(key(1), start.wrapping_add(100)));
+        assert!(answers.is_of_pipelined(key(1), start.wrapping_add(200)));
+        assert!(!answers.is_of_pipelined(key(1), start.wrapping_add(300)));
+        // One that is asked for after the answers has its own.
+        answers.ask(key(1), 7, "d", 1, now);
+        answers.answer(key(1), 7, Some(404));
+        assert!(!answers.is_of_pipelined(key(1), 8));
+        for port in 0..3 * MOST_PIPELINED {
+            let key = key(u16::try_from(port).unwrap());
+            answers.ask(key, 7, "a", 1, now);
+            answers.ask(key, 7, "b", 1, now);
+            answers.answer(key, 7, None);
+            assert!(answers.pipelined.len() <= MOST_PIPELINED);
+        }
+        for port in 0..3 * MOST_PIPELINED {
+            answers.close(key(u16::try_from(port).unwrap()));
+        }
+        assert!(answers.pipelined.is_empty());
     }
 
     #[test]

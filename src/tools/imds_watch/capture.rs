@@ -151,8 +151,107 @@ impl<W: Write> Capture<W> {
     }
 }
 
+/// A capture, if one is wanted, that ends where its file takes no more: what is found is told about all
+/// the same.
+#[derive(Debug)]
+pub struct Kept<W: Write = BufWriter<File>> {
+    state: State<W>,
+}
+
+#[derive(Debug)]
+enum State<W: Write> {
+    Unwanted,
+    Writing {
+        capture: Capture<W>,
+        /// Packets that the file may not have yet.
+        held: u64,
+    },
+    Ended {
+        /// Packets that are not in the file.
+        missing: u64,
+    },
+}
+
+impl<W: Write> Kept<W> {
+    /// None is wanted where there is no `capture`.
+    pub fn new(capture: Option<Capture<W>>) -> Self {
+        let state = match capture {
+            Some(capture) => State::Writing { capture, held: 0 },
+            None => State::Unwanted,
+        };
+        Self { state }
+    }
+
+    /// Whether one was wanted at all.
+    pub fn is_wanted(&self) -> bool {
+        !matches!(self.state, State::Unwanted)
+    }
+
+    /// [`Capture::write`]; why the capture has ended, if it just did.
+    pub fn write(
+        &mut self,
+        packets: &[Rc<Packet>],
+        comment: &str,
+        name: impl FnMut(i32) -> Option<String>,
+    ) -> Option<String> {
+        let new = packets.iter().filter(|one| !one.written.get()).count();
+        let new = u64::try_from(new).unwrap_or(u64::MAX);
+        let written = match &mut self.state {
+            State::Unwanted => return None,
+            State::Writing { capture, held } => {
+                *held += new;
+                capture.write(packets, comment, name)
+            }
+            State::Ended { missing } => {
+                *missing += new;
+                Ok(())
+            }
+        };
+        // None counts twice that has two requests in it.
+        packets.iter().for_each(|one| one.written.set(true));
+        self.ended_by(written)
+    }
+
+    /// [`Capture::flush`]; why the capture has ended, if it just did.
+    pub fn flush(&mut self) -> Option<String> {
+        let State::Writing { capture, held } = &mut self.state else {
+            return None;
+        };
+        let flushed = capture.flush();
+        if flushed.is_ok() {
+            *held = 0;
+        }
+        self.ended_by(flushed)
+    }
+
+    fn ended_by(&mut self, result: Result<()>) -> Option<String> {
+        let err = result.err()?;
+        if let State::Writing { held, .. } = self.state {
+            self.state = State::Ended { missing: held };
+        }
+        Some(format!("the capture ends here: {err:#}"))
+    }
+
+    /// Packets that should be in the file and are not, or not whole; `None` if no capture was wanted.
+    pub fn missing(&self) -> Option<u64> {
+        match self.state {
+            State::Unwanted => None,
+            State::Writing { .. } => Some(0),
+            State::Ended { missing } => Some(missing),
+        }
+    }
+}
+
+impl<W: Write> Default for Kept<W> {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use pcap_file::pcapng::{Block, PcapNgReader};
 
     use super::*;
@@ -196,6 +295,59 @@ mod tests {
         assert_eq!(ids, [0, 1, 0]);
         assert_eq!(packets[1].1, b"defg");
         assert!(packets[1].2.contains("imdsv1 by curl") && packets[2].2.contains("later"));
+    }
+
+    /// A file with room for so many bytes.
+    struct Room(usize);
+
+    impl Write for Room {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0 == 0 {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
+            let taken = bytes.len().min(self.0);
+            self.0 -= taken;
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_capture_without_room_ends_once_and_counts_what_is_missing() {
+        let packet = || {
+            [Rc::new(Packet {
+                time: OffsetDateTime::UNIX_EPOCH,
+                interface: 1,
+                bytes: vec![7; 100],
+                written: Cell::new(false),
+            })]
+        };
+        let name = |_| None;
+        let capture = |room| Capture::new(BufWriter::new(Room(room)), Path::new("x")).unwrap();
+        let mut kept = Kept::new(Some(capture(1000)));
+        assert!(kept.is_wanted());
+        assert_eq!(kept.write(&packet(), "a", name), None);
+        assert_eq!((kept.flush(), kept.missing()), (None, Some(0)));
+        let two = packet();
+        for _ in 0..10 {
+            assert_eq!(kept.write(&packet(), "b", name), None);
+        }
+        let why = kept.flush().unwrap();
+        assert!(why.contains("cannot write x"), "{why}");
+        assert_eq!(kept.missing(), Some(10));
+        assert_eq!((kept.write(&two, "c", name), kept.flush()), (None, None));
+        assert_eq!(kept.write(&two, "the same packet", name), None);
+        assert_eq!(kept.missing(), Some(11));
+        // Where what is buffered goes out as it is written.
+        let mut kept = Kept::new(Some(capture(0)));
+        let ends = (0..1000).filter_map(|_| kept.write(&packet(), "d", name));
+        assert_eq!(ends.count(), 1);
+        assert_eq!(kept.missing(), Some(1000));
+        let mut none = Kept::<Room>::new(None);
+        assert_eq!((none.write(&two, "e", name), none.missing()), (None, None));
     }
 
     #[test]

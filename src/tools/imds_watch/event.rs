@@ -267,6 +267,9 @@ pub struct Summary {
     pub answers: u64,
     /// Requests that were printed.
     pub requests: u64,
+    /// With a capture: packets that its file had no room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncaptured: Option<u64>,
 }
 
 impl Event for Summary {
@@ -286,7 +289,11 @@ impl Event for Summary {
             self.answers,
             self.lost,
             self.requests
-        )
+        )?;
+        match self.uncaptured {
+            None | Some(0) => Ok(()),
+            Some(packets) => write!(line, "; {packets} packets are not in the capture"),
+        }
     }
 }
 

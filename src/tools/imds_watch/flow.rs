@@ -14,6 +14,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::body::harmless;
 use super::request::{Request, Step, salvage, step};
 use super::watchlist::Watchlist;
 
@@ -81,6 +82,10 @@ struct Flow<M> {
     later: Vec<(u32, Vec<u8>)>,
     /// What the receiver holds in the place of these bytes, or before them, is not known.
     disputed: bool,
+    /// Bytes that are to come first, of the body of the last request.
+    body: u64,
+    /// What comes next is in a body, and may be a request to some services.
+    hidden: bool,
     touched: Instant,
 }
 
@@ -158,7 +163,12 @@ impl<'l, M: Meta> Flows<'l, M> {
         let flow = match self.flows.entry(key) {
             Entry::Occupied(known) => {
                 let flow = known.into_mut();
-                flow.meta.absorb(&meta);
+                if flow.bytes.is_empty() && flow.later.is_empty() {
+                    // Of a body nothing waits: what comes next begins in this piece.
+                    flow.meta = meta.clone();
+                } else {
+                    flow.meta.absorb(&meta);
+                }
                 flow
             }
             Entry::Vacant(place) => {
@@ -268,7 +278,9 @@ fn abandoned(bytes: &[u8], list: &Watchlist) -> Vec<Request> {
     let mut rest = bytes;
     while !rest.is_empty() {
         let (mut request, length) = match step(rest, list) {
-            Step::Head { request, length } => (request, length),
+            Step::Head {
+                request, length, ..
+            } => (request, length),
             Step::Partial | Step::Broken => (salvage(rest, list), rest.len()),
         };
         request.unparsable = true;
@@ -286,6 +298,8 @@ impl<M: Meta> Flow<M> {
             bytes: Vec::new(),
             later: Vec::new(),
             disputed: false,
+            body: 0,
+            hidden: false,
             touched: now,
         }
     }
@@ -301,7 +315,7 @@ impl<M: Meta> Flow<M> {
 
     /// Nothing waits for what comes next.
     fn is_idle(&self) -> bool {
-        self.bytes.is_empty() && self.later.is_empty()
+        self.bytes.is_empty() && self.later.is_empty() && self.body == 0
     }
 
     /// Whether all that was sent from `seq` on is held, or is yet to come.
@@ -362,13 +376,21 @@ impl<M: Meta> Flow<M> {
     fn read(&mut self, list: &Watchlist) -> Vec<Request> {
         let mut found = Vec::new();
         while !self.bytes.is_empty() {
+            if self.body > 0 {
+                if !self.pass_body() {
+                    break;
+                }
+                continue;
+            }
             match step(&self.bytes, list) {
                 Step::Head {
                     mut request,
                     length,
+                    body,
                 } => {
                     self.bytes.drain(..length);
-                    request.unparsable |= self.disputed;
+                    request.unparsable |= self.disputed || std::mem::take(&mut self.hidden);
+                    self.body = if request.unparsable { 0 } else { body };
                     found.push(request);
                 }
                 Step::Partial => break,
@@ -379,5 +401,23 @@ impl<M: Meta> Flow<M> {
             }
         }
         found
+    }
+
+    /// Leaves out what is there of a body; false if it is not at its end. A line of it that may be a
+    /// request is read as one.
+    fn pass_body(&mut self) -> bool {
+        let length = usize::try_from(self.body).unwrap_or(usize::MAX);
+        let there = self.bytes.len().min(length);
+        let (mut passed, begins) = harmless(&self.bytes[..there]);
+        if !begins && there == length {
+            passed = there;
+        }
+        self.bytes.drain(..passed);
+        self.body -= u64::try_from(passed).unwrap_or(0);
+        if begins {
+            self.body = 0;
+            self.hidden = true;
+        }
+        self.body == 0
     }
 }

@@ -4,6 +4,7 @@
 //! abused, and who made them.
 
 pub mod answers;
+mod body;
 pub mod callers;
 pub mod capture;
 pub mod command_line;
@@ -152,6 +153,21 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let plan = Plan::new(&args.cloud, &args.endpoint)?
         .with_rules(rules)
         .with_permitted(permitted);
+    if let Some(path) = &args.rules {
+        let watched: Vec<_> = plan
+            .targets
+            .iter()
+            .map(|one| one.endpoint.clone())
+            .collect();
+        for rule in plan.rules.unmet(&watched) {
+            sink.note(&format!(
+                "rules {}:{}: rule {:?} finds nothing: none of its endpoints is watched",
+                path.display(),
+                rule.line,
+                rule.name
+            ));
+        }
+    }
     let list = plan.watchlist()?;
     let chosen = args.interfaces()?;
     let interfaces: Vec<_> = chosen.iter().map(|(index, _)| *index).collect();
@@ -181,7 +197,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         summary: args.summary || args.live,
         show_secrets: args.show_secrets,
         stacks: args.stack,
-        capture,
+        capture: capture::Kept::new(capture),
         guard,
     };
     let mut reader = Reader::new(&plan, &list, options);

@@ -27,8 +27,9 @@ const CREDENTIALS: &[&str] = &[
     "identity",
     "service-accounts/[^/? ]+/token",
     "kube-env",
-    // WireServer; OpenStack; Huawei.
+    // WireServer, and its settings of extensions; OpenStack; Huawei.
     "certificates",
+    "vmsettings",
     "password",
     "securitykey",
 ];
@@ -40,8 +41,9 @@ const USER_DATA: &[&str] = &[
     "user_data",
     "userdata",
     "customdata",
-    // Google.
-    "attributes/startup-script",
+    // Google, in the text or as where it is; for Windows, too.
+    "attributes/(startup|shutdown)-script(-url)?",
+    "attributes/(windows-(startup|shutdown)|sysprep-specialize)-script-(ps1|cmd|bat|url)",
 ];
 
 /// Whole paths that hand it out among other things: Azure (from API version 2021-01-01 on); Oracle;
@@ -52,8 +54,13 @@ const WITH_USER_DATA: &[&str] = &[
     "metadata/v1\\.json",
 ];
 
-/// Query parameters that hand out credentials: Azure's goal state and certificates.
-const CREDENTIAL_PARAMETERS: &[&str] = &["comp=certificates", "comp=goalstate"];
+/// Query parameters that hand out credentials: Azure's goal state, and what it names, certificates and
+/// settings of extensions.
+const CREDENTIAL_PARAMETERS: &[&str] = &[
+    "comp=certificates",
+    "comp=goalstate",
+    "type=extensionsconfig",
+];
 /// The one that hands out a whole subtree (Google).
 const RECURSIVE: &[&str] = &["recursive"];
 
@@ -111,7 +118,7 @@ impl Class {
 }
 
 /// Paths that hand out a session token to `PUT`, with the header that the token is then sent in
-/// ([`crate::metadata::Cloud::header`]). Compared exactly: where it does not match, the
+/// ([`crate::metadata::Service::headers`]). Compared exactly: where it does not match, the
 /// token is not counted.
 pub const TOKENS: &[(&str, &str)] = &[
     ("/latest/api/token", "x-aws-ec2-metadata-token"),
@@ -134,13 +141,32 @@ pub const OWNED: &[(&str, &[&str])] = &[
     ("v1", &["metadata-token"]),
 ];
 
+/// The same of more than one segment, which go before those: IBM, where Azure has `metadata`. The filter
+/// does not know of them: it sends up what carries another header than the first segment's.
+const OWNED_BELOW: &[(&str, &[&str])] = &[("/metadata/v1", &["authorization"])];
+
 /// Paths that some service answers which wants no header: Vultr; DigitalOcean, UpCloud.
 const OPEN: &[&str] = &["/v1", "/metadata/v1"];
-/// Paths that the service itself answers without the header that it wants elsewhere: Oracle.
-const HEADERLESS: &[&str] = &["/opc/v1"];
+/// Paths that the service itself answers without the header that it wants elsewhere, with that header:
+/// Oracle; Azure's WireServer, where its agent reports what it found (WALinuxAgent,
+/// azurelinuxagent/common/protocol/healthservice.py).
+const HEADERLESS: &[(&str, &[&str])] = &[
+    ("/opc/v1", &["authorization"]),
+    ("/healthservice", WIRE_SERVER),
+];
+/// The same of a query, at the root: WireServer says which versions it has, from which its agent
+/// chooses.
+const HEADERLESS_QUERY: (&str, &[&str]) = ("comp=versions", WIRE_SERVER);
+const WIRE_SERVER: &[&str] = &["x-ms-version"];
 
 /// The headers that the service wants whose path this is; `None` where it could be anyone's.
 pub fn wanted(path: &str) -> Option<&'static [&'static str]> {
+    let below = OWNED_BELOW
+        .iter()
+        .find(|(prefix, _)| is_below(path, prefix));
+    if let Some((_, headers)) = below {
+        return Some(headers);
+    }
     let first = path.strip_prefix('/')?.split('/').next()?;
     let dated = first.starts_with(|c: char| c.is_ascii_digit());
     OWNED
@@ -154,9 +180,14 @@ pub fn is_open(path: &str) -> bool {
     OPEN.iter().any(|prefix| is_below(path, prefix))
 }
 
-/// Whether the path is one that its service answers without a header.
-pub fn is_headerless(path: &str) -> bool {
-    HEADERLESS.iter().any(|prefix| is_below(path, prefix))
+/// The headers without which their service answers this path and query all the same.
+pub fn unneeded(path: &str, query: &str) -> &'static [&'static str] {
+    let (versions, headers) = HEADERLESS_QUERY;
+    if path == "/" && query.eq_ignore_ascii_case(versions) {
+        return headers;
+    }
+    let known = HEADERLESS.iter().find(|(prefix, _)| is_below(path, prefix));
+    known.map_or(&[], |(_, headers)| *headers)
 }
 
 fn is_below(path: &str, prefix: &str) -> bool {
@@ -246,11 +277,22 @@ mod tests {
             "/machine/?comp=goalstate",
             "/machine?comp=goalstate",
             "/machine/1/a?x=1&comp=certificates&incarnation=2",
+            "/machine/1/a?comp=config&type=extensionsConfig&incarnation=1",
+            "/vmSettings",
             "/computeMetadata/v1/instance/service-accounts/default/token",
             "/computeMetadata/v1/instance/service-accounts/default/identity?audience=a",
             "/computeMetadata/v1/instance/attributes/kube-env",
             "/computeMetadata/v1/instance/?recursive=true",
             "/computeMetadata/v1/?alt=json&recursive=true",
+            "/computeMetadata/v1/instance/attributes/startup-script",
+            "/computeMetadata/v1/project/attributes/startup-script-url",
+            "/computeMetadata/v1/instance/attributes/shutdown-script",
+            "/computeMetadata/v1/instance/attributes/shutdown-script-url",
+            "/computeMetadata/v1/instance/attributes/windows-startup-script-ps1",
+            "/computeMetadata/v1/instance/attributes/windows-startup-script-cmd",
+            "/computeMetadata/v1/instance/attributes/windows-shutdown-script-bat",
+            "/computeMetadata/v1/instance/attributes/windows-startup-script-url",
+            "/computeMetadata/v1/instance/attributes/sysprep-specialize-script-ps1",
             "/opc/v2/identity/cert.pem",
             "/opc/v1/instance/metadata/user_data",
             "/openstack/latest/user_data",
@@ -273,6 +315,8 @@ mod tests {
             ("/2021-07-15/meta-data", EC2),
             ("/computeMetadata/v1/", &["metadata-flavor"]),
             ("/metadata/instance", &["metadata"]),
+            ("/metadata/v1x", &["metadata"]),
+            ("/Metadata/v1/instance", &["authorization"]),
             ("/opc/v2/instance/", &["authorization"]),
             ("/v1/instance", &["metadata-token"]),
         ] {
@@ -301,6 +345,7 @@ mod tests {
             "/metadata/v1.jsonx",
             "/computeMetadata/v1/instance/zone",
             "/computeMetadata/v1/instance/attributes/",
+            "/computeMetadata/v1/instance/attributes/startup-scripts",
             "/opc/v2/instance/id",
             "/openstack/latest/meta_data.json",
             "/?x=recursive",

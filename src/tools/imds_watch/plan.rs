@@ -10,22 +10,25 @@ use anyhow::Result as Anyhow;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::endpoint_table::{Table, Target, merge};
 use crate::failure::Failure;
-use crate::metadata::{self, CLOUDS, Cloud, HTTPS};
+use crate::metadata::{self, CLOUDS, Cloud, HTTPS, Service};
 
 use super::hosts::Hosts;
 use super::permitted::Permitted;
 use super::request::Request;
 use super::rules::Rules;
 use super::scan;
-use super::scanner::{header_flag, header_flags};
+use super::scanner::{SCANNED, header_flags};
 use super::watchlist::Watchlist;
 
-/// Bits of an endpoint's mask that are the scanner's header flags: `IMDS_HEADERS` of `imds_watch.h`.
-const HEADERS: u64 = 0x003f;
-/// Every request is one for credentials: `IMDS_ALWAYS` of `imds_watch.h`.
+/// Bits of an endpoint's mask that are flags of headers: `IMDS_HEADERS` of `imds_watch.h`, and those
+/// above them that user space alone looks at.
+const HEADERS: u64 = 0x01ff;
+/// Every request goes up: `IMDS_ALWAYS` of `imds_watch.h`.
 const ALWAYS: u64 = 1 << 63;
 /// A cloud is there that wants no header. For user space only.
 const OPEN: u64 = 1 << 62;
+/// Every request is one for credentials. For user space only.
+const SECRET: u64 = 1 << 61;
 
 /// Headers that carry a session token, which has to be fetched first.
 const SESSION: &[&str] = &[
@@ -34,7 +37,7 @@ const SESSION: &[&str] = &[
     "x-aws-ec2-metadata-token",
 ];
 /// Clouds whose endpoint does nothing but hand out credentials.
-const ALWAYS_CLOUDS: &[&str] = &["aws-ecs", "aws-eks"];
+const SECRET_CLOUDS: &[&str] = &["aws-ecs", "aws-eks"];
 
 /// Something about a request that is worth knowing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -150,20 +153,23 @@ impl Plan {
         let mut targets: Vec<Target> = chosen
             .iter()
             .flat_map(|cloud| {
-                let mask = mask(cloud);
-                cloud
-                    .guarded()
-                    // What is encrypted is no request that could be read.
-                    .filter(|endpoint| *endpoint.ports.start() != HTTPS)
-                    .map(move |endpoint| Target { endpoint, mask })
+                let each = cloud.services.iter();
+                each.flat_map(|one| one.guarded(cloud.name).map(|at| (at, mask(cloud, one))))
             })
+            // What is encrypted is no request that could be read.
+            .filter(|(endpoint, _)| *endpoint.ports.start() != HTTPS)
+            .map(|(endpoint, mask)| Target { endpoint, mask })
             .collect();
         let expected = if chosen.is_empty() {
             CLOUDS.iter().collect()
         } else {
             chosen
         };
-        let mask = expected.iter().fold(0, |all, cloud| all | mask(cloud)) & !ALWAYS;
+        let mask = expected
+            .iter()
+            .flat_map(|cloud| cloud.services.iter().map(|one| mask(cloud, one)))
+            .fold(0, |all, mask| all | mask)
+            & !(ALWAYS | SECRET);
         for endpoint in endpoints {
             if endpoint.protocol == Some(Protocol::Udp) {
                 return Err(Failure::usage(format!(
@@ -244,12 +250,18 @@ impl Plan {
     }
 }
 
-fn mask(cloud: &Cloud) -> u64 {
-    let mut mask = cloud
-        .header
-        .map_or(OPEN, |header| u64::from(header_flag(header)));
-    if ALWAYS_CLOUDS.contains(&cloud.name) {
+fn mask(cloud: &Cloud, service: &Service) -> u64 {
+    let headers = header_flags(service.headers);
+    let mut mask = if headers == 0 {
+        OPEN
+    } else {
+        u64::from(headers)
+    };
+    if headers & !SCANNED != 0 {
         mask |= ALWAYS;
+    }
+    if SECRET_CLOUDS.contains(&cloud.name) {
+        mask |= ALWAYS | SECRET;
     }
     mask
 }
@@ -273,9 +285,9 @@ pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
         0 => all,
         of_path => of_path,
     };
-    let free = request.headerless || request.open && mask & OPEN != 0;
+    let free = required & !u64::from(request.headerless) == 0 || request.open && mask & OPEN != 0;
     let whole = !request.cut || !request.headers.is_empty();
-    if whole && !free && required != 0 && u64::from(request.tokens) & required == 0 {
+    if whole && !free && u64::from(request.tokens) & required == 0 {
         findings.push(if required & u64::from(header_flags(SESSION)) != 0 {
             Finding::Imdsv1
         } else {
@@ -287,7 +299,7 @@ pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
         (request.foreign_host, Finding::ForeignHost),
         (request.legacy, Finding::LegacyPath),
         (
-            request.credentials || mask & ALWAYS != 0,
+            request.credentials || mask & SECRET != 0,
             Finding::Credentials,
         ),
         (request.user_data, Finding::UserData),
@@ -307,6 +319,7 @@ pub fn findings(request: &Request, mask: u64) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::scanner::header_flag;
     use super::*;
 
     fn plan(clouds: &[&str], endpoints: &[&str]) -> Result<Plan, Failure> {

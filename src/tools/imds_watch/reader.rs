@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 use super::answers::{self, Answered, Answers};
 use super::callers::{Callers, Version};
-use super::capture::{self, Capture};
+use super::capture;
 use super::event::{Caller, Lost, Seen};
 use super::flow::{self, Flows, Found};
 use super::guard::{Change, Guard};
@@ -26,7 +26,7 @@ use super::permitted::Permitted;
 use super::plan::{self, Finding, Plan};
 use super::program::{self, Watch};
 use super::request::{Request, salvage};
-use super::scan::Scans;
+use super::scan::{self, Scans};
 use super::watchlist::Watchlist;
 use crate::kernel::packet_socket::Received;
 use crate::kernel::stop::Stop;
@@ -45,7 +45,7 @@ pub struct Options {
     /// The functions that opened a connection are named.
     pub stacks: bool,
     /// Where the packets of what is told about go.
-    pub capture: Option<Capture>,
+    pub capture: capture::Kept,
     /// The guard whose policy is the plan's.
     pub guard: Option<Guard>,
 }
@@ -74,6 +74,55 @@ impl flow::Meta for Meta {
 
     fn held(&self) -> usize {
         self.packets.iter().map(|packet| packet.bytes.len()).sum()
+    }
+}
+
+/// Between whom a packet is.
+#[derive(Debug, Clone, Copy)]
+enum Ends {
+    /// Without ports that could be read.
+    Hosts(IpAddr, IpAddr),
+    /// With them.
+    Sockets(SocketAddr, SocketAddr),
+}
+
+impl Ends {
+    fn src(self) -> IpAddr {
+        match self {
+            Self::Hosts(src, _) => src,
+            Self::Sockets(src, _) => src.ip(),
+        }
+    }
+
+    fn dst(self) -> IpAddr {
+        match self {
+            Self::Hosts(_, dst) => dst,
+            Self::Sockets(_, dst) => dst.ip(),
+        }
+    }
+
+    /// Where it goes, with its port.
+    fn place(self) -> Option<SocketAddr> {
+        match self {
+            Self::Hosts(..) => None,
+            Self::Sockets(_, dst) => Some(dst),
+        }
+    }
+
+    fn texts(self) -> (String, String) {
+        match self {
+            Self::Hosts(src, dst) => (src.to_string(), dst.to_string()),
+            Self::Sockets(src, dst) => (src.to_string(), dst.to_string()),
+        }
+    }
+}
+
+/// What callers are told apart by, of which a scan is: neither a port nor a process, as a script may
+/// start one for each request.
+fn who(caller: &Caller, src: IpAddr) -> String {
+    match caller.identity.pid {
+        Some(_) => caller.group(),
+        None => src.to_string(),
     }
 }
 
@@ -211,9 +260,7 @@ impl<'p> Reader<'p> {
             let unanswered = self.answers.expire(Instant::now());
             self.show_answered(unanswered, sink)?;
             sink.flush()?;
-            if let Some(capture) = &mut self.options.capture {
-                capture.flush()?;
-            }
+            self.flush_capture(sink);
         }
     }
 
@@ -292,9 +339,8 @@ impl<'p> Reader<'p> {
         let rest = self.flows.finish();
         self.show_all(rest, sink)?;
         self.lose(summary.lost, sink)?;
-        if let Some(capture) = &mut self.options.capture {
-            capture.flush()?;
-        }
+        self.flush_capture(sink);
+        summary.uncaptured = self.options.capture.missing();
         if self.options.summary {
             let now = OffsetDateTime::now_utc();
             for calls in self.callers.table() {
@@ -330,7 +376,7 @@ impl<'p> Reader<'p> {
             caller: Caller::default(),
             packets: Vec::new(),
         };
-        if self.options.capture.is_some() {
+        if self.options.capture.is_wanted() {
             meta.packets.push(Rc::new(capture::Packet {
                 time,
                 interface: received.interface,
@@ -340,13 +386,8 @@ impl<'p> Reader<'p> {
         }
         match packet {
             Packet::Opaque { src, dst } => {
-                let places = (src.to_string(), dst.to_string());
-                let endpoint = self.plan.target(dst, None);
-                let (name, mask) = endpoint.map_or((String::new(), 0), |target| {
-                    (target.endpoint.name.clone(), target.mask)
-                });
                 let request = salvage(&[], self.list);
-                self.print(&name, mask, places, &meta, request, None, sink)
+                self.print(Ends::Hosts(src, dst), &meta, request, None, sink)
             }
             Packet::Piece {
                 src,
@@ -358,7 +399,16 @@ impl<'p> Reader<'p> {
             } if self.plan.target(dst.ip(), Some(dst.port())).is_none() => {
                 self.answered += 1;
                 let key = (dst, src);
-                let mut answered = self.answers.answer(key, seq, answers::status(payload));
+                let status = answers::status(payload);
+                let mut answered = self.answers.answer(key, seq, status);
+                let is_joined = answered.iter().any(|(_, status)| status.is_some());
+                if status == Some(scan::NOT_FOUND)
+                    && !is_joined
+                    && self.answers.is_of_pipelined(key, seq)
+                {
+                    let caller = self.owners.of(watch, key);
+                    self.scans.miss(&who(&caller, dst.ip()), Instant::now());
+                }
                 if ends {
                     answered.extend(self.answers.close(key));
                 }
@@ -418,33 +468,22 @@ impl<'p> Reader<'p> {
 
     fn show(&mut self, found: Found<Meta>, status: Option<u16>, sink: &mut Stdout) -> Result<()> {
         let (src, dst) = found.key;
-        let target = self.plan.target(dst.ip(), Some(dst.port()));
-        let (name, mask) = target.map_or((String::new(), 0), |target| {
-            (target.endpoint.name.clone(), target.mask)
-        });
-        let places = (src.to_string(), dst.to_string());
-        self.print(
-            &name,
-            mask,
-            places,
-            &found.meta,
-            found.request,
-            status,
-            sink,
-        )
+        let ends = Ends::Sockets(src, dst);
+        self.print(ends, &found.meta, found.request, status, sink)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn print(
         &mut self,
-        endpoint: &str,
-        mask: u64,
-        (src, dst): (String, String),
+        ends: Ends,
         meta: &Meta,
         request: Request,
         status: Option<u16>,
         sink: &mut Stdout,
     ) -> Result<()> {
+        let target = self
+            .plan
+            .target(ends.dst(), ends.place().map(|at| at.port()));
+        let (endpoint, mask) = target.map_or(("", 0), |one| (one.endpoint.name.as_str(), one.mask));
         let mut findings = plan::findings(&request, mask);
         let version = if findings.contains(&Finding::Imdsv1) {
             Version::One
@@ -457,7 +496,10 @@ impl<'p> Reader<'p> {
             .rules
             .iter()
             .filter_map(|place| self.list.rule(*place))
-            .filter(|rule| rule.is_for(endpoint))
+            .filter(|rule| {
+                let (address, port) = (ends.dst(), ends.place().map(|at| at.port()));
+                target.is_some_and(|one| rule.is_for(&one.endpoint, address, port))
+            })
             .map(|rule| rule.name.clone())
             .collect();
         let identity = &meta.caller.identity;
@@ -470,19 +512,11 @@ impl<'p> Reader<'p> {
             let stranger = meta.caller.foreign.then(foreign);
             let identity = stranger.as_ref().unwrap_or(identity);
             let unit = |name: &str| self.owners.unit(name);
-            let place: Result<SocketAddr, _> = dst.parse();
             // A packet without ports is of nobody that could be allowed.
-            place.map_or(true, |place| !permitted.allows(place, identity, unit))
+            ends.place()
+                .is_none_or(|place| !permitted.allows(place, identity, unit))
         });
-        // Neither a port nor a process is what tells callers apart: a script may start one for each
-        // request.
-        let who = match identity.pid {
-            Some(_) => meta.caller.group(),
-            None => src
-                .rsplit_once(':')
-                .map_or(src.as_str(), |(ip, _)| ip)
-                .to_owned(),
-        };
+        let who = who(&meta.caller, ends.src());
         let path = request.path.as_deref();
         let readable = !request.unparsable && path.is_some();
         let scan = self.scans.is_scan(&who, path, status, Instant::now());
@@ -514,11 +548,11 @@ impl<'p> Reader<'p> {
             rules,
             status,
             interface: self.names.of(meta.interface),
-            src,
-            dst,
+            src: ends.texts().0,
+            dst: ends.texts().1,
             caller: meta.caller.clone(),
         };
-        self.capture(meta, &seen)?;
+        self.capture(meta, &seen, sink)?;
         if let Some(view) = &mut self.view {
             self.requests += 1;
             view.request(meta.time, seen);
@@ -529,15 +563,45 @@ impl<'p> Reader<'p> {
         Ok(())
     }
 
-    fn capture(&mut self, meta: &Meta, seen: &Seen) -> Result<()> {
-        let Some(mut capture) = self.options.capture.take() else {
+    fn flush_capture(&mut self, sink: &Stdout) {
+        if let Some(ended) = self.options.capture.flush() {
+            self.note(&ended, sink);
+        }
+    }
+
+    fn capture(&mut self, meta: &Meta, seen: &Seen, sink: &Stdout) -> Result<()> {
+        if !self.options.capture.is_wanted() {
             return Ok(());
-        };
+        }
         let mut comment = Vec::new();
         seen.text(&mut Line::new(&mut comment, false))?;
         let comment = String::from_utf8_lossy(&comment);
-        let written = capture.write(&meta.packets, &comment, |index| self.names.of(index));
-        self.options.capture = Some(capture);
-        written
+        let capture = &mut self.options.capture;
+        let ended = capture.write(&meta.packets, &comment, |index| self.names.of(index));
+        if let Some(ended) = ended {
+            self.note(&ended, sink);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_without_a_process_are_told_apart_by_address() {
+        let ends = |src: &str| Ends::Hosts(src.parse().unwrap(), "fd00:ec2::254".parse().unwrap());
+        let of = |ends: Ends| who(&Caller::default(), ends.src());
+        assert_eq!(of(ends("fd00:213::2")), "fd00:213::2");
+        assert_ne!(of(ends("fd00:213::2")), of(ends("fd00:213::99")));
+        let sockets =
+            |src: &str| Ends::Sockets(src.parse().unwrap(), "[fd00:ec2::254]:80".parse().unwrap());
+        // Another port makes nobody another one; nor is a packet without any another one's.
+        assert_eq!(
+            of(sockets("[fd00:213::2]:5")),
+            of(sockets("[fd00:213::2]:6"))
+        );
+        assert_eq!(of(sockets("[fd00:213::2]:5")), of(ends("fd00:213::2")));
     }
 }

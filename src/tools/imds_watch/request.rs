@@ -7,7 +7,8 @@ use std::collections::HashSet;
 
 use httparse::{EMPTY_HEADER, Status};
 
-use super::paths::{Class, TOKENS, is_headerless, is_open, wanted};
+use super::body::Announced;
+use super::paths::{Class, TOKENS, is_open, unneeded, wanted};
 use super::scanner::{header_flag, header_flags, is_forwarding_header};
 use super::watchlist::Watchlist;
 
@@ -33,8 +34,8 @@ pub struct Request {
     pub wanted: u16,
     /// A service that wants no header may answer the path.
     pub open: bool,
-    /// The service itself answers the path without a header.
-    pub headerless: bool,
+    /// The flags of those without which their service answers the path all the same.
+    pub headerless: u16,
     /// A proxy has added a header.
     pub forwarded: bool,
     /// The path hands out credentials.
@@ -59,13 +60,16 @@ pub struct Request {
 /// What the bytes of a stream begin with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// A whole head of `length` bytes. What follows is read as the next one, whatever body it
-    /// announces: there are services that do the same.
+    /// A whole head of `length` bytes.
     Head {
         /// What it says.
         request: Request,
         /// Bytes of the head.
         length: usize,
+        /// Bytes of the body that follows, where everybody would say so. What follows a head that is
+        /// not read by all in the same way is read as the next one, whatever body it announces: there
+        /// are services that do the same.
+        body: u64,
     },
     /// The beginning of a head.
     Partial,
@@ -86,8 +90,9 @@ pub fn step(bytes: &[u8], list: &Watchlist) -> Step {
         method: parsed.method.map(str::to_owned),
         ..Request::default()
     };
+    let mut announced = Announced::None;
     for header in parsed.headers.iter() {
-        request.unparsable |= announces_more(header.name, header.value);
+        announced = announced.with(header.name, header.value);
         request.header(header.name, header.value, list);
     }
     request.target(parsed.path, list);
@@ -95,7 +100,20 @@ pub fn step(bytes: &[u8], list: &Watchlist) -> Step {
     let head = &bytes[..length];
     let lines = head.iter().filter(|byte| **byte == b'\n').count();
     request.unparsable |= head.windows(2).filter(|two| two == b"\r\n").count() != lines;
-    Step::Head { request, length }
+    let sends = matches!(request.method.as_deref(), Some("PUT" | "POST"));
+    let body = match announced {
+        Announced::None | Announced::Body(0) => 0,
+        Announced::Body(length) if sends && !request.unparsable => length,
+        Announced::Body(_) | Announced::Disputed => {
+            request.unparsable = true;
+            0
+        }
+    };
+    Step::Head {
+        request,
+        length,
+        body,
+    }
 }
 
 /// What can be said of bytes that are no whole head: the request line and the header names, as far
@@ -138,20 +156,6 @@ pub fn salvage(bytes: &[u8], list: &Watchlist) -> Request {
     }
     request.target(Some(&String::from_utf8_lossy(target)), list);
     request
-}
-
-/// Whether a header says that a body follows the head, or another protocol, or may say so to
-/// somebody. No honest request for metadata has one, and services disagree about what they read
-/// next: that can hide a request.
-fn announces_more(name: &str, value: &[u8]) -> bool {
-    match name.to_ascii_lowercase().as_str() {
-        "content-length" => {
-            let value = value.trim_ascii();
-            value.is_empty() || value.iter().any(|byte| *byte != b'0')
-        }
-        "transfer-encoding" | "upgrade" | "expect" => true,
-        _ => false,
-    }
 }
 
 impl Request {
@@ -217,7 +221,7 @@ impl Request {
         self.rules = list.rules(self.method.as_deref(), &[path, &plain], &self.headers);
         self.wanted = wanted(&plain).map_or(0, header_flags);
         self.open = is_open(&plain);
-        self.headerless = is_headerless(&plain);
+        self.headerless = header_flags(unneeded(&plain, &query));
         if self.method.as_deref() == Some("PUT") {
             for (token, header) in TOKENS {
                 if plain == *token {
@@ -316,6 +320,7 @@ fn decoded(text: &str) -> String {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::body::harmless;
     use super::super::watchlist::tests::plain;
     use super::*;
 
@@ -442,6 +447,10 @@ mod tests {
             "GET / HTTP/1.1\nHost: x\n\n",
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
+            "PUT / HTTP/1.1\r\nContent-Length: 05\r\n\r\n",
+            "PUT / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 2\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length:\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length: 0 0\r\n\r\n",
@@ -465,6 +474,29 @@ mod tests {
             let text = format!("GET {target} HTTP/1.1\r\n\r\n");
             assert!(!head(&text).unparsable, "{target}");
         }
+    }
+
+    #[test]
+    fn the_length_of_a_body_is_known_where_nobody_disputes_it() {
+        let body = |text: &str| match step(text.as_bytes(), plain()) {
+            Step::Head { request, body, .. } => (body, request.unparsable),
+            other => panic!("{text:?}: {other:?}"),
+        };
+        for (method, expected) in [
+            ("PUT", (5, false)),
+            ("POST", (5, false)),
+            ("GET", (0, true)),
+        ] {
+            let text = format!("{method} /machine HTTP/1.1\r\nContent-Length: 5\r\n\r\n");
+            assert_eq!(body(&text), expected, "{method}");
+            let twice = text.replace("\r\n\r\n", "\r\ncontent-length:5\r\n\r\n");
+            assert_eq!(body(&twice), expected, "{method}");
+            assert_eq!(body(&text.replace("/machine", "/a#b")), (0, true));
+        }
+        assert_eq!(
+            body("PUT / HTTP/1.1\r\nContent-Length: 00\r\n\r\n"),
+            (0, false)
+        );
     }
 
     #[test]
@@ -500,6 +532,7 @@ mod tests {
         fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let list = plain();
             let _ = (step(&bytes, list), salvage(&bytes, list));
+            assert!(harmless(&bytes).0 <= bytes.len());
             let mut text = b"GET /".to_vec();
             text.extend(&bytes);
             text.extend(b" HTTP/1.1\r\n\r\n");

@@ -18,11 +18,13 @@
 //! header, the method, the endpoint.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::endpoint::{Endpoint, Protocol};
 use crate::failure::Failure;
 use crate::metadata;
 
@@ -51,17 +53,61 @@ pub struct Rule {
     pub headers: Vec<String>,
     /// Methods.
     pub methods: Vec<String>,
-    /// Clouds, or endpoints as they were given; empty for all.
-    pub endpoints: Vec<String>,
+    /// Where requests go that it is for; empty for all.
+    pub endpoints: Vec<Place>,
+    /// The file's line where its name is, counted from 1.
+    pub line: usize,
+}
+
+/// Where requests go that a rule is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A cloud's service, where that is watched under the cloud's name.
+    Cloud(String),
+    /// These addresses and ports.
+    Endpoint(Endpoint),
+}
+
+impl Place {
+    /// What `text` says; `None` if it is neither, or is not of TCP.
+    fn parse(text: &str) -> Option<Self> {
+        if metadata::cloud(text).is_some() {
+            return Some(Self::Cloud(text.to_owned()));
+        }
+        let endpoint: Endpoint = text.parse().ok()?;
+        (endpoint.protocol != Some(Protocol::Udp)).then_some(Self::Endpoint(endpoint))
+    }
+
+    /// Whether a request to `address`, and port where it is known, is there, which `watched` is for.
+    fn has(&self, watched: &Endpoint, address: IpAddr, port: Option<u16>) -> bool {
+        match self {
+            Self::Cloud(cloud) => watched.name.split(',').any(|name| name == cloud),
+            Self::Endpoint(own) => {
+                own.contains(address) && port.is_none_or(|port| own.ports.contains(&port))
+            }
+        }
+    }
+
+    /// Whether any request to what is `watched` is there.
+    fn meets(&self, watched: &Endpoint) -> bool {
+        match self {
+            Self::Cloud(_) => self.has(watched, watched.address, None),
+            // Of two networks with a common address one is within the other.
+            Self::Endpoint(own) => {
+                (own.contains(watched.address) || watched.contains(own.address))
+                    && own.ports.start() <= watched.ports.end()
+                    && watched.ports.start() <= own.ports.end()
+            }
+        }
+    }
 }
 
 impl Rule {
-    /// Whether the rule is for the endpoint of this name (clouds that share it, with commas).
-    pub fn is_for(&self, endpoint: &str) -> bool {
-        self.endpoints.is_empty()
-            || endpoint
-                .split(',')
-                .any(|one| self.endpoints.iter().any(|named| named == one))
+    /// Whether the rule is for a request to `address`, and port where it is known, for which this is
+    /// `watched`.
+    pub fn is_for(&self, watched: &Endpoint, address: IpAddr, port: Option<u16>) -> bool {
+        let mut places = self.endpoints.iter();
+        self.endpoints.is_empty() || places.any(|one| one.has(watched, address, port))
     }
 }
 
@@ -131,6 +177,15 @@ impl Rules {
             .map_err(|(line, why)| Failure::usage(format!("rules {shown}:{line}: {why}")))
     }
 
+    /// The rules that no request can be found by, as they are for none of what is `watched`.
+    pub fn unmet(&self, watched: &[Endpoint]) -> Vec<&Rule> {
+        let meets = |place: &Place| watched.iter().any(|one| place.meets(one));
+        let rules = self.list.iter();
+        rules
+            .filter(|rule| !rule.endpoints.is_empty() && !rule.endpoints.iter().any(meets))
+            .collect()
+    }
+
     /// The rules in `text`; else the line, counted from 1, and what is wrong there.
     fn parse(text: &str) -> Result<Self, (usize, String)> {
         let line_of = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
@@ -178,6 +233,7 @@ impl Rules {
             }
             let mut rule = Rule {
                 name,
+                line,
                 ..Rule::default()
             };
             for path in &entry.paths {
@@ -198,11 +254,10 @@ impl Rules {
                     .push(check(method, "method such as GET", fits)?);
             }
             for endpoint in &entry.endpoints {
-                let text = endpoint.get_ref();
-                let fits = metadata::cloud(text).is_some()
-                    || text.parse::<crate::endpoint::Endpoint>().is_ok();
-                let what = "cloud, nor ADDR[/PREFIX][:PORT[-PORT]]";
-                rule.endpoints.push(check(endpoint, what, fits)?);
+                let place = Place::parse(endpoint.get_ref());
+                let what = "cloud, nor ADDR[/PREFIX][:PORT[-PORT]][/tcp]";
+                check(endpoint, what, place.is_some())?;
+                rule.endpoints.extend(place);
             }
             rules.list.push(rule);
         }
@@ -260,8 +315,52 @@ headers = ["x-debug"]
         assert_eq!(rules.list.len(), 2);
         let keys = &rules.list[0];
         assert_eq!(keys.headers, ["x-debug"]);
-        assert!(keys.is_for("aws,azure") && keys.is_for("10.0.0.1:80") && !keys.is_for("azure"));
-        assert!(rules.list[1].is_for("azure"));
+        assert_eq!((keys.line, rules.list[1].line), (5, 12));
+    }
+
+    fn endpoint(text: &str, name: &str) -> Endpoint {
+        Endpoint {
+            name: name.to_owned(),
+            ..text.parse().unwrap()
+        }
+    }
+
+    #[test]
+    fn a_rule_is_for_clouds_and_endpoints_however_they_are_written() {
+        let shared = endpoint("169.254.169.254:80/tcp", "aws,azure");
+        let network = endpoint("10.213.0.0/24:8080/tcp", "10.213.0.0/24:8080");
+        let imds: IpAddr = "169.254.169.254".parse().unwrap();
+        let own = |last: u8| IpAddr::from([10, 213, 0, last]);
+        for (place, watched, address, port, expected) in [
+            ("aws", &shared, imds, 80, true),
+            ("azure", &shared, imds, 80, true),
+            ("gcp", &shared, imds, 80, false),
+            ("aws", &network, own(1), 8080, false),
+            ("169.254.169.254", &shared, imds, 80, true),
+            ("169.254.169.254:80/tcp", &shared, imds, 80, true),
+            ("169.254.169.254:81", &shared, imds, 80, false),
+            ("10.213.0.0/24:8080", &network, own(1), 8080, true),
+            ("10.213.0.1:8080/tcp", &network, own(1), 8080, true),
+            ("10.213.0.1:8080", &network, own(1), 8080, true),
+            ("10.213.0.1:8080", &network, own(2), 8080, false),
+            ("10.0.0.0/8:8000-9000", &network, own(2), 8080, true),
+        ] {
+            let rule = Rule {
+                endpoints: vec![Place::parse(place).unwrap()],
+                ..Rule::default()
+            };
+            let is_for = rule.is_for(watched, address, Some(port));
+            assert_eq!(is_for, expected, "{place} {address}");
+            let all = Rules {
+                list: vec![rule],
+                ..Rules::default()
+            };
+            let unmet = !all.unmet(std::slice::from_ref(watched)).is_empty();
+            // One address of a network is met by others' requests.
+            assert_eq!(unmet, !expected && address != own(2), "{place}");
+        }
+        assert!(Rule::default().is_for(&shared, imds, None));
+        assert!(Rules::default().unmet(&[]).is_empty());
     }
 
     #[test]
@@ -272,6 +371,7 @@ headers = ["x-debug"]
             ("\"X-Debug\"", "\"X Debug\"", 7, "\"X Debug\" is no header"),
             ("\"GET\"", "\"get\"", 8, "\"get\" is no method"),
             ("\"aws\"", "\"awz\"", 9, "\"awz\" is no cloud"),
+            ("0.1:80\"", "0.1:80/udp\"", 9, "0.1:80/udp\" is no cloud"),
             ("\"debug\"", "\"keys\"", 12, "two rules \"keys\""),
             (
                 "headers = [\"x-debug\"]",

@@ -19,7 +19,7 @@ pub const PATHS: usize = 128;
 const MOST_CALLERS: usize = 1024;
 
 /// 404 (RFC 9110, 15.5.5).
-const NOT_FOUND: u16 = 404;
+pub const NOT_FOUND: u16 = 404;
 
 /// Different things, by their hashes, and when each was last there; the oldest first.
 #[derive(Debug, Default)]
@@ -79,27 +79,46 @@ impl Scans {
         status: Option<u16>,
         now: Instant,
     ) -> bool {
+        let hash = self.hash(path);
+        let window = self.window;
+        let one = self.caller(caller, now);
+        let mut plain = one.paths.add(hash, PATHS, window, now);
+        if status == Some(NOT_FOUND) {
+            plain |= one.misses.add(hash, MISSES, window, now);
+        }
+        if plain {
+            one.scanned = Some(now);
+        }
+        one.scanned
+            .is_some_and(|at| now.saturating_duration_since(at) < window)
+    }
+
+    /// Counts an answer "not found" of which nobody knows what was asked.
+    pub fn miss(&mut self, caller: &str, now: Instant) {
+        let hash = self.hash(None);
+        let window = self.window;
+        let one = self.caller(caller, now);
+        if one.misses.add(hash, MISSES, window, now) {
+            one.scanned = Some(now);
+        }
+    }
+
+    fn hash(&mut self, path: Option<&str>) -> u64 {
+        self.unnamed += u64::from(path.is_none());
+        self.hasher
+            .hash_one((path, path.is_none().then_some(self.unnamed)))
+    }
+
+    fn caller(&mut self, caller: &str, now: Instant) -> &mut Caller {
         if !self.callers.contains_key(caller) && self.callers.len() >= MOST_CALLERS {
             let oldest = self.callers.iter().min_by_key(|(_, one)| one.last);
             if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
                 self.callers.remove(&oldest);
             }
         }
-        self.unnamed += u64::from(path.is_none());
-        let hash = self
-            .hasher
-            .hash_one((path, path.is_none().then_some(self.unnamed)));
         let one = self.callers.entry(caller.to_owned()).or_default();
         one.last = Some(now);
-        let mut plain = one.paths.add(hash, PATHS, self.window, now);
-        if status == Some(NOT_FOUND) {
-            plain |= one.misses.add(hash, MISSES, self.window, now);
-        }
-        if plain {
-            one.scanned = Some(now);
-        }
-        one.scanned
-            .is_some_and(|at| now.saturating_duration_since(at) < self.window)
+        one
     }
 }
 
@@ -123,6 +142,17 @@ mod tests {
         }
         assert!(scans.is_scan("a", Some("/x"), Some(200), now + WINDOW / 2));
         assert!(!scans.is_scan("a", Some("/x"), Some(404), now + 2 * WINDOW));
+    }
+
+    #[test]
+    fn answers_to_nobody_knows_what_count_as_well() {
+        let (mut scans, now) = (Scans::new(WINDOW), Instant::now());
+        for number in 1..=20 {
+            scans.miss("a", now);
+            let plain = scans.is_scan("a", Some("/x"), Some(200), now);
+            assert_eq!(plain, number >= MISSES);
+        }
+        assert!(!scans.is_scan("b", Some("/x"), Some(200), now));
     }
 
     #[test]

@@ -10,13 +10,15 @@
 
 mod machine;
 
+use std::sync::LazyLock;
+
 use anyhow::{Result, ensure};
 
 use self::machine::Machine;
 use super::hosts::Hosts;
 use super::paths::{Class, OWNED, TOKENS};
 use super::rules::{self, Rules};
-use crate::metadata::CLOUDS;
+use crate::metadata;
 
 /// `SCAN_ENTRIES` of `imds_watch.h`.
 pub const ENTRIES: usize = 1 << STATE_BITS;
@@ -39,19 +41,36 @@ const SERVICE: u32 = 1 << 18;
 /// The lowest flags are one per header of [`headers`]; as many above say that the path is one
 /// where that header does not count.
 const HEADER_FLAGS: usize = 6;
+/// The flags of [`headers`].
+pub const SCANNED: u16 = (1 << HEADER_FLAGS) - 1;
 
-/// The headers that make a request one that its cloud wants to see, in lower case; the place of
-/// each is the number of its flag.
+/// Headers that the automaton has no flag for: where a service wants one of these, every request goes
+/// up. They are few there: Azure's WireServer is for the machine's agent alone.
+const UNSCANNED: &[&str] = &[
+    "x-ms-containerid",
+    "x-ms-version",
+    "x-ms-vmagentlog-containerid",
+];
+
+/// The headers that the automaton knows which make a request one that its cloud wants to see, in lower
+/// case; the place of each is the number of its flag.
 pub fn headers() -> Vec<&'static str> {
-    let mut headers: Vec<_> = CLOUDS.iter().filter_map(|cloud| cloud.header).collect();
-    headers.sort_unstable();
-    headers.dedup();
+    let mut headers = metadata::headers();
+    headers.retain(|header| !UNSCANNED.contains(header));
     headers
 }
 
-/// The flag of `header`, which is one of [`headers`]; 0 for any other.
+/// The flag of `header`: one of [`SCANNED`] for one of [`headers`], one above them for those that user
+/// space alone looks at, and 0 for any other.
 pub fn header_flag(header: &str) -> u16 {
-    headers()
+    // Kept: it is asked for with each header that is read.
+    static FLAGS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+        headers()
+            .into_iter()
+            .chain(UNSCANNED.iter().copied())
+            .collect()
+    });
+    FLAGS
         .iter()
         .position(|known| *known == header)
         .map_or(0, |bit| 1 << bit)
@@ -121,7 +140,7 @@ fn line_patterns(rules: &Rules) -> Patterns {
             "0" => "[0-9]".to_owned(),
             name => format!("(?i:{name})[/? ]"),
         };
-        let others = header_flags(&headers()) & !header_flags(wanted);
+        let others = SCANNED & !header_flags(wanted);
         let flags = u32::from(others) << HEADER_FLAGS;
         patterns.push((format!("{METHOD} /{first}"), flags));
     }
@@ -210,9 +229,10 @@ impl Scanner {
     }
 
     /// What the program does with the bytes of one packet's payload: whether they are complete
-    /// requests and nothing else, each with one of the `required` flags (if any is) that counts
-    /// on its path, and none of the others.
+    /// requests and nothing else, each with one of the `required` flags (if any of [`SCANNED`] is)
+    /// that counts on its path, and none of the others.
     pub fn clean(&self, payload: &[u8], required: u16) -> bool {
+        let required = required & SCANNED;
         let (mut entry, mut flags, mut clean) = (self.start, 0, true);
         for byte in payload {
             let class = u32::from(self.classes[usize::from(*byte)]);
@@ -305,12 +325,12 @@ mod tests {
         ] {
             for header in headers() {
                 let text = format!("GET {target} HTTP/1.1\r\n{header}: true\r\n\r\n");
-                let clean = scanner.clean(text.as_bytes(), header_flags(&headers()));
+                let clean = scanner.clean(text.as_bytes(), SCANNED);
                 let ec2 = wanted.starts_with("X-aws") && header.starts_with("x-aliyun");
                 let expected = header.eq_ignore_ascii_case(wanted) || ec2;
                 assert_eq!(clean, expected, "{text}");
                 let text = text.replace(target, "/x");
-                assert!(scanner.clean(text.as_bytes(), header_flags(&headers())));
+                assert!(scanner.clean(text.as_bytes(), SCANNED));
             }
         }
     }

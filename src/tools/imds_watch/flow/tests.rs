@@ -183,6 +183,72 @@ fn pipelined_requests_are_told_apart_and_no_body_hides_one() {
 }
 
 #[test]
+fn a_body_is_no_request_and_what_is_behind_it_is_one() {
+    let body = b"{\n\"GETTER\": \"/y\"\n}GET";
+    let head = format!("PUT /t HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
+    let bytes = [head.as_bytes(), body, REQUEST].concat();
+    for at in 1..bytes.len() {
+        let (mut flows, now) = (flows(), Instant::now());
+        let (first, second) = bytes.split_at(at);
+        let mut found = flows.push(key(1), piece(5, first), (), now);
+        let next = 5 + u32::try_from(at).unwrap();
+        found.extend(flows.push(key(1), piece(next, second), (), now));
+        assert!(found.iter().all(|one| !one.request.unparsable), "{at}");
+        assert_eq!(paths(found), [Some("/t".to_owned()), Some("/a".to_owned())]);
+        assert!(flows.is_empty());
+    }
+}
+
+#[test]
+fn a_body_that_does_not_come_is_waited_out_and_one_that_does_is_not_kept() {
+    let (mut flows, now) = (flows(), Instant::now());
+    let head = b"PUT /t HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n";
+    let mut seq = u32::try_from(head.len()).unwrap();
+    assert_eq!(flows.push(key(1), piece(0, head), (), now).len(), 1);
+    for number in 0..100_u32 {
+        let payload = format!("{number:09}\n").repeat(999);
+        assert_eq!(
+            flows.push(key(1), piece(seq, payload.as_bytes()), (), now),
+            []
+        );
+        assert_eq!(flows.held, 0);
+        seq += 9990;
+    }
+    assert!(!flows.is_empty());
+    assert_eq!(flows.expire(now + PATIENCE), []);
+    assert!(flows.is_empty());
+    let found = flows.push(key(1), piece(seq, REQUEST), (), now);
+    assert!(found.len() == 1 && !found[0].request.unparsable);
+}
+
+#[test]
+fn a_request_in_a_body_is_told_about() {
+    let (before, after) = ("a=b\r\n", "\r\nrest");
+    for method in ["PUT", "POST"] {
+        let (mut flows, now) = (flows(), Instant::now());
+        let head = format!("{method} /t HTTP/1.1\r\nContent-Length: 999\r\n\r\n");
+        let bytes = [
+            head.as_bytes(),
+            before.as_bytes(),
+            REQUEST,
+            after.as_bytes(),
+        ]
+        .concat();
+        let mut found = Vec::new();
+        let mut seq = 7;
+        // Each byte on its own: the line is put together again.
+        for byte in bytes.chunks(1) {
+            found.extend(flows.push(key(1), piece(seq, byte), (), now));
+            seq += 1;
+        }
+        found.extend(flows.finish());
+        assert!(!found[0].request.unparsable && found[1].request.unparsable);
+        let all = paths(found);
+        assert_eq!(all[..2], [Some("/t".to_owned()), Some("/a".to_owned())]);
+    }
+}
+
+#[test]
 fn what_never_ends_is_told_about() {
     let (mut flows, now) = (flows(), Instant::now());
     flows.push(key(1), piece(5, b"GET /a HTTP/1.1\r\nHos"), (), now);

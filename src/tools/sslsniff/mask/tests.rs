@@ -124,9 +124,10 @@ fn a_message_that_starts_after_a_gap_is_shown() {
 
 #[test]
 fn every_header_that_holds_a_token_of_a_cloud_is_masked() {
-    for header in crate::metadata::CLOUDS.iter().filter_map(|one| one.header) {
-        // Their values are constants.
-        let harmless = ["metadata", "metadata-flavor"].contains(&header);
+    for header in crate::metadata::headers() {
+        // Their values are constants, or names.
+        let harmless =
+            ["metadata", "metadata-flavor"].contains(&header) || header.starts_with("x-ms-");
         assert_eq!(is_secret(header.as_bytes()), !harmless, "{header}");
     }
 }
