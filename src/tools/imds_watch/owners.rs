@@ -78,7 +78,7 @@ pub struct Owners {
     stacks: Option<Stacks>,
     /// By the socket's inode: the next connection may have the same ports.
     known: Remembered<u64>,
-    /// Those of connections that were looked for: one that has the same ports next is seen by a hook.
+    /// Those of connections that were looked for.
     looked_for: Remembered<Key>,
     allowance: Allowance,
     /// The cookie of this network namespace, where the kernel tells it.
@@ -120,7 +120,7 @@ impl Owners {
                 parents: record.parents,
             },
             None => Caller {
-                identity: self.older(key, Instant::now(), socket_table::find),
+                identity: self.older(key, watch.has_hooks(), Instant::now(), socket_table::find),
                 ..Caller::default()
             },
         };
@@ -155,10 +155,12 @@ impl Owners {
         }
     }
 
-    /// Who has the socket open, where no hook saw it being opened.
+    /// Who has the socket open, where no hook saw it being opened. If there are hooks, they see the next connection that
+    /// has the same ports, so that this one's owner may be remembered by them.
     fn older(
         &mut self,
         key: Key,
+        hooked: bool,
         now: Instant,
         find: impl Fn(SocketAddr, SocketAddr) -> Option<socket_table::Socket>,
     ) -> Identity {
@@ -169,7 +171,9 @@ impl Owners {
             return Identity::default();
         }
         let found = find(key.0, key.1).map(|socket| self.owner(&socket, now));
-        self.looked_for.keep(key, found.clone(), now);
+        if hooked || found.is_none() {
+            self.looked_for.keep(key, found.clone(), now);
+        }
         found.unwrap_or_default()
     }
 
@@ -213,15 +217,15 @@ mod tests {
         };
         let now = Instant::now();
         for _ in 0..100 {
-            assert_eq!(owners.older(key(1), now, find), Identity::default());
+            assert_eq!(owners.older(key(1), true, now, find), Identity::default());
         }
         assert_eq!(looks.get(), 1);
         for port in 0..5000 {
-            owners.older(key(port), now, find);
+            owners.older(key(port), true, now, find);
         }
         assert_eq!(looks.get(), LOOKS);
         assert!(owners.looked_for.all.len() <= MOST);
-        owners.older(key(1), now + KEPT, find);
+        owners.older(key(1), true, now + KEPT, find);
         assert_eq!(looks.get(), LOOKS + 1);
     }
 
@@ -233,13 +237,21 @@ mod tests {
             uid: 0,
             inode: u64::MAX,
         };
-        let first = owners.older(key(1), now, |_, _| Some(socket));
+        let first = owners.older(key(1), true, now, |_, _| Some(socket));
         assert_eq!((first.uid, first.pid), (Some(0), None));
         // However many requests there are on one connection.
         for _ in 0..2 * LOOKS {
-            assert_eq!(owners.older(key(1), now, |_, _| Some(socket)), first);
+            assert_eq!(owners.older(key(1), true, now, |_, _| Some(socket)), first);
         }
-        assert_eq!(owners.older(key(2), now, |_, _| Some(socket)), first);
+        assert_eq!(owners.older(key(2), true, now, |_, _| Some(socket)), first);
+        let next = socket_table::Socket {
+            uid: 1,
+            inode: u64::MAX - 1,
+        };
+        for (socket, uid) in [(socket, 0), (next, 1)] {
+            let found = owners.older(key(3), false, now, |_, _| Some(socket));
+            assert_eq!(found.uid, Some(uid));
+        }
         assert_eq!(owners.known.get(&u64::MAX, now), Some(Some(first)));
         assert_eq!(owners.known.get(&u64::MAX, now + KEPT), None);
     }
