@@ -475,6 +475,37 @@ mod root {
         assert_eq!(ended.summary()["prohibited"], 1);
     }
 
+    /// The machine's own proxies are there: what nobody may reach answers at once, too.
+    #[test]
+    fn a_denial_on_the_loopback_interface_is_heard_of_at_once() {
+        let network = Network::new();
+        let bob = BOB.to_string();
+        let common = ["-i", "lo", "--allow-user", &bob];
+        let endpoints = ["--endpoint", "127.0.0.1:8080", "--endpoint", "[::1]:8080"];
+        let guard = guard(&network, &[&common[..], &endpoints[..]].concat());
+        let program = "import errno, socket\n\
+             for family, address in (socket.AF_INET, '127.0.0.1'), (socket.AF_INET6, '::1'):\n\
+             \x20   with socket.socket(family) as s, socket.socket(family) as server:\n\
+             \x20       server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+             \x20       server.bind((address, 8080))\n\
+             \x20       server.listen()\n\
+             \x20       s.settimeout(20)\n\
+             \x20       try:\n\
+             \x20           s.connect((address, 8080))\n\
+             \x20           print('ok')\n\
+             \x20       except OSError as err:\n\
+             \x20           print(errno.errorcode.get(err.errno, err))\n";
+        let said = |uid| python(&network.machine, uid, program);
+        assert_eq!(
+            said(BOB).split_whitespace().collect::<Vec<_>>(),
+            ["ok", "ok"]
+        );
+        let refused = said(ALICE);
+        let refused: Vec<_> = refused.split_whitespace().collect();
+        assert_eq!(refused, ["ECONNREFUSED", "ECONNREFUSED"]);
+        assert_eq!(guard.stop().summary()["resets"], 2);
+    }
+
     #[test]
     fn a_user_over_the_limit_is_slowed_down_and_another_is_not() {
         let network = Network::new();

@@ -120,6 +120,9 @@ static __always_inline bool carries_nothing(const struct packet *pkt, const stru
 	return pkt->tcp_flags & TCP_FLAG_RST || !owner->socket || owner->raw;
 }
 
+/* LOOPBACK_IFINDEX of net/net_namespace.h */
+#define LOOPBACK 1
+
 /* Turns the packet into the answer that its sender gets instead. */
 static __noinline int deny(struct __sk_buff *skb, const struct packet *pkt, bool ethernet,
 			   __u64 redirect)
@@ -137,6 +140,11 @@ static __noinline int deny(struct __sk_buff *skb, const struct packet *pkt, bool
 			goto unanswered;
 		count(GUARD_PROHIBITED);
 	}
+	/* It is on its way to its sender already, by the route that it has: without one, as what is redirected,
+	 * nothing may come in from 127.0.0.0/8 (ip_route_input_slow()).
+	 */
+	if (skb->ifindex == LOOPBACK && redirect)
+		return TC_ACT_UNSPEC;
 	return bpf_redirect(skb->ifindex, redirect);
 unanswered:
 	count(GUARD_UNANSWERED);
