@@ -243,7 +243,7 @@ impl serde_json::ser::Formatter for Escaping {
 /// Writes text as it is in a JSON string (RFC 8259, section 7), with what may not reach a terminal escaped: what
 /// serde_json does byte by byte, in steps of many bytes.
 fn escaped(writer: &mut (impl Write + ?Sized), text: &str) -> io::Result<()> {
-    let plain = |byte: u8| (byte >= b' ') & (byte < 0x7f) & (byte != b'"') & (byte != b'\\');
+    let plain = |byte: u8| (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\');
     let mut rest = text;
     loop {
         let (start, end) = rest.split_at(leading(rest.as_bytes(), plain));

@@ -235,11 +235,9 @@ fn a_request_in_a_body_is_told_about() {
         ]
         .concat();
         let mut found = Vec::new();
-        let mut seq = 7;
         // Each byte on its own: the line is put together again.
-        for byte in bytes.chunks(1) {
+        for (seq, byte) in (7..).zip(bytes.chunks(1)) {
             found.extend(flows.push(key(1), piece(seq, byte), (), now));
-            seq += 1;
         }
         found.extend(flows.finish());
         assert!(!found[0].request.unparsable && found[1].request.unparsable);
