@@ -20,10 +20,18 @@ const ROOT_INODE: u64 = 1;
 
 /// The mount point of the whole cgroup2 tree, as this process sees it.
 pub fn mount() -> Option<PathBuf> {
+    mounted(|at| fs::metadata(at).is_ok_and(|at| at.ino() == ROOT_INODE))
+}
+
+/// The same or, within a cgroup namespace, that of its part: who only watches sees at least what is in there.
+pub fn mount_or_part() -> Option<PathBuf> {
+    mount().or_else(|| mounted(|_| true))
+}
+
+fn mounted(wanted: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let mounts = Process::myself().ok()?.mountinfo().ok()?;
     let root = mounts.into_iter().find(|mount| {
-        let whole = || fs::metadata(&mount.mount_point).is_ok_and(|at| at.ino() == ROOT_INODE);
-        mount.fs_type == "cgroup2" && mount.root == "/" && whole()
+        mount.fs_type == "cgroup2" && mount.root == "/" && wanted(&mount.mount_point)
     })?;
     Some(root.mount_point)
 }

@@ -90,7 +90,7 @@ impl Owners {
     /// functions that opened the connection, too.
     pub fn new(show_secrets: bool, stacks: bool) -> Self {
         Self {
-            directory: Directory::new(cgroup::mount()),
+            directory: Directory::new(cgroup::mount_or_part()),
             show_secrets,
             stacks: stacks.then(Stacks::default),
             known: Remembered::default(),

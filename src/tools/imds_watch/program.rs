@@ -89,7 +89,7 @@ impl<'o> Watch<'o> {
     ) -> Result<Self> {
         let missing = Capabilities::effective().missing(&[Capability::NetAdmin]);
         let place = if missing.is_empty() {
-            cgroup::mount().ok_or_else(|| "the whole of cgroup2 is not mounted here".to_owned())
+            cgroup::mount_or_part().ok_or_else(|| "cgroup2 is not mounted here".to_owned())
         } else {
             Err(format!("{} is missing", privileges::list(&missing)))
         };
