@@ -41,7 +41,6 @@ ELSEWHERE = {
     "systemctl": "tests/packages/try_booted.py has a systemd",
     "journalctl": "tests/packages/try_booted.py has a systemd",
     "curl": "tests/demo.rs has a server that is guarded",
-    "tcpdump": "tests/sslsniff_hellos.rs compares the keys that such a capture is read with",
     "podman": "there is no engine to build an image; the recipe is linted",
     "kubectl": "there is no cluster; the manifests are checked against Kubernetes' schemas",
 }
