@@ -120,7 +120,7 @@ impl Owners {
                 parents: record.parents,
             },
             None => Caller {
-                identity: self.older(key, watch.has_hooks(), Instant::now(), socket_table::find),
+                identity: self.older(key, watch.sees_all(), Instant::now(), socket_table::find),
                 ..Caller::default()
             },
         };
@@ -155,7 +155,7 @@ impl Owners {
         }
     }
 
-    /// Who has the socket open, where no hook saw it being opened. If there are hooks, they see the next connection that
+    /// Who has the socket open, where no hook saw it being opened. If hooks see all, they see the next connection that
     /// has the same ports, so that this one's owner may be remembered by them.
     fn older(
         &mut self,

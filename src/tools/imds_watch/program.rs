@@ -62,6 +62,8 @@ pub struct Watch<'o> {
     skel: ImdsWatchSkel<'o>,
     lost: Vec<String>,
     lineage: bool,
+    /// The hooks, where there are some, are of the whole cgroup2 tree, and not of a cgroup namespace's part.
+    whole: bool,
     /// Packets that those sockets lost which are there no more.
     dropped: u64,
 }
@@ -106,6 +108,7 @@ impl<'o> Watch<'o> {
             skel,
             lost: Vec::new(),
             lineage,
+            whole: cgroup::mount().is_some(),
             dropped: 0,
         };
         let hooked = place.and_then(|root| watch.hook(&root).map_err(|err| format!("{err:#}")));
@@ -126,6 +129,11 @@ impl<'o> Watch<'o> {
                 "{why}: processes that are gone by the time their request is shown, and those of \
                  other network namespaces, are not named"
             ));
+        }
+        if watch.has_hooks() && !watch.whole {
+            let why = "of cgroup2 only the part of a cgroup namespace is mounted here: processes \
+                       elsewhere that are gone by the time their request is shown are not named";
+            watch.lost.push(why.to_owned());
         }
         if watch.has_hooks() && !lineage {
             let why = "this kernel or these privileges do not let cgroup hooks read a task: parents \
@@ -169,6 +177,11 @@ impl<'o> Watch<'o> {
     /// Whether processes are recorded as they connect.
     pub fn has_hooks(&self) -> bool {
         !self.hooks.is_empty()
+    }
+
+    /// Whether they see every connection that is opened.
+    pub fn sees_all(&self) -> bool {
+        self.has_hooks() && self.whole
     }
 
     /// Whether their parents, executables and command lines are, too.
