@@ -118,6 +118,45 @@ mod root {
         }
     }
 
+    /// As in a container that has a cgroup2 mount of its own.
+    #[test]
+    fn within_a_cgroup_namespace_the_callers_of_its_part_are_named() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let root = cgroup::mount().expect("cgroup2 is mounted");
+        let part = Cgroup::new(&root, &format!("ebpfkit-part-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let inner = "for at in $(awk '$3 == \"cgroup2\" { print $2 }' /proc/mounts); do umount -l \"$at\"; done\n\
+             mount -t cgroup2 none \"$1\" && shift && exec \"$@\"";
+        let enter = "echo 0 >\"$1/cgroup.procs\" && shift && \
+             exec unshare --mount --cgroup --propagation private -- sh -ec \"$@\"";
+        let mut command = network.machine.command("sh");
+        command.args(["-ec", enter, "sh"]).arg(&part.0);
+        command
+            .args([inner, "sh"])
+            .arg(folder.path())
+            .arg(ebpfkit_path());
+        command.args(["-o", "json", "imds-watch", "--cloud", "aws"]);
+        let tool = Tool::run(command);
+        let ask = |cgroup: &Path, path: &str| {
+            let line = format!(
+                "echo $$ > {}/cgroup.procs && curl -s --noproxy '*' -o /dev/null '{}'",
+                cgroup.display(),
+                url(path)
+            );
+            sh(network.machine.command("sh").args(["-c", &line]));
+        };
+        ask(&part.0, "/latest/inside");
+        let ended = tool.stop();
+        let note = "only the part of a cgroup namespace is mounted";
+        assert!(ended.stderr.contains(note), "{}", ended.stderr);
+        let found = requests(&ended);
+        assert_eq!(found.len(), 1, "{ended:#?}");
+        assert_eq!(found[0]["path"], "/latest/inside");
+        // It has gone, so that a hook has seen it.
+        assert_eq!(found[0]["comm"], "curl", "{}", found[0]);
+    }
+
     #[test]
     fn a_caller_has_its_command_line_parents_unit_and_container_though_it_is_gone() {
         let network = Network::new();
