@@ -8,6 +8,7 @@ mod body;
 pub mod callers;
 pub mod capture;
 pub mod command_line;
+mod ends;
 pub mod event;
 pub mod flow;
 mod guard;
