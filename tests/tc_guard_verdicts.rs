@@ -72,8 +72,8 @@ mod root {
             .run(&crafted(), |crafted| {
                 let frame = crafted.frame();
                 for (guard, root_may) in [(&open, true), (&closed, false)] {
-                    let code = match guard.test_run(Hook::EgressEth, &frame, 1) {
-                        Ok(ran) => ran.code,
+                    let ran = match guard.test_run(Hook::EgressEth, &frame, 1) {
+                        Ok(ran) => ran,
                         // Newer kernels want a whole network header for their test run.
                         Err(_) if frame.len() < SHORTEST + 40 => return Ok(()),
                         Err(err) => panic!("{err:#}"),
@@ -88,7 +88,7 @@ mod root {
                         audit: false,
                     };
                     let expected = reference(&frame, Start::Ethernet, &model, true);
-                    prop_assert_eq!(Fate::from_code(code), expected, "{:02x?}", &frame);
+                    prop_assert_eq!(Fate::of(&frame, &ran), expected, "{:02x?}", &frame);
                     let seen = &fates[expected as usize];
                     seen.set(seen.get() + 1);
                 }
@@ -199,23 +199,20 @@ mod root {
                 }
                 // Of what comes in, older kernels cannot say whose it is.
                 let known = hook != Hook::IngressEth || guard.knows_namespaces();
-                let code = match guard.test_run(hook, &frame, 1) {
-                    Ok(ran) => ran.code,
+                let ran = match guard.test_run(hook, &frame, 1) {
+                    Ok(ran) => ran,
                     // Newer kernels want a whole network header for their test run.
                     Err(_) if frame.len() < SHORTEST + 40 => continue,
                     Err(err) => panic!("{err:#}"),
                 };
                 let expected = reference(&frame, start, &model, known);
                 // A packet that passes is the same once more, when its socket is known.
-                if expected == Fate::Passes && code == -1 && dice.once_in(4) {
-                    let again = guard.test_run(hook, &frame, 2).unwrap().code;
-                    assert_eq!(again, -1, "{hook:?} {model:?} {frame:02x?}");
+                let fate = Fate::of(&frame, &ran);
+                assert_eq!(fate, expected, "{hook:?} {model:?} {frame:02x?}");
+                if fate == Fate::Passes && dice.once_in(4) {
+                    let again = Fate::of(&frame, &guard.test_run(hook, &frame, 2).unwrap());
+                    assert_eq!(again, fate, "{hook:?} {model:?} {frame:02x?}");
                 }
-                assert_eq!(
-                    Fate::from_code(code),
-                    expected,
-                    "{hook:?} {model:?} {frame:02x?}"
-                );
                 fates[expected as usize] += 1;
                 judged += 1;
             }
@@ -245,10 +242,14 @@ mod root {
         }
     }
 
+    /// What becomes of a frame that leaves.
+    fn fate(guard: &Guard, frame: &[u8]) -> Fate {
+        Fate::of(frame, &guard.test_run(Hook::EgressEth, frame, 1).unwrap())
+    }
+
     fn closed_fate(crafted: &Crafted) -> Fate {
         let guard = guard(&plan(false));
-        let ran = guard.test_run(Hook::EgressEth, &crafted.frame(), 1);
-        Fate::from_code(ran.unwrap().code)
+        fate(&guard, &crafted.frame())
     }
 
     #[test]
@@ -317,8 +318,7 @@ mod root {
             tags: vec![0x88a8; 3],
             ..packet("169.254.169.254", 6, 80)
         };
-        let ran = guard.test_run(Hook::EgressEth, &tagged.frame(), 1).unwrap();
-        assert_eq!(Fate::from_code(ran.code), Fate::Passes);
+        assert_eq!(fate(&guard, &tagged.frame()), Fate::Passes);
         assert_eq!(guard.summary(false, 1).unwrap().would_deny, 1);
     }
 
@@ -361,15 +361,14 @@ mod root {
             rules,
             ..Policy::default()
         };
-        let fate = |policy: &Policy, fragment, extensions| {
+        let fate_by = |policy: &Policy, fragment, extensions| {
             let packet = Crafted {
                 fragment,
                 extensions,
                 ..packet("2001:db8::1", 6, 9001)
             };
             let guard = guard(&Plan::new(policy, None).unwrap());
-            let ran = guard.test_run(Hook::EgressEth, &packet.frame(), 1);
-            Fate::from_code(ran.unwrap().code)
+            fate(&guard, &packet.frame())
         };
         let open = "[2001:db8::1]:9001/tcp";
         let closed = policy(vec![
@@ -378,22 +377,22 @@ mod root {
         ]);
         let later = || vec![(44, 0)];
         let too_many = || vec![(60, 0); 9];
-        assert_eq!(fate(&closed, 0, Vec::new()), Fate::Passes);
-        assert_eq!(fate(&closed, 8, later()), Fate::Dropped);
-        assert_eq!(fate(&closed, 0, too_many()), Fate::Dropped);
+        assert_eq!(fate_by(&closed, 0, Vec::new()), Fate::Passes);
+        assert_eq!(fate_by(&closed, 8, later()), Fate::Dropped);
+        assert_eq!(fate_by(&closed, 0, too_many()), Fate::Dropped);
         // Another protocol's ports are not those of a fragment of this one.
         let apart = policy(vec![
             rule(open, "0"),
             rule("[2001:db8::1]:9002/udp", "54321"),
         ]);
-        assert_eq!(fate(&apart, 8, later()), Fate::Passes);
-        assert_eq!(fate(&apart, 0, too_many()), Fate::Dropped);
+        assert_eq!(fate_by(&apart, 8, later()), Fate::Passes);
+        assert_eq!(fate_by(&apart, 0, too_many()), Fate::Dropped);
         let of_all = policy(vec![
             rule("2001:db8::1", "0"),
             rule("[2001:db8::1]:9002/tcp", "54321"),
         ]);
-        assert_eq!(fate(&of_all, 8, later()), Fate::Passes);
-        assert_eq!(fate(&of_all, 0, too_many()), Fate::Passes);
+        assert_eq!(fate_by(&of_all, 8, later()), Fate::Passes);
+        assert_eq!(fate_by(&of_all, 0, too_many()), Fate::Passes);
     }
 
     #[test]
@@ -445,8 +444,7 @@ mod root {
         let stranger = guard.prepare(&plan(false), None).unwrap();
         guard.switch(stranger).unwrap();
         let denied = packet("169.254.169.254", 6, 80);
-        let ran = guard.test_run(Hook::EgressEth, &denied.frame(), 1).unwrap();
-        assert_eq!(Fate::from_code(ran.code), Fate::Answered);
+        assert_eq!(fate(&guard, &denied.frame()), Fate::Answered);
         let told = guard.reports().unwrap();
         let others = told.iter().filter(|(key, _)| key.reason == Reason::Others);
         assert_eq!(others.map(|(_, total)| total).sum::<u64>(), 1);

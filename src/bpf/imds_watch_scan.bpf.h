@@ -19,19 +19,43 @@ const volatile __u32 scan_start;
 /* Random, so that nobody can choose paths whose hashes are alike; the second one is odd. */
 const volatile __u64 scan_key[2];
 
+/* Bytes that are read at a time: SCAN_LIMIT is a multiple of it. */
+#define SCAN_PART 64
+
 struct scratch {
 	__u8 byte[SCAN_LIMIT];
-	/* How many requests are in it. */
+	/* Where the automaton is: what scan_table had last. */
+	__u32 entry;
+	/* Raised by the request that it is in. */
+	__u32 flags;
+	/* Those that make one of the requests suspicious, or 1 where a header is missing. */
+	__u32 bad;
+	/* How many requests have ended. */
 	__u32 requests;
+	/* What the requests ask for, so far. */
+	__u64 hash;
+	/* Spaces up to there. */
+	__u32 spaces;
+	/* Whether no more of it counts. */
+	__u32 hashed;
 };
 
-/* 0 -> room for a payload (2052 bytes). A socket filter runs with bottom halves disabled: one CPU, one user. */
+/* 0 -> room for a payload and what is found in it (2080 bytes). A socket filter runs with bottom halves disabled:
+ * one CPU, one user.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct scratch);
 } scratch SEC(".maps");
+
+static __always_inline struct scratch *scratch_room(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
 
 enum finding {
 	/* Complete requests that are as they should be. */
@@ -42,47 +66,37 @@ enum finding {
 	UNREADABLE,
 };
 
-/* Runs the automaton over `len` bytes of payload; says which enum finding. scanner.rs does the same
- * in Scanner::clean(). `required` are flags, of which each request needs one
- * that its path does not rule out.
+/* Runs the automaton on from byte `from` for SCAN_PART bytes, but for none behind `len`.
  *
- * A global function (kernel 5.6), so that the verifier follows its loop once and not for each of
- * the ways that lead here.
+ * A global function (kernel 5.6): the verifier follows each round of its loop, once, and not for each part,
+ * nor for each of the ways that lead there. Parts and all, it is a fiftieth of the instructions.
  */
-__noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 required)
+__noinline int imds_scan_part(__u32 from, __u32 len, __u32 required)
 {
 	/* Nothing is missing where nothing is required. */
 	__u32 needed = required ? 1 : 0;
-	__u32 entry = scan_start;
-	struct scratch *room;
-	__u32 requests = 0;
-	__u32 flags = 0;
-	__u32 bad = 0;
-	__u32 zero = 0;
-	__u32 last;
+	struct scratch *room = scratch_room();
+	__u32 requests, entry, flags, bad;
 	__u32 i;
 
-	room = bpf_map_lookup_elem(&scratch, &zero);
 	if (!room)
-		return UNREADABLE;
-	/* By way of the last byte's index: from "not zero" a kernel of 5.10 does not conclude "one at
-	 * least", which the helper wants.
-	 */
-	last = len - 1;
-	barrier_var(last);
-	if (last >= SCAN_LIMIT)
-		return UNREADABLE;
-	if (bpf_skb_load_bytes(skb, payload, room->byte, last + 1))
-		return UNREADABLE;
-
-	/* No branch but the loop's own: the verifier follows each of the SCAN_LIMIT rounds. */
-	for (i = 0; i < SCAN_LIMIT; i++) {
+		return 0;
+	entry = room->entry;
+	flags = room->flags;
+	bad = room->bad;
+	requests = room->requests;
+	/* No branch but the loop's own. */
+	for (i = 0; i < SCAN_PART; i++) {
+		__u32 at = from + i;
 		__u32 missing;
 		__u32 ended;
 
-		if (i >= len)
+		if (at >= len)
 			break;
-		entry = (entry & (SCAN_ENTRIES - 1)) + scan_classes[room->byte[i]];
+		/* Changes nothing: no payload is longer. */
+		barrier_var(at);
+		at &= SCAN_LIMIT - 1;
+		entry = (entry & (SCAN_ENTRIES - 1)) + scan_classes[room->byte[at]];
 		entry = scan_table[entry & (SCAN_ENTRIES - 1)];
 		flags |= entry >> SCAN_STATE_BITS;
 		/* All ones where a head ends, else zero. */
@@ -96,10 +110,45 @@ __noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 
 		flags &= ~ended;
 		requests -= ended;
 	}
+	room->entry = entry;
+	room->flags = flags;
+	room->bad = bad;
 	room->requests = requests;
-	if (!(entry >> 31) || bad & SCAN_BODY)
+	return 0;
+}
+
+/* Runs the automaton over `len` bytes of payload; says which enum finding. scanner.rs does the same
+ * in Scanner::clean(). `required` are flags, of which each request needs one
+ * that its path does not rule out.
+ */
+__noinline int imds_scan(struct __sk_buff *skb, __u32 payload, __u32 len, __u32 required)
+{
+	struct scratch *room = scratch_room();
+	__u32 from, last;
+
+	if (!room)
 		return UNREADABLE;
-	return bad ? SUSPICIOUS : CLEAN;
+	/* By way of the last byte's index: from "not zero" a kernel of 5.10 does not conclude "one at
+	 * least", which the helper wants.
+	 */
+	last = len - 1;
+	barrier_var(last);
+	if (last >= SCAN_LIMIT)
+		return UNREADABLE;
+	if (bpf_skb_load_bytes(skb, payload, room->byte, last + 1))
+		return UNREADABLE;
+	room->entry = scan_start;
+	room->flags = 0;
+	room->bad = 0;
+	room->requests = 0;
+	for (from = 0; from < SCAN_LIMIT; from += SCAN_PART) {
+		if (from >= len)
+			break;
+		imds_scan_part(from, len, required);
+	}
+	if (!(room->entry >> 31) || room->bad & SCAN_BODY)
+		return UNREADABLE;
+	return room->bad ? SUSPICIOUS : CLEAN;
 }
 
 /* 1 for zero, and 0 for a number up to 2^31, without a branch: the verifier would follow both. */
@@ -111,52 +160,75 @@ static __always_inline __u32 is_zero(__u32 number)
 	return borrow >> 31;
 }
 
-/* A keyed hash of what those requests ask for that imds_scan() has just found to be clean, in the low
- * bits, and above SCAN_BITS how many requests there are. One request is looked at up to the end of its
- * path, of several every byte. A global function, as that one is.
- */
-__noinline int imds_asked(__u32 len)
+/* Hashes on from byte `from` for SCAN_PART bytes, as imds_scan_part() scans. */
+__noinline int imds_asked_part(__u32 from, __u32 len)
 {
-	__u64 hash = scan_key[0];
-	struct scratch *room;
-	__u32 spaces = 0;
-	__u32 zero = 0;
-	__u32 single;
-	__u32 i;
+	struct scratch *room = scratch_room();
+	__u32 single, spaces, i;
+	__u64 hash;
 
-	room = bpf_map_lookup_elem(&scratch, &zero);
 	if (!room)
 		return 0;
 	single = is_zero(room->requests ^ 1);
-	for (i = 0; i < SCAN_LIMIT; i++) {
+	spaces = room->spaces;
+	hash = room->hash;
+	for (i = 0; i < SCAN_PART; i++) {
+		__u32 at = from + i;
 		__u32 byte;
 
-		if (i >= len)
+		if (at >= len)
 			break;
-		byte = room->byte[i];
+		barrier_var(at);
+		at &= SCAN_LIMIT - 1;
+		byte = room->byte[at];
 		/* The first space is behind the method. */
 		spaces += is_zero(byte ^ ' ');
-		if (single & (spaces >> 1 | is_zero(byte ^ '?')))
+		if (single & (spaces >> 1 | is_zero(byte ^ '?'))) {
+			room->hashed = 1;
 			break;
+		}
 		hash = (hash ^ byte) * scan_key[1];
 	}
+	room->spaces = spaces;
+	room->hash = hash;
+	return 0;
+}
+
+/* A keyed hash of what those requests ask for that imds_scan() has just found to be clean, in the low
+ * bits, and above SCAN_BITS how many requests there are. One request is looked at up to the end of its
+ * path, of several every byte.
+ */
+__noinline int imds_asked(__u32 len)
+{
+	struct scratch *room = scratch_room();
+	__u64 hash;
+	__u32 from;
+
+	if (!room)
+		return 0;
+	room->hash = scan_key[0];
+	room->spaces = 0;
+	room->hashed = 0;
+	for (from = 0; from < SCAN_LIMIT; from += SCAN_PART) {
+		if (from >= len || room->hashed)
+			break;
+		imds_asked_part(from, len);
+	}
 	/* Each bit of it shall depend on every byte. */
-	hash = (hash ^ hash >> 32) * scan_key[1];
+	hash = (room->hash ^ room->hash >> 32) * scan_key[1];
 	return room->requests * SCAN_BITS | (hash >> 32 & (SCAN_BITS - 1));
 }
 
 /* How many bytes the head has that `len` bytes of payload begin with, its empty line included; 0 if it
- * is longer than HEAD_LIMIT. A global function, as imds_scan() is.
+ * is longer than HEAD_LIMIT. A global function, as imds_scan_part() is.
  */
 __noinline int imds_head(struct __sk_buff *skb, __u32 payload, __u32 len)
 {
-	struct scratch *room;
+	struct scratch *room = scratch_room();
 	__u32 latest = 0;
-	__u32 zero = 0;
 	__u32 last;
 	__u32 i;
 
-	room = bpf_map_lookup_elem(&scratch, &zero);
 	if (!room)
 		return 0;
 	if (len > HEAD_LIMIT)

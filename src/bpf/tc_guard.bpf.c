@@ -20,9 +20,7 @@
 
 /* Where a program runs, and what it may ask. Constants in each program. */
 struct place {
-	/* Packets begin with an Ethernet header. */
-	bool ethernet;
-	/* They arrive from a container, else they leave. */
+	/* Packets arrive from a container, else they leave. */
 	bool ingress;
 	/* bpf_get_netns_cookie() is there: programs of their own, as the verifier would find the helper
 	 * behind a switch as well when it follows what a CPU might guess.
@@ -295,7 +293,9 @@ static __always_inline void remember(struct __sk_buff *skb, const struct packet 
 		grant->rules |= rules;
 }
 
-/* A packet whose destination may be guarded. */
+/* A packet whose destination may be guarded. Its network header is at `network`: at 0, or behind an Ethernet
+ * header and tags.
+ */
 static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct place place)
 {
 	const struct endpoint_target *target;
@@ -363,14 +363,37 @@ static __always_inline int judge(struct __sk_buff *skb, __u32 network, struct pl
 		if (key.reason == GUARD_OVER_LIMIT)
 			return TC_ACT_SHOT;
 		/* To the other side of the interface that it was at. */
-		return deny(skb, &pkt, place.ethernet, place.ingress ? 0 : BPF_F_INGRESS);
+		return deny(skb, &pkt, network, place.ingress ? 0 : BPF_F_INGRESS);
 	}
 	skb->tc_index = place.ingress ? judged : judged ^ GUARD_COUNTED;
 	return TC_ACT_UNSPEC;
 }
 
+/* Global functions, which the verifier walks through once for each program and not once for each place that a
+ * header may be at: a third of its work.
+ */
+int judge_egress(struct __sk_buff *skb, __u32 network)
+{
+	return judge(skb, network, (struct place){});
+}
+
+int judge_ingress(struct __sk_buff *skb, __u32 network)
+{
+	return judge(skb, network, (struct place){ .ingress = true });
+}
+
+int judge_egress_ns(struct __sk_buff *skb, __u32 network)
+{
+	return judge(skb, network, (struct place){ .namespaces = true });
+}
+
+int judge_ingress_ns(struct __sk_buff *skb, __u32 network)
+{
+	return judge(skb, network, (struct place){ .ingress = true, .namespaces = true });
+}
+
 /* A frame with a third VLAN tag: receivers take off any number of them, and it may be for an endpoint. */
-static __always_inline int refuse_tags(struct __sk_buff *skb, bool ingress)
+static __noinline int refuse_tags(struct __sk_buff *skb, bool ingress)
 {
 	const struct kept_executable *executable = (const struct kept_executable *)&no_executable;
 	const struct identity *who = (const struct identity *)&nobody;
@@ -426,7 +449,10 @@ static __always_inline int guard_packet(struct __sk_buff *skb, __u32 network, st
 		}
 		return TC_ACT_UNSPEC;
 	}
-	return judge(skb, network, place);
+	if (place.namespaces)
+		return place.ingress ? judge_ingress_ns(skb, network) :
+				       judge_egress_ns(skb, network);
+	return place.ingress ? judge_ingress(skb, network) : judge_egress(skb, network);
 }
 
 static __always_inline int guard_network(struct __sk_buff *skb, __u32 network, struct place place)
@@ -484,17 +510,16 @@ static __always_inline void forget_mark(struct __sk_buff *skb)
 #define GUARD_FRAMES(hook, ...)                                                             \
 	static __noinline int hook##_packet(struct __sk_buff *skb)                          \
 	{                                                                                   \
-		return guard_packet(skb, ETH_HLEN,                                          \
-				    (struct place){ .ethernet = true, __VA_ARGS__ });       \
+		return guard_packet(skb, ETH_HLEN, (struct place){ __VA_ARGS__ });          \
 	}                                                                                   \
 	static __noinline int hook##_tagged(struct __sk_buff *skb)                          \
 	{                                                                                   \
-		return guard_tagged(skb, (struct place){ .ethernet = true, __VA_ARGS__ });  \
+		return guard_tagged(skb, (struct place){ __VA_ARGS__ });                    \
 	}                                                                                   \
 	SEC("tc")                                                                           \
 	int hook(struct __sk_buff *skb)                                                     \
 	{                                                                                   \
-		struct place place = { .ethernet = true, __VA_ARGS__ };                     \
+		struct place place = { __VA_ARGS__ };                                       \
 		void *end = (void *)(long)skb->data_end;                                    \
 		struct ethhdr *eth = (void *)(long)skb->data;                               \
                                                                                             \

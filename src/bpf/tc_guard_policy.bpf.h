@@ -167,7 +167,6 @@ struct known_caller {
 	struct caller caller;
 	/* Of the caller, which is written after the beginning and before the end, too. */
 	struct kept_executable kept;
-	__u32 pad;
 };
 
 static __always_inline __u64 rules_of_user(__u32 uid)

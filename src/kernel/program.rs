@@ -18,21 +18,20 @@ pub struct Ran {
     pub code: i32,
     /// Nanoseconds that one run took.
     pub nanos: u32,
-    /// Bytes of the packet afterwards.
-    pub length: usize,
+    /// The packet as the program leaves it.
+    pub packet: Vec<u8>,
 }
 
-/// Runs a program on `packet` `repeat` times, without any interface. Where it fits, the packet as the
-/// program leaves it is written to `out`.
+/// By how much a program may make its packet longer.
+const GROWTH: usize = 256;
+
+/// Runs a program on `packet` `repeat` times. The interface that it sees is its network namespace's
+/// loopback.
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn test_run(
-    program: BorrowedFd<'_>,
-    packet: &[u8],
-    out: &mut [u8],
-    repeat: u32,
-) -> io::Result<Ran> {
+pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Result<Ran> {
+    let mut out = vec![0; packet.len() + GROWTH];
     let length = |length: usize| u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput);
     let mut opts = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
@@ -49,10 +48,11 @@ pub fn test_run(
     if ret < 0 {
         return Err(io::Error::from_raw_os_error(-ret));
     }
+    out.truncate(usize::try_from(opts.data_size_out).unwrap_or(usize::MAX));
     Ok(Ran {
         code: opts.retval.cast_signed(),
         nanos: opts.duration,
-        length: usize::try_from(opts.data_size_out).unwrap_or(usize::MAX),
+        packet: out,
     })
 }
 

@@ -6,25 +6,27 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ebpfkit::endpoint::Endpoint;
+use ebpfkit::kernel::program::Ran;
 
-/// What becomes of a packet: the return codes of linux/pkt_cls.h.
+/// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// TC_ACT_UNSPEC: untouched, on to the next program.
+    /// Untouched, on to the next program.
     Passes,
-    /// TC_ACT_SHOT
     Dropped,
-    /// TC_ACT_REDIRECT: turned into an answer.
+    /// Turned into an answer.
     Answered,
 }
 
 impl Fate {
-    pub fn from_code(code: i32) -> Self {
-        match code {
-            -1 => Self::Passes,
+    /// What became of this one, by the return codes of linux/pkt_cls.h. An answer on the loopback interface,
+    /// which test runs see, is on its way already.
+    pub fn of(frame: &[u8], ran: &Ran) -> Self {
+        match ran.code {
+            -1 if ran.packet == frame => Self::Passes,
             2 => Self::Dropped,
-            7 => Self::Answered,
-            other => panic!("return code {other}"),
+            -1 | 7 if ran.packet != frame => Self::Answered,
+            other => panic!("return code {other}: {frame:02x?}: {ran:02x?}"),
         }
     }
 }

@@ -16,7 +16,7 @@
 /* Names on the path, and mounts between them. */
 #define EXECUTABLE_STEPS 20
 
-/* What a process runs; 324 bytes. */
+/* What a process runs; 328 bytes. Aligned, so that it is copied in half as many instructions. */
 struct executable {
 	/* Bytes in `names`; EXECUTABLE_PATH or more if names are missing at the end, 0 if nothing can be
 	 * said.
@@ -24,7 +24,8 @@ struct executable {
 	__u32 length;
 	/* From the file up to the root of the process's mount namespace, each with a zero byte behind it. */
 	__u8 names[EXECUTABLE_PATH + EXECUTABLE_NAME];
-};
+	__u32 pad;
+} __attribute__((aligned(8)));
 
 /* Writes it where it lies, in a map or in the ring: too long for the stack.
  *

@@ -351,8 +351,7 @@ impl Guard {
     /// What the kernel refuses.
     pub fn test_run(&self, hook: Hook, packet: &[u8], repeat: u32) -> Result<Ran> {
         let gate = self.gates.program(hook).context("no gate of this kind")?;
-        let mut out = vec![0; packet.len() + 256];
-        program::test_run(gate, packet, &mut out, repeat).context("cannot run the guard")
+        program::test_run(gate, packet, repeat).context("cannot run the guard")
     }
 
     fn counter(&self, index: u32) -> Result<u64> {
