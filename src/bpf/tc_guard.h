@@ -127,7 +127,7 @@ struct guard_event {
 	__u8 transport;
 	/* enum guard_layer */
 	__u8 layer;
-	__u8 pad[1];
+	__u8 pad[5];
 	/* Of `who`, as it was then. */
 	struct executable executable;
 };

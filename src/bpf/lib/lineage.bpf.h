@@ -22,7 +22,7 @@ struct lineage_parent {
 	__u8 comm[16];
 };
 
-/* A process that connects; 728 bytes. src/kernel/lineage.rs reads it. */
+/* A process that connects; 736 bytes. src/kernel/lineage.rs reads it. */
 struct caller {
 	struct identity who;
 	/* From the nearest on. */
@@ -32,6 +32,7 @@ struct caller {
 	__u32 args_length;
 	/* Arguments, each with a zero byte behind it. */
 	__u8 args[LINEAGE_ARGS];
+	__u32 pad;
 	/* Of the socket that it connects. */
 	__u64 cookie;
 	/* The cookie of the network namespace that it does so in. */

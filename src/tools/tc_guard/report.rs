@@ -414,14 +414,14 @@ mod tests {
             protocol: 6,
             transport: 0,
             layer: 0,
-            pad: [0; 1],
+            pad: [0; 5],
             executable: executable::default(),
         }
     }
 
     #[test]
     fn records_have_the_size_that_the_kernel_writes() {
-        assert_eq!(size_of::<guard_event>(), 464);
+        assert_eq!(size_of::<guard_event>(), 472);
         assert_eq!(size_of::<guard_key>(), 24);
         assert_eq!(size_of::<guard_report>(), 16);
     }
