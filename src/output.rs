@@ -415,10 +415,10 @@ pub fn rfc3339(time: OffsetDateTime) -> io::Result<String> {
         .map_err(io::Error::other)
 }
 
-/// Writes a line to standard error. Where that cannot be written to, nobody is told, and the work goes
-/// on: a full disk must not end a guard.
+/// Writes a line to standard error, at once, so that it stays whole beside those of others. Where that cannot be
+/// written to, nobody is told, and the work goes on: a full disk must not end a guard.
 pub fn say(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Text from outside, made safe for a terminal and for a line: control characters, line and

@@ -3,7 +3,7 @@
 //! From patterns to a table that a few instructions per byte can follow: for each state and class of
 //! bytes the next state and the flags that it raises. regex-automata compiles the patterns.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result, ensure};
 use regex_automata::dfa::{Automaton as _, StartKind, dense};
@@ -38,6 +38,13 @@ impl Machine {
         let start = dfa
             .start_state_forward(&Input::new("").anchored(Anchored::Yes))
             .context("the scanner has no start")?;
+        // One byte for each class stands for all of its class.
+        let of = dfa.byte_classes();
+        let bytes: Vec<u8> = of
+            .representatives(..)
+            .filter_map(|unit| unit.as_u8())
+            .collect();
+        let classes = std::array::from_fn(|byte| usize::from(of.get(byte.to_le_bytes()[0])));
         let mut machine = Self {
             next: vec![[DEAD; 256]],
             flags: vec![0],
@@ -48,18 +55,20 @@ impl Machine {
         let mut at = 0;
         while let Some(state) = order.get(at).copied() {
             at += 1;
-            let mut row = [DEAD; 256];
-            for (byte, slot) in (0..=u8::MAX).zip(&mut row) {
-                let next = dfa.next_state(state, byte);
-                if dfa.is_dead_state(next) || dfa.is_quit_state(next) {
-                    continue;
-                }
-                *slot = *numbers.entry(next).or_insert_with(|| {
-                    order.push(next);
-                    order.len()
-                });
-            }
-            machine.next.push(row);
+            let leads: Vec<_> = bytes
+                .iter()
+                .map(|byte| {
+                    let next = dfa.next_state(state, *byte);
+                    if dfa.is_dead_state(next) || dfa.is_quit_state(next) {
+                        return DEAD;
+                    }
+                    *numbers.entry(next).or_insert_with(|| {
+                        order.push(next);
+                        order.len()
+                    })
+                })
+                .collect();
+            machine.next.push(classes.map(|class| leads[class]));
             // regex-automata reports a match one byte late; the end of input brings it forward.
             let end = dfa.next_eoi_state(state);
             let matched = if dfa.is_match_state(end) {
@@ -136,7 +145,6 @@ impl Machine {
     /// The same with as few states as there can be (Moore's algorithm): a state is as another if
     /// they raise the same flags and lead to the same.
     pub(super) fn minimized(&self) -> Self {
-        // One byte for each class stands for all of its class.
         let (classes, count) = self.classes();
         let bytes: Vec<usize> = (0..count)
             .filter_map(|class| classes.iter().position(|of| usize::from(*of) == class))
@@ -144,7 +152,8 @@ impl Machine {
         let mut groups: Vec<usize> = vec![0; self.next.len()];
         let mut count = 0;
         loop {
-            let mut known: HashMap<(u32, usize, Vec<usize>), usize> = HashMap::new();
+            // In order: most differ in what is compared first, and none is hashed whole.
+            let mut known: BTreeMap<(u32, usize, Vec<usize>), usize> = BTreeMap::new();
             groups = (0..self.next.len())
                 .map(|state| {
                     let row = &self.next[state];
@@ -175,7 +184,7 @@ impl Machine {
     /// For each byte its class, and how many there are: bytes of one class lead to the same from
     /// everywhere.
     fn classes(&self) -> ([u8; 256], usize) {
-        let mut columns: HashMap<Vec<usize>, u8> = HashMap::new();
+        let mut columns: BTreeMap<Vec<usize>, u8> = BTreeMap::new();
         let mut classes = [0; 256];
         for (byte, class) in (0..=u8::MAX).zip(&mut classes) {
             let column = self.next.iter().map(|row| row[usize::from(byte)]).collect();
