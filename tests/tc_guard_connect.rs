@@ -7,16 +7,16 @@ mod common;
 
 mod root {
     use std::fs;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::Command;
 
     use ebpfkit::kernel::cgroup;
     use ebpfkit::tools::tc_guard::plan::Plan;
     use ebpfkit::tools::tc_guard::{Guard, config};
 
+    use super::common::cgroups::Cgroups;
     use super::common::{
-        ALICE, BOB, Ended, IMDS4, IMDS6, MetadataService, Netns, Network, Tool, ebpfkit_path,
-        python3, sh, swept,
+        ALICE, BOB, Ended, IMDS4, IMDS6, MetadataService, Network, Tool, ebpfkit_path, python3, sh,
     };
 
     const V4: &str = "http://169.254.169.254/latest/meta-data/";
@@ -62,59 +62,6 @@ mod root {
         let events = ended.kind("verdict");
         let denied = events.iter().filter(|event| event["verdict"] == "denied");
         denied.map(|event| (*event).clone()).collect()
-    }
-
-    /// A cgroup with one below it, both removed on drop.
-    struct Cgroups {
-        path: String,
-        root: PathBuf,
-    }
-
-    impl Cgroups {
-        fn new() -> Self {
-            let root = cgroup::mount().expect("cgroup2 is mounted");
-            let path = format!("/{}", swept("ebpfkit"));
-            let cgroups = Self { path, root };
-            cgroups.make();
-            cgroups
-        }
-
-        fn make(&self) {
-            fs::create_dir_all(self.root.join(&self.path[1..]).join("child")).unwrap();
-        }
-
-        fn remove(&self) {
-            let at = self.root.join(&self.path[1..]);
-            // A process that has just ended may still be there for a moment.
-            for _ in 0..1000 {
-                let _ = fs::remove_dir(at.join("child"));
-                if fs::remove_dir(&at).is_ok() || !at.exists() {
-                    return;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-        }
-
-        /// A python as `uid` in this cgroup or the one below it.
-        fn command(&self, netns: &Netns, below: &str, uid: u32) -> Command {
-            let procs = self
-                .root
-                .join(&self.path[1..])
-                .join(below)
-                .join("cgroup.procs");
-            let mut command = netns.command("sh");
-            command.args(["-c", "echo $$ > \"$1\" && shift && exec \"$@\"", "sh"]);
-            command.arg(procs);
-            command.args(["setpriv", "--reuid", &uid.to_string(), "--clear-groups"]);
-            command.args(["--", python3()]);
-            command
-        }
-    }
-
-    impl Drop for Cgroups {
-        fn drop(&mut self) {
-            self.remove();
-        }
     }
 
     #[test]

@@ -349,6 +349,52 @@ mod root {
     }
 
     #[test]
+    fn endpoints_that_are_reached_past_the_guard_are_found() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        network.machine.ip(&[
+            "link", "add", "other0", "type", "veth", "peer", "name", "other1",
+        ]);
+        let guard = start(&network, &bpffs, &["--pin", "-i", "other0"]);
+        let findings = check(&network, &bpffs, None);
+        let state =
+            |findings: &[Value], check, what| finding(findings, check, what)["state"].clone();
+        assert_eq!(
+            state(
+                &findings,
+                "interface",
+                "is reached by eth0, which is not guarded"
+            ),
+            "gap"
+        );
+        // connect() refuses, and is not all that there is.
+        assert_eq!(
+            state(&findings, "trial", "who is not allowed, was refused"),
+            "ok"
+        );
+        assert_eq!(state(&findings, "trial", "connects, reached"), "gap");
+        guard.stop();
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+
+        let guard = start(&network, &bpffs, &["--pin"]);
+        let findings = check(&network, &bpffs, None);
+        let past = |at: &Value| at["what"].as_str().unwrap().contains("is reached by");
+        assert!(!findings.iter().any(past), "{findings:#?}");
+        assert_eq!(state(&findings, "trial", "connects, was refused"), "ok");
+        let route =
+            "-6 route replace fd00:ec2::254/128 encap seg6 mode encap segs fd00:213::1 dev eth0";
+        network.machine.ip(&route.split(' ').collect::<Vec<_>>());
+        let findings = check(&network, &bpffs, None);
+        assert_eq!(
+            state(&findings, "interface", "in an encapsulation (seg6)"),
+            "gap"
+        );
+        guard.stop();
+        assert!(tc_guard(&network, &bpffs, &["stop"]).status.success());
+    }
+
+    #[test]
     fn packet_sockets_and_privileged_files_are_found() {
         let network = Network::new();
         let bpffs = Bpffs::new();

@@ -15,6 +15,7 @@ mod root {
     use std::os::fd::AsRawFd as _;
 
     use ebpfkit::endpoint::{Endpoint, Protocol};
+    use ebpfkit::kernel::cgroup;
     use ebpfkit::tools::tc_guard::plan::Plan;
     use ebpfkit::tools::tc_guard::policy::{Deny, Mode, Policy, Rule, Subject};
     use ebpfkit::tools::tc_guard::report::Reason;
@@ -22,9 +23,10 @@ mod root {
     use proptest::prelude::*;
     use proptest::test_runner::{Config, TestRunner};
 
-    use super::common::{IMDS4, IMDS6};
+    use super::common::cgroups::Cgroups;
+    use super::common::{IMDS4, IMDS6, Netns, inside};
     use super::packets::{Crafted, Dice, SHORTEST, crafted};
-    use super::reference::{Fate, Model, ModelRule, Start, reference};
+    use super::reference::{Cgroup, Fate, Model, ModelRule, Socket, Start, reference};
 
     const ENDPOINTS: &[&str] = &[
         "169.254.169.254:80/tcp",
@@ -81,13 +83,18 @@ mod root {
                     let model = Model {
                         rules: vec![ModelRule {
                             endpoints: endpoints.clone(),
-                            subject: root_may,
+                            root: root_may,
+                            cgroups: Vec::new(),
                             audit: false,
                         }],
                         silent: false,
                         audit: false,
                     };
-                    let expected = reference(&frame, Start::Ethernet, &model, true);
+                    let socket = Socket {
+                        known: true,
+                        cgroup: None,
+                    };
+                    let expected = reference(&frame, Start::Ethernet, &model, &socket);
                     prop_assert_eq!(Fate::of(&frame, &ran), expected, "{:02x?}", &frame);
                     let seen = &fates[expected as usize];
                     seen.set(seen.get() + 1);
@@ -102,8 +109,8 @@ mod root {
     }
 
     /// Policies of any kind, as the guard and as the reference know them: rules whose endpoints
-    /// overlap, with and without the packets' owner among their subjects.
-    fn policy(dice: &mut Dice) -> (Policy, Model) {
+    /// overlap, with and without the packets' owner and its cgroups among their subjects.
+    fn policy(dice: &mut Dice, cgroups: &Cgroups) -> (Policy, Model) {
         let all = endpoints();
         let count = dice.pick(&[1, 2, 5, 63]);
         let rules: Vec<_> = (0..count)
@@ -115,9 +122,13 @@ mod root {
                     // So that no two rules are of the same kind.
                     endpoints.push(format!("10.9.0.{number}").parse().unwrap());
                 }
+                let seldom = if count == 63 { 15 } else { 1 };
+                let mut subjects = [Cgroup::Parent, Cgroup::Child, Cgroup::Other].to_vec();
+                subjects.retain(|_| dice.once_in(4 * seldom));
                 ModelRule {
                     endpoints,
-                    subject: dice.once_in(if count == 63 { 30 } else { 2 }),
+                    root: dice.once_in(2 * seldom),
+                    cgroups: subjects,
                     audit: dice.once_in(3),
                 }
             })
@@ -128,9 +139,18 @@ mod root {
             audit: dice.once_in(6),
         };
         let mode = |audit| if audit { Mode::Audit } else { Mode::Enforce };
+        let name = |of| {
+            let below = match of {
+                Cgroup::Parent => "",
+                Cgroup::Child => "/child",
+                Cgroup::Other => "/child/none",
+            };
+            Subject::from(format!("{}{below}", cgroups.path).as_str())
+        };
         let rules = model.rules.iter().map(|rule| Rule {
             endpoints: rule.endpoints.clone(),
-            users: vec![Subject::from(if rule.subject { "0" } else { "54321" })],
+            users: vec![Subject::from(if rule.root { "0" } else { "54321" })],
+            cgroups: rule.cgroups.iter().map(|of| name(*of)).collect(),
             mode: mode(rule.audit),
             ..Rule::default()
         });
@@ -147,13 +167,73 @@ mod root {
         (policy, model)
     }
 
+    /// Where the packets' sockets are made.
+    struct Context<'a> {
+        cgroup: Option<Cgroup>,
+        /// Another network namespace than the guard's.
+        netns: Option<&'a Netns>,
+    }
+
+    impl Context<'_> {
+        fn inside<T>(&self, cgroups: &Cgroups, work: impl FnOnce() -> T) -> T {
+            let work = || inside(self.netns, work);
+            match self.cgroup {
+                Some(Cgroup::Child) => cgroups.inside("child", work),
+                Some(_) => cgroups.inside("", work),
+                None => work(),
+            }
+        }
+    }
+
+    /// Judges a packet of this policy's; says what became of it, unless the kernel does not run it.
+    fn judge(
+        dice: &mut Dice,
+        addresses: &[IpAddr],
+        guard: &Guard,
+        model: &Model,
+        at: &Context<'_>,
+    ) -> Option<Fate> {
+        let mut frame = dice.packet(addresses).frame();
+        let hook = dice.pick(&[Hook::EgressEth, Hook::EgressIp, Hook::IngressEth]);
+        let mut start = Start::Ethernet;
+        if hook == Hook::EgressIp {
+            frame.drain(..14.min(frame.len()));
+            start = Start::Network;
+        }
+        // Of what comes in, older kernels cannot say whose it is; what leaves they take for the machine's.
+        let known = if guard.knows_namespaces() {
+            at.netns.is_none()
+        } else {
+            hook != Hook::IngressEth
+        };
+        let socket = Socket {
+            known,
+            cgroup: at.cgroup,
+        };
+        let ran = match guard.test_run(hook, &frame, 1) {
+            Ok(ran) => ran,
+            // Newer kernels want a whole network header for their test run.
+            Err(_) if frame.len() < SHORTEST + 40 => return None,
+            Err(err) => panic!("{err:#}"),
+        };
+        let expected = reference(&frame, start, model, &socket);
+        let fate = Fate::of(&frame, &ran);
+        assert_eq!(fate, expected, "{hook:?} {socket:?} {model:?} {frame:02x?}");
+        // A packet that passes is the same once more, when its socket is known.
+        if fate == Fate::Passes && dice.once_in(4) {
+            let again = Fate::of(&frame, &guard.test_run(hook, &frame, 2).unwrap());
+            assert_eq!(again, fate, "{hook:?} {socket:?} {model:?} {frame:02x?}");
+        }
+        Some(fate)
+    }
+
     #[test]
     fn a_million_packets_and_policies_are_judged_as_the_reference_says() {
         // An emulated machine takes a hundred times as long for a packet: 10,000 there.
         let (policies, packets) = if std::env::var_os("EBPFKIT_VM").is_some() {
-            (5, 2_000)
+            (8, 1_250)
         } else {
-            (40, 25_000)
+            (80, 12_500)
         };
         let mut dice = Dice(0x6562_7066);
         let addresses: Vec<IpAddr> = [
@@ -186,36 +266,27 @@ mod root {
         .collect();
         let mut fates = [0_u32; 3];
         let mut judged = 0;
+        let (cgroups, foreign) = (Cgroups::new(), Netns::new());
+        let root = cgroup::mount();
         for _ in 0..policies {
-            let (policy, model) = policy(&mut dice);
-            let guard = guard(&Plan::new(&policy, None).unwrap());
-            for _ in 0..packets {
-                let mut frame = dice.packet(&addresses).frame();
-                let hook = dice.pick(&[Hook::EgressEth, Hook::EgressIp, Hook::IngressEth]);
-                let mut start = Start::Ethernet;
-                if hook == Hook::EgressIp {
-                    frame.drain(..14.min(frame.len()));
-                    start = Start::Network;
+            let (policy, model) = policy(&mut dice, &cgroups);
+            let plan = Plan::new(&policy, root.as_deref()).unwrap();
+            let guard = Guard::load(&plan, Guard::method(), root.as_deref()).unwrap();
+            guard.allow_cgroups(&plan, root.as_deref()).unwrap();
+            guard.arm().unwrap();
+            let context = Context {
+                cgroup: dice.pick(&[None, Some(Cgroup::Parent), Some(Cgroup::Child)]),
+                netns: dice.once_in(3).then_some(&foreign),
+            };
+            context.inside(&cgroups, || {
+                for _ in 0..packets {
+                    let fate = judge(&mut dice, &addresses, &guard, &model, &context);
+                    if let Some(fate) = fate {
+                        fates[fate as usize] += 1;
+                        judged += 1;
+                    }
                 }
-                // Of what comes in, older kernels cannot say whose it is.
-                let known = hook != Hook::IngressEth || guard.knows_namespaces();
-                let ran = match guard.test_run(hook, &frame, 1) {
-                    Ok(ran) => ran,
-                    // Newer kernels want a whole network header for their test run.
-                    Err(_) if frame.len() < SHORTEST + 40 => continue,
-                    Err(err) => panic!("{err:#}"),
-                };
-                let expected = reference(&frame, start, &model, known);
-                // A packet that passes is the same once more, when its socket is known.
-                let fate = Fate::of(&frame, &ran);
-                assert_eq!(fate, expected, "{hook:?} {model:?} {frame:02x?}");
-                if fate == Fate::Passes && dice.once_in(4) {
-                    let again = Fate::of(&frame, &guard.test_run(hook, &frame, 2).unwrap());
-                    assert_eq!(again, fate, "{hook:?} {model:?} {frame:02x?}");
-                }
-                fates[expected as usize] += 1;
-                judged += 1;
-            }
+            });
         }
         assert!(judged > policies * packets * 8 / 10, "{judged}");
         assert!(
@@ -223,7 +294,6 @@ mod root {
             "the generator is one-sided: {fates:?}"
         );
     }
-
     /// A packet to `dst`, complete and unremarkable.
     fn packet(dst: &str, protocol: u8, dport: u16) -> Crafted {
         Crafted {
@@ -278,6 +348,33 @@ mod root {
         assert_eq!(closed_fate(&packet("10.1.2.3", 6, 53)), Fate::Passes);
     }
 
+    /// Who sends such writes the frame itself, and nobody but what is on the way takes the packet out of it.
+    #[test]
+    fn what_is_in_a_frame_of_another_kind_passes() {
+        let guard = guard(&plan(false));
+        let inner = packet("169.254.169.254", 6, 80).frame();
+        assert_eq!(fate(&guard, &inner), Fate::Answered);
+        let (addresses, network) = (&inner[..12], &inner[14..]);
+        for (what, front) in [
+            ("MPLS (RFC 3032)", &[0x88, 0x47, 0, 0, 0x11, 64][..]),
+            (
+                "PPPoE (RFC 2516)",
+                &[0x88, 0x64, 0x11, 0, 0, 1, 0, 62, 0, 0x21],
+            ),
+            (
+                "LLC and SNAP (RFC 1042)",
+                &[0, 68, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0],
+            ),
+            (
+                "a network service header (RFC 8300)",
+                &[0x89, 0x4f, 0, 2, 0, 1, 0, 0, 0, 0],
+            ),
+        ] {
+            let frame = [addresses, front, network].concat();
+            assert_eq!(fate(&guard, &frame), Fate::Passes, "{what}");
+        }
+    }
+
     #[test]
     fn dns_on_the_same_address_stays_open() {
         assert_eq!(
@@ -289,7 +386,7 @@ mod root {
 
     #[test]
     fn a_vlan_tag_in_the_frame_hides_nothing() {
-        for tags in [vec![0x8100], vec![0x88a8, 0x8100]] {
+        for tags in [vec![0x8100], vec![0x9100], vec![0x88a8, 0x8100]] {
             let tagged = Crafted {
                 tags,
                 ..packet("169.254.169.254", 6, 80)

@@ -58,6 +58,7 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	struct bpf_sock *sk = skb->sk;
 	struct known_caller *known;
 	__u32 family, type;
+	__u64 *group_rules;
 
 	barrier_var(who);
 	barrier_var(executable);
@@ -88,11 +89,13 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	known = bpf_sk_storage_get(&callers, sk, NULL, 0);
 	if (known) {
 		owner->ended = READ_NOW(known->kept.ended);
-		owner->who = &known->caller.who;
+		owner->who = &known->who;
 		owner->executable = &known->kept;
-		/* Of another policy's rules they say nothing. */
-		if (known->caller.generation == generation)
-			owner->group_rules = known->caller.group_rules;
+	}
+	if (any_groups) {
+		group_rules = bpf_sk_storage_get(&memberships, sk, NULL, 0);
+		if (group_rules)
+			owner->group_rules = *group_rules;
 	}
 	owner->reason = GUARD_FOREIGN_SOCKET;
 	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth, or has arrived
@@ -471,9 +474,11 @@ static __always_inline bool is_network(__be16 type)
 	return type == bpf_htons(ETH_P_IP) || type == bpf_htons(ETH_P_IPV6);
 }
 
+/* Linux takes off the first two kinds; the third is what switches had before there was the second. */
 static __always_inline bool is_tag(__be16 type)
 {
-	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD) ||
+	       type == bpf_htons(ETH_P_QINQ1);
 }
 
 static __always_inline int guard_tagged(struct __sk_buff *skb, struct place place)

@@ -20,7 +20,7 @@
 
 /* Who connected a socket, or sent from it to a guarded endpoint, or tried to. It goes with the socket,
  * so that nobody can push it out by making many. Stays when a policy replaces another.
- * Key: the socket. Value: struct known_caller, 400 bytes.
+ * Key: the socket. Value: struct known_caller, 384 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -30,14 +30,14 @@ struct {
 } callers SEC(".maps");
 
 /* What opens an endpoint of this mask to the current task, as in opened(). */
-static __always_inline bool opened_to_caller(const struct caller *caller, __u64 mask, __u8 *reason)
+static __always_inline bool opened_to_caller(__u32 uid, __u64 group_rules, __u64 mask, __u8 *reason)
 {
 	__u64 rules = mask & ~GUARD_ENFORCED;
 
 	*reason = GUARD_USER;
-	if (rules_of_user(caller->who.uid) & rules)
+	if (rules_of_user(uid) & rules)
 		return true;
-	if (caller->group_rules & rules) {
+	if (group_rules & rules) {
 		*reason = GUARD_GROUP;
 		return true;
 	}
@@ -78,13 +78,13 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 		(const struct kept_executable *)(perfmon ? &lost_executable : &no_executable);
 	const struct endpoint_target *target;
 	struct known_caller *known = NULL;
-	struct caller caller = {};
+	__u64 mask, group_rules = 0, *kept;
+	struct identity who = {};
 	struct sighting seen = {};
 	struct guard_key key = {};
 	struct packet pkt = {};
 	struct bpf_sock *sk;
 	__u32 ended = 0;
-	__u64 mask;
 	bool home;
 
 	pkt.dst = *remote;
@@ -96,45 +96,49 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 	mask = target->mask;
 	key.endpoint = target->endpoint;
 	if (perfmon)
-		identity_of_current(&caller.who);
+		identity_of_current(&who);
 	else
-		identity_without_comm(&caller.who);
-	caller.generation = generation;
-	/* For the packet layer too, which may judge another user: so whoever it is. */
-	if (perfmon && any_groups)
-		caller.group_rules = rules_of_group(caller.who.gid) |
-				     rules_of_supplementary_groups();
+		identity_without_comm(&who);
 	sk = ctx->sk;
+	/* For the packet layer too, which may judge another user: so whoever it is. */
+	if (perfmon && any_groups) {
+		group_rules = rules_of_group(who.gid) | rules_of_supplementary_groups();
+		kept = sk ? bpf_sk_storage_get(&memberships, sk, NULL,
+					       BPF_SK_STORAGE_GET_F_CREATE) :
+			    NULL;
+		if (kept)
+			*kept = group_rules;
+	}
 	if (sk)
 		known = bpf_sk_storage_get(&callers, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (perfmon && known) {
+	/* Else clang copies all of it from read-only data, where no pointer can be. */
+	barrier_var(executable);
+	if (known) {
 		ended = READ_NOW(known->kept.ended) + 1;
 		__sync_fetch_and_add(&known->kept.begun, 1);
 		asm volatile("" ::: "memory");
-	}
-	if (known)
-		known->caller = caller;
-	/* Else clang copies all of it from read-only data, where no pointer can be. */
-	barrier_var(executable);
-	if (perfmon && known) {
-		record_executable(ctx);
+		known->who = who;
+		if (perfmon) {
+			record_executable(ctx);
+			executable = &known->kept;
+		}
 		asm volatile("" ::: "memory");
 		/* Another call has written in between. The last of those that do so finds out. */
 		if (READ_NOW(known->kept.begun) != ended)
 			known->kept.executable.length = EXECUTABLE_PATH;
 		__sync_fetch_and_add(&known->kept.ended, 1);
-		executable = &known->kept;
 	}
 	/* Containers are judged as their packets come in, by their cgroup. */
 	home = bpf_get_netns_cookie(ctx) == home_netns;
-	if (home && !opened_to_caller(&caller, mask, &key.reason) && mask & GUARD_ENFORCED) {
+	if (home && !opened_to_caller(who.uid, group_rules, mask, &key.reason) &&
+	    mask & GUARD_ENFORCED) {
 		key.generation = generation;
 		key.verdict = GUARD_DENIED;
-		key.uid = caller.who.uid;
-		seen.who = &caller.who;
+		key.uid = who.uid;
+		seen.who = &who;
 		seen.executable = executable;
 		seen.ended = ended;
-		seen.cgroup = caller.who.cgroup;
+		seen.cgroup = who.cgroup;
 		seen.layer = GUARD_CONNECT;
 		count(GUARD_DENIED);
 		count(GUARD_CALLS);

@@ -114,6 +114,17 @@ struct {
 	__type(value, struct grant);
 } grants SEC(".maps");
 
+/* Those rules that the groups of whoever connected a socket are subjects of. Of this policy alone: of another's the
+ * bits mean something else.
+ * Key: the socket. Value: a bit per rule, 8 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u64);
+} memberships SEC(".maps");
+
 struct bucket_key {
 	/* The one that a rule named, so that those below it share; zero for sockets whose uid counts. */
 	__u64 cgroup;
@@ -139,16 +150,6 @@ struct {
 	__type(value, struct guard_bucket);
 } buckets SEC(".maps");
 
-/* Who calls connect() or sendmsg(). */
-struct caller {
-	struct identity who;
-	/* Those that the caller's groups are subjects of. */
-	__u64 group_rules;
-	/* The policy that they are rules of. */
-	__u32 generation;
-	__u32 pad;
-};
-
 /* What a process runs, where several may write at once, and others read. It is counted how often writing was begun, and
  * ended. Who reads has what was whole if no more was begun at the end than had ended at the beginning; who writes was
  * alone if no more but its own was. (There is no barrier for programs: on a processor that reorders stores, arm64,
@@ -162,10 +163,10 @@ struct kept_executable {
 
 #define READ_NOW(field) (*(const volatile __typeof__(field) *)&(field))
 
-/* What the hook leaves at a socket for its packets. */
+/* Who connected a socket, or sent from it: what the hook leaves there for its packets. */
 struct known_caller {
-	struct caller caller;
-	/* Of the caller, which is written after the beginning and before the end, too. */
+	/* Written after the beginning and before the end, too. */
+	struct identity who;
 	struct kept_executable kept;
 };
 

@@ -106,10 +106,14 @@ static __always_inline void send_event(const struct packet *pkt, const struct gu
 	event->layer = seen->layer;
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
 	event->executable = seen->executable->executable;
-	/* Another call writes meanwhile, or has: these may be parts of two paths, or another's. */
+	/* Another call writes meanwhile, or has: these may be parts of two, or another's. */
 	asm volatile("" ::: "memory");
-	if (READ_NOW(seen->executable->begun) != seen->ended)
+	if (READ_NOW(seen->executable->begun) != seen->ended) {
 		event->executable.length = EXECUTABLE_PATH;
+		/* A call knows itself. */
+		if (seen->layer != GUARD_CONNECT)
+			__builtin_memset(&event->who, 0, sizeof(event->who));
+	}
 	bpf_ringbuf_submit(event, 0);
 }
 

@@ -24,6 +24,7 @@ pub mod pin;
 pub mod privileges;
 pub mod program;
 pub mod ring;
+pub mod route;
 pub mod socket_table;
 pub mod stacks;
 pub mod stop;

@@ -9,6 +9,7 @@
 // Each test file is a crate of its own and uses its part.
 #![allow(dead_code)]
 
+pub mod cgroups;
 pub mod tc_guard;
 
 use std::ffi::OsStr;
@@ -238,6 +239,19 @@ impl Netns {
             work()
         })
     }
+}
+
+/// What `work` comes to with this thread inside that network namespace, or in its own if there is none.
+pub fn inside<T>(netns: Option<&Netns>, work: impl FnOnce() -> T) -> T {
+    let Some(netns) = netns else {
+        return work();
+    };
+    let own = File::open("/proc/thread-self/ns/net").expect("/proc");
+    let other = File::open(netns.path()).expect("the namespace is there");
+    setns(other.as_fd(), CloneFlags::CLONE_NEWNET).expect("setns");
+    let done = work();
+    setns(own.as_fd(), CloneFlags::CLONE_NEWNET).expect("setns");
+    done
 }
 
 impl Drop for Netns {

@@ -68,7 +68,7 @@ pub fn crafted() -> impl Strategy<Value = Crafted> {
     (
         (
             proptest::collection::vec(
-                proptest::sample::select([0x8100u16, 0x88a8].as_slice()),
+                proptest::sample::select([0x8100u16, 0x88a8, 0x9100].as_slice()),
                 0..5,
             ),
             address(),
@@ -229,7 +229,7 @@ impl Dice {
         };
         let mut tags = Vec::new();
         while tags.len() < 3 && self.once_in(6) {
-            tags.push(self.pick(&[0x8100, 0x88a8]));
+            tags.push(self.pick(&[0x8100, 0x88a8, 0x9100]));
         }
         let mut extensions = Vec::new();
         if self.once_in(6) {

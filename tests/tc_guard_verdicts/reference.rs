@@ -63,9 +63,42 @@ pub struct Model {
 #[derive(Debug, Clone)]
 pub struct ModelRule {
     pub endpoints: Vec<Endpoint>,
-    /// Whether the owner of the packet's socket is a subject.
-    pub subject: bool,
+    /// Whether root is a subject, whose all of the packets' sockets are.
+    pub root: bool,
+    /// The cgroups that are subjects.
+    pub cgroups: Vec<Cgroup>,
     pub audit: bool,
+}
+
+/// Cgroups of a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cgroup {
+    Parent,
+    Child,
+    /// One that no socket is in.
+    Other,
+}
+
+/// The socket of a packet.
+#[derive(Debug, Clone, Copy)]
+pub struct Socket {
+    /// Whether the guard can know its user.
+    pub known: bool,
+    /// Where it was made; the child is below the parent.
+    pub cgroup: Option<Cgroup>,
+}
+
+impl ModelRule {
+    /// Whether it is for whoever owns the socket.
+    fn is_for(&self, socket: &Socket) -> bool {
+        let named = |cgroup| self.cgroups.contains(&cgroup);
+        (self.root && socket.known)
+            || match socket.cgroup {
+                None | Some(Cgroup::Other) => false,
+                Some(Cgroup::Parent) => named(Cgroup::Parent),
+                Some(Cgroup::Child) => named(Cgroup::Parent) || named(Cgroup::Child),
+            }
+    }
 }
 
 /// Where the packet begins.
@@ -75,11 +108,10 @@ pub enum Start {
     Network,
 }
 
-/// The reference: slow, plain, and written from the RFCs rather than from the program. `known` says
-/// whether the packet's socket has an owner whose uid counts.
-pub fn reference(frame: &[u8], start: Start, model: &Model, known: bool) -> Fate {
+/// The reference: slow, plain, and written from the RFCs rather than from the program.
+pub fn reference(frame: &[u8], start: Start, model: &Model, socket: &Socket) -> Fate {
     let (mut tags, mut proper) = (0, true);
-    let is_tag = |kind| matches!(kind, 0x8100 | 0x88a8);
+    let is_tag = |kind| matches!(kind, 0x8100 | 0x88a8 | 0x9100);
     let network = match start {
         Start::Network => 0,
         Start::Ethernet => {
@@ -130,8 +162,8 @@ pub fn reference(frame: &[u8], start: Start, model: &Model, known: bool) -> Fate
     let open = first
         .iter()
         .filter(|index| may_be.iter().all(|rules| rules.contains(index)))
-        .any(|index| model.rules[*index].subject);
-    if known && open {
+        .any(|index| model.rules[*index].is_for(socket));
+    if open {
         return Fate::Passes;
     }
     match transport {

@@ -16,6 +16,7 @@
 #define ETH_P_IPV6 0x86DD
 #define ETH_P_8021Q 0x8100
 #define ETH_P_8021AD 0x88A8
+#define ETH_P_QINQ1 0x9100
 
 /* linux/if_vlan.h */
 #define VLAN_HLEN 4

@@ -18,8 +18,7 @@ use super::raw_senders::{self, PrivilegedFile, RawSocket};
 use super::run::Place;
 use super::statement::Statement;
 use super::status::{self, InterfaceStatus};
-use super::{NAME, strangers, trial};
-use crate::kernel::interfaces;
+use super::{NAME, strangers, trial, ways};
 use crate::kernel::tc::Method;
 use crate::kernel::{cgroup, features, pin};
 use crate::output::{self, Event, Line, Printable, Settings, Style};
@@ -190,7 +189,7 @@ fn policy_findings(
 ) -> Result<Vec<Finding>> {
     let mut findings = interface_findings(interfaces);
     let plan = Plan::new(&statement.policy()?, cgroup::mount().as_deref())?;
-    findings.extend(own_addresses(&plan, interfaces)?);
+    findings.extend(ways::findings(&plan, interfaces)?);
     if !args.no_trial {
         findings.extend(trial::run(&plan, statement.deny(), |uid| {
             guard::denials(reports, uid)
@@ -270,26 +269,6 @@ fn interface_findings(interfaces: &[InterfaceStatus]) -> Vec<Finding> {
         ));
     }
     findings
-}
-
-/// An endpoint that is an address of the machine is reached by the loopback interface.
-fn own_addresses(plan: &Plan, guarded: &[InterfaceStatus]) -> Result<Vec<Finding>> {
-    if guarded.iter().any(|at| at.name == "lo") {
-        return Ok(Vec::new());
-    }
-    let own = interfaces::addresses()?;
-    let reached = plan.endpoints.iter().filter_map(|target| {
-        let own = own.iter().find(|own| target.endpoint.contains(**own))?;
-        Some(Finding::gap(
-            "interface",
-            format!(
-                "{} is the machine's own address {own}, reached by lo",
-                target.endpoint
-            ),
-            "name lo with -i as well",
-        ))
-    });
-    Ok(reached.collect())
 }
 
 fn process_findings(survey: &Survey, hidden: usize) -> Vec<Finding> {

@@ -32,6 +32,7 @@ pub mod statement;
 pub mod status;
 pub mod strangers;
 pub mod trial;
+pub mod ways;
 
 use anyhow::Result;
 

@@ -4,8 +4,13 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
 use procfs::process::Process;
 
 use super::check::Finding;
@@ -33,10 +38,12 @@ pub enum Outcome {
     Untried,
 }
 
-impl From<io::Result<TcpStream>> for Outcome {
-    fn from(result: io::Result<TcpStream>) -> Self {
+impl<T> From<io::Result<T>> for Outcome {
+    fn from(result: io::Result<T>) -> Self {
         match result {
             Ok(_) => Self::Connected,
+            // There is no kind for it yet.
+            Err(err) if err.raw_os_error() == Some(libc::EINPROGRESS) => Self::NoAnswer,
             Err(err) => match err.kind() {
                 io::ErrorKind::PermissionDenied => Self::NotPermitted,
                 io::ErrorKind::ConnectionRefused
@@ -91,6 +98,20 @@ pub fn trials(plan: &Plan) -> (Chosen, Chosen) {
     (allowed, denied)
 }
 
+/// Whom `plan` allows an endpoint that it denies others: then these can hand a socket of theirs to that user, who may
+/// connect it, and only the packet layer refuses what comes of it.
+pub fn allowed_beside(plan: &Plan, denied: &Trial) -> Option<Trial> {
+    plan.users.iter().find_map(|(uid, rules)| {
+        let both =
+            |target: &Target| target.mask & ENFORCED != 0 && target.mask & rules & !ENFORCED != 0;
+        place(plan, both).map(|to| Trial {
+            uid: *uid,
+            to,
+            ..*denied
+        })
+    })
+}
+
 /// Where one of the endpoints that are `wanted` can be tried: at an address of its own rather than in a network, there
 /// at the first that a host may have, and that no other endpoint has as well.
 fn place(plan: &Plan, wanted: impl Fn(&Target) -> bool) -> Option<SocketAddr> {
@@ -111,23 +132,23 @@ fn place(plan: &Plan, wanted: impl Fn(&Target) -> bool) -> Option<SocketAddr> {
 
 /// Whether it is one address, and where it is reached by TCP.
 fn first_host(endpoint: &Endpoint) -> Option<(bool, SocketAddr)> {
-    let Endpoint {
-        address,
-        prefix,
-        ports,
-        protocol,
-        ..
-    } = endpoint;
+    let (whole, first) = first_address(endpoint);
+    let tcp = matches!(endpoint.protocol, None | Some(Protocol::Tcp));
+    let port = (*endpoint.ports.start()).max(1);
+    tcp.then(|| (whole, SocketAddr::new(first, port)))
+}
+
+/// Whether it is one address, and the first that a host may have.
+pub fn first_address(endpoint: &Endpoint) -> (bool, IpAddr) {
+    let (address, prefix) = (endpoint.address, endpoint.prefix);
     let bits = if address.is_ipv4() { 32 } else { 128 };
     // The first is the network's own, unless there are but two.
     let first = match address {
-        _ if bits - prefix < 2 => *address,
+        _ if bits - prefix < 2 => address,
         IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() + 1).into(),
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() + 1).into(),
     };
-    let tcp = matches!(protocol, None | Some(Protocol::Tcp));
-    let port = (*ports.start()).max(1);
-    tcp.then(|| (*prefix == bits, SocketAddr::new(first, port)))
+    (prefix == bits, first)
 }
 
 /// Tries both. `denials` says how many packets and calls of a user the guard has denied so far.
@@ -145,10 +166,35 @@ pub fn run(plan: &Plan, deny: Deny, denials: impl Fn(u32) -> Option<u64>) -> Vec
             "a denied user was not tried, as this process is in a cgroup that is allowed",
         )),
         Ok(trial) => {
-            let before = denials(trial.uid);
-            let outcome = attempt(&trial);
-            let by_the_guard = denials(trial.uid) > before;
-            findings.push(judge_denied(&trial, outcome, deny, by_the_guard));
+            let who = format!("uid {}, who is not allowed", trial.uid);
+            let judged = |who: &str, trial: &Trial, attempt: &dyn Fn() -> Outcome| {
+                let before = denials(trial.uid);
+                let outcome = attempt();
+                let by_the_guard = denials(trial.uid) > before;
+                (
+                    outcome,
+                    judge_denied(who, trial.to, outcome, deny, by_the_guard),
+                )
+            };
+            let (outcome, finding) = judged(&who, &trial, &|| attempt(&trial));
+            findings.push(finding);
+            // Nothing was sent.
+            if outcome == Outcome::NotPermitted {
+                findings.push(match allowed_beside(plan, &trial) {
+                    Some(helper) => {
+                        let who = format!("a socket of {who}, that uid {} connects", helper.uid);
+                        let trial = Trial {
+                            to: helper.to,
+                            ..trial
+                        };
+                        judged(&who, &trial, &|| attempt_by(&trial, &helper)).1
+                    }
+                    None => none(
+                        "what is sent past connect() by a denied",
+                        "no endpoint is open to one user and closed to others",
+                    ),
+                });
+            }
         }
         Err(why) => findings.push(none("a denied", why)),
     }
@@ -161,6 +207,30 @@ fn attempt(trial: &Trial) -> Outcome {
         Outcome::from(TcpStream::connect_timeout(&to, PATIENCE))
     });
     tried.unwrap_or(Outcome::Untried)
+}
+
+/// With a socket of the one, which the other connects.
+fn attempt_by(trial: &Trial, helper: &Trial) -> Outcome {
+    let made = user::run_as(trial.uid, trial.gid, || match trial.to {
+        SocketAddr::V4(_) => tcp_socket(AddressFamily::Inet),
+        SocketAddr::V6(_) => tcp_socket(AddressFamily::Inet6),
+    });
+    let Ok(Ok(socket)) = made else {
+        return Outcome::Untried;
+    };
+    let tried = user::run_as(helper.uid, helper.gid, || {
+        let connected = connect(socket.as_raw_fd(), &SockaddrStorage::from(helper.to));
+        Outcome::from(connected.map_err(io::Error::from))
+    });
+    tried.unwrap_or(Outcome::Untried)
+}
+
+fn tcp_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // Bounds connect(), which says EINPROGRESS then (socket(7)).
+    let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
+    setsockopt(&socket, sockopt::SendTimeout, &patience)?;
+    Ok(socket)
 }
 
 fn in_allowed_cgroup(plan: &Plan) -> bool {
@@ -205,9 +275,13 @@ fn judge_allowed(trial: &Trial, outcome: Outcome) -> Finding {
 
 /// A refusal may also be the service's, or another program's: what counts is that the guard has denied
 /// something to this user meanwhile.
-fn judge_denied(trial: &Trial, outcome: Outcome, deny: Deny, by_the_guard: bool) -> Finding {
-    let Trial { uid, to, .. } = trial;
-    let who = format!("uid {uid}, who is not allowed");
+fn judge_denied(
+    who: &str,
+    to: SocketAddr,
+    outcome: Outcome,
+    deny: Deny,
+    by_the_guard: bool,
+) -> Finding {
     match outcome {
         Outcome::Connected => Finding::gap(
             "trial",
@@ -257,6 +331,8 @@ mod tests {
         assert_eq!((allowed.uid, allowed.to), (65534, to));
         let denied = denied.unwrap();
         assert_eq!((denied.uid, denied.to), (4_294_900_000, to));
+        let beside = allowed_beside(&plan, &denied).unwrap();
+        assert_eq!((beside.uid, beside.to), (65534, to));
     }
 
     #[test]
@@ -312,15 +388,15 @@ mod tests {
             gid: 7,
             to: "10.1.1.1:80".parse().unwrap(),
         };
-        let state = |outcome, deny| judge_denied(&trial, outcome, deny, true).state;
+        let judge = |outcome, deny, by| judge_denied("uid 7", trial.to, outcome, deny, by).state;
+        let state = |outcome, deny| judge(outcome, deny, true);
         assert_eq!(state(Outcome::Connected, Deny::Reset), State::Gap);
         assert_eq!(state(Outcome::NotPermitted, Deny::Reset), State::Ok);
         assert_eq!(state(Outcome::NoAnswer, Deny::Reset), State::Note);
         assert_eq!(state(Outcome::NoAnswer, Deny::Drop), State::Ok);
         // The service's own refusal says nothing of the guard.
         for outcome in [Outcome::NotPermitted, Outcome::Refused, Outcome::NoAnswer] {
-            let found = judge_denied(&trial, outcome, Deny::Drop, false);
-            assert_eq!(found.state, State::Gap);
+            assert_eq!(judge(outcome, Deny::Drop, false), State::Gap);
         }
         assert_eq!(
             judge_allowed(&trial, Outcome::NotPermitted).state,
