@@ -289,6 +289,24 @@ mod root {
     }
 
     #[test]
+    fn a_service_says_where_another_guard_may_be_that_it_cannot_see() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let (bpffs, other) = (Bpffs::new(), Bpffs::new());
+        super::common::tc_guard::start(&network, &bpffs, &["--pin"]).stop();
+        let guard = start(&network, &other, &[]);
+        let said = guard.stderr();
+        assert!(
+            said.contains("cannot be seen without CAP_SYS_ADMIN"),
+            "{said}"
+        );
+        assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
+        guard.stop();
+        assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
+        super::common::tc_guard::stop(&network, &bpffs);
+    }
+
+    #[test]
     fn nobody_is_sent_to_look_for_pins_that_a_service_s_guard_does_not_have() {
         let network = Network::new();
         let bpffs = Bpffs::new();

@@ -127,13 +127,32 @@ pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
     sweep(&strangers)?;
     let mut all = strangers.iter();
     let unknown = all.find(|at| at.judges.is_none());
-    Ok(unknown.map(|at| {
-        format!(
+    if let Some(at) = unknown {
+        return Ok(Some(format!(
             "a gate of another guard is at {}; whether it judges cannot be seen without CAP_SYS_ADMIN, so \
              it stays",
             at.interface
+        )));
+    }
+    Ok(unseen(own)?.map(|interface| {
+        format!(
+            "what a program at {interface} is cannot be seen without CAP_SYS_ADMIN: if it is another guard, both judge"
         )
     }))
+}
+
+/// The first interface with a program of which not even the name can be seen, and which is none of `own`.
+fn unseen(own: &BTreeSet<u32>) -> Result<Option<String>> {
+    for interface in interfaces::all()? {
+        for side in [Side::Egress, Side::Ingress] {
+            let attached = hooks::at(interface.index, side)?;
+            let others = |at: &Attached| at.program.is_some_and(|id| !own.contains(&id));
+            if attached.iter().any(|at| at.name.is_none() && others(at)) {
+                return Ok(Some(interface.name));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Removes the filters that a guard left at interfaces when it was killed before kernel 6.6, and that have
