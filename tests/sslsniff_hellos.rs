@@ -7,12 +7,17 @@ mod common;
 mod place;
 
 mod root {
+    use std::collections::BTreeSet;
+    use std::io::{BufRead as _, BufReader};
     use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
 
     use serde_json::{Value, json};
 
-    use super::common::{Background, Ended, Tool, python3};
-    use super::place::{PORT, Peer, Place, URL, nothing_is_lost};
+    use super::common::{Background, Ended, PATIENCE, Tool, python3};
+    use super::place::{PORT, Peer, Place, URL, bytes_of, nothing_is_lost};
 
     /// Both ends of ends.py.
     struct Ends {
@@ -220,6 +225,115 @@ mod root {
             ends.seen(&["-p", &pid, "--keylog", log.to_str().unwrap()]);
             let logged = sorted(keys(&path.join("get")));
             assert_eq!(sorted(keys(&log)), logged, "{most}");
+        }
+    }
+
+    /// OpenSSL's own server, for so many connections.
+    fn openssl_server(place: &Place, count: &str, more: &[&str]) -> Background {
+        let mut server = place.netns.command("openssl");
+        server.args(["s_server", "-accept", PORT, "-naccept", count]);
+        server.args(["-cert", &place.pem()]).args(more);
+        server.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut server = Background(server.stderr(Stdio::null()).spawn().unwrap());
+        // What it says later is read by nobody, and little.
+        let mut said = BufReader::new(server.0.stdout.as_mut().unwrap()).lines();
+        while said.next().unwrap().unwrap() != "ACCEPT" {}
+        server
+    }
+
+    /// OpenSSL's own client, which ends when its input does.
+    fn openssl_client(place: &Place, more: &[&str]) -> Background {
+        let mut client = place.netns.command("openssl");
+        client.args(["s_client", "-connect", &format!("127.0.0.1:{PORT}")]);
+        client.args(more).stdin(Stdio::piped());
+        client.stdout(Stdio::null()).stderr(Stdio::null());
+        Background(client.spawn().unwrap())
+    }
+
+    #[test]
+    fn an_object_that_is_used_again_is_another_connection() {
+        let place = Place::new();
+        let path = |name: &str| place.dir.path().join(name).display().to_string();
+        let _server = openssl_server(&place, "6", &[]);
+        let log = path("keys");
+        let tool = Tool::start(&place.netns, &["sslsniff", "--keylog", &log]);
+        let own = path("own");
+        let more = ["-reconnect", "-no_ticket", "-keylogfile", &own];
+        let mut client = openssl_client(&place, &more);
+        drop(client.0.stdin.take());
+        client.0.wait().unwrap();
+        let pid = client.0.id();
+        tool.wait("six connections closed", |tool| {
+            let events = tool.events();
+            let closed = events
+                .iter()
+                .filter(|at| at["kind"] == "close" && at["pid"] == pid);
+            closed.count() == 6
+        });
+        let ended = tool.stop();
+        // It makes no call for its handshakes.
+        let told = of(&ended, pid, "close");
+        let numbers: BTreeSet<_> = told.iter().map(|at| at["connection"].as_u64()).collect();
+        assert_eq!((told.len(), numbers.len()), (6, 6), "{told:?}");
+        assert!(told.iter().all(|at| at["cipher"].is_string()), "{told:?}");
+        // Both ends log the same; tests beside this one have other random numbers.
+        let own: BTreeSet<_> = keys(Path::new(&own)).into_iter().collect();
+        assert_eq!(own.len(), 30);
+        let randoms: BTreeSet<_> = own.iter().map(|line| line.split(' ').nth(1)).collect();
+        let logged: BTreeSet<_> = keys(Path::new(&log))
+            .into_iter()
+            .filter(|line| randoms.contains(&line.split(' ').nth(1)))
+            .collect();
+        assert_eq!(logged, own);
+    }
+
+    #[test]
+    fn early_data_is_told_both_ways_and_is_no_handshake() {
+        let place = Place::new();
+        let path = |name: &str| place.dir.path().join(name).display().to_string();
+        let server = openssl_server(&place, "2", &["-early_data", "-max_early_data", "1000"]);
+        let session = path("session");
+        let mut first = openssl_client(&place, &["-sess_out", &session]);
+        let began = Instant::now();
+        while !Path::new(&session).exists() {
+            assert!(began.elapsed() < PATIENCE, "no ticket");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(first.0.stdin.take());
+        first.0.wait().unwrap();
+
+        let tool = Tool::start(&place.netns, &["sslsniff"]);
+        let early = path("early");
+        std::fs::write(&early, "before the handshake").unwrap();
+        let more = ["-sess_in", &session, "-early_data", &early];
+        let mut client = openssl_client(&place, &more);
+        let pids = [client.0.id(), server.0.id()];
+        for pid in pids {
+            tool.wait_for("the data", |at| at["kind"] == "data" && at["pid"] == pid);
+        }
+        drop(client.0.stdin.take());
+        client.0.wait().unwrap();
+        for pid in pids {
+            tool.wait_for("the end", |at| at["kind"] == "close" && at["pid"] == pid);
+        }
+        let ended = tool.stop();
+        for (pid, function) in pids
+            .iter()
+            .zip(["SSL_write_early_data", "SSL_read_early_data"])
+        {
+            let told = of(&ended, *pid, "data")[0];
+            assert_eq!(
+                (&told["function"], &told["offset"]),
+                (&json!(function), &json!(0))
+            );
+            assert_eq!(bytes_of(told), b"before the handshake", "{told}");
+            let told = of(&ended, *pid, "close")[0];
+            assert_eq!(told["version"], "TLSv1.3", "{told}");
+            assert_eq!(told["resumed"], true, "{told}");
+        }
+        // The library says within those calls that it is done, which neither is.
+        for pid in pids {
+            assert_eq!(of(&ended, pid, "handshake"), [&Value::Null; 0], "{pids:?}");
         }
     }
 }

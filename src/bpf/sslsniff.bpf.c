@@ -63,6 +63,11 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 		return 0;
 	}
 	find_peer(connection, call->ssl, function, call->library);
+	/* A handshake that was left under way has been done by this, or before it. */
+	if (!HAS(EARLY, function) && connection->handshake_ns) {
+		connection->handshake_ns = 0;
+		connection->done = 1;
+	}
 	transfer = &thread->transfer;
 	transfer->address = call->buffer;
 	transfer->wanted = length > targ_max_bytes ? targ_max_bytes : length;
@@ -162,6 +167,8 @@ int any_enters(struct pt_regs *ctx)
 	}
 	if (HAS(FREES, function))
 		return free_connection(ctx, function, cookie);
+	if (HAS(RESTARTS, function))
+		return restart_connection(ctx, function, cookie);
 	if (HAS(NAMES, function))
 		return enter_name(ctx, function, cookie);
 	if (HAS(SETS_BIO, function))
@@ -259,6 +266,9 @@ DEFINE_ENTRY(error, CRYPTO_FN_ERROR)
 DEFINE_ENTRY(error_v, CRYPTO_FN_ERROR_V)
 DEFINE_CALL(derive, CRYPTO_FN_DERIVE)
 DEFINE_ENTRY(set_host_name, SSL_FN_SET_HOST_NAME)
+DEFINE_ENTRY(clear, SSL_FN_CLEAR)
+DEFINE_ENTRY(set_connect_state, SSL_FN_SET_CONNECT_STATE)
+DEFINE_ENTRY(set_accept_state, SSL_FN_SET_ACCEPT_STATE)
 
 /* Children of watched processes are watched. Args: the parent's and the child's task_struct. */
 SEC("raw_tp/sched_process_fork")

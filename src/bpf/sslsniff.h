@@ -44,6 +44,10 @@ enum ssl_function {
 	CRYPTO_FN_ERROR_V,
 	CRYPTO_FN_DERIVE,
 	SSL_FN_SET_HOST_NAME,
+	/* They make an object that was used ready for another connection, and are called for a first one, too. */
+	SSL_FN_CLEAR,
+	SSL_FN_SET_CONNECT_STATE,
+	SSL_FN_SET_ACCEPT_STATE,
 	SSL_FUNCTIONS,
 };
 

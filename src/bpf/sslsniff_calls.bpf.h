@@ -37,6 +37,9 @@
 #define HANDSHAKES (BIT(SSL_FN_DO_HANDSHAKE) | BIT(GNUTLS_FN_HANDSHAKE))
 #define SHUTDOWNS (BIT(SSL_FN_SHUTDOWN) | BIT(GNUTLS_FN_BYE))
 #define FREES (BIT(SSL_FN_FREE) | BIT(GNUTLS_FN_DEINIT))
+#define RESTARTS (BIT(SSL_FN_CLEAR) | BIT(SSL_FN_SET_CONNECT_STATE) | BIT(SSL_FN_SET_ACCEPT_STATE))
+/* They move data before the handshake is done, and begin it. */
+#define EARLY (BIT(SSL_FN_READ_EARLY) | BIT(SSL_FN_WRITE_EARLY))
 #define NAMES (BIT(SSL_FN_CTRL) | BIT(SSL_FN_SET_HOST_NAME))
 /* They give a connection descriptors, or streams of another kind (BIO) in their place: SSL_set_fd() does so
  * itself before it returns.
@@ -147,10 +150,22 @@ static __always_inline bool is_inner(struct thread *thread, const struct call *c
 	return false;
 }
 
+/* Whether a call for early data of this connection is under way, and not left by a jump: where the thread's
+ * stack is says that. A global function, verified once.
+ */
+__noinline int sends_early(__u64 ssl, __u64 stack)
+{
+	struct thread *thread = current_thread();
+	struct call *call = thread ? call_around(thread, stack) : NULL;
+
+	return call && call->ssl == ssl && HAS(EARLY, call->function & 63);
+}
+
 static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 library)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	__u64 third = PT_REGS_PARM3(ctx), fifth = PT_REGS_PARM5(ctx), stack = PT_REGS_SP(ctx);
+	__u32 begins_handshake = HAS(HANDSHAKES, function);
 	struct thread *thread;
 	struct call *call;
 
@@ -166,6 +181,10 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 libr
 		__sync_fetch_and_add(&calls_without_room, 1);
 		return 0;
 	}
+	/* Within a call for early data it is begun, and not what the program waits for. */
+	if (begins_handshake && sends_early(PT_REGS_PARM1(ctx), stack))
+		begins_handshake = 0;
+	forget_bounds(begins_handshake, stack);
 	call = new_call(thread, function, stack);
 	call->stack = stack;
 	call->ssl = PT_REGS_PARM1(ctx);
@@ -182,12 +201,19 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 libr
 	call->under_way = 0;
 	call->inner = HAS(MOVES_DATA, function) && is_inner(thread, call);
 	call->under_way = 1;
-	if (HAS(HANDSHAKES, function)) {
+	if (begins_handshake) {
 		struct connection *connection;
 
 		connection = connection_of(pid_tgid >> 32, call->ssl, call->start_ns);
 		if (connection && !connection->handshake_ns)
 			connection->handshake_ns = call->start_ns;
+	}
+	if (HAS(EARLY, function)) {
+		struct connection *connection;
+
+		connection = connection_of(pid_tgid >> 32, call->ssl, call->start_ns);
+		if (connection)
+			connection->early = 1;
 	}
 	return 0;
 }

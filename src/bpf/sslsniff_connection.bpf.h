@@ -52,6 +52,12 @@ static __always_inline __u8 outcome(__u32 function, int ret)
 	}
 }
 
+/* Whether it is done again by name only: OpenSSL says of a finished handshake each time that it is done. */
+static __always_inline bool is_old_news(const struct connection *connection, __u32 function)
+{
+	return connection->done && !connection->renewed && !HAS(GNUTLS, function);
+}
+
 static __always_inline int leave_handshake(struct pt_regs *ctx, __u32 function)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
@@ -65,12 +71,21 @@ static __always_inline int leave_handshake(struct pt_regs *ctx, __u32 function)
 	call = leave(ctx, thread, function, 0, flags != 0);
 	if (!call || !flags)
 		return 0;
+	/* To send early data a client is done with the handshake before it has heard anything. */
+	if (sends_early(call->ssl, PT_REGS_SP(ctx)))
+		return 0;
 	now = bpf_ktime_get_boot_ns();
 	connection = connection_of(pid_tgid >> 32, call->ssl, now);
 	if (!connection) {
 		count(SSL_SEEN_CALLS, 1);
 		count_lost(SSL_LOST_STATE_FULL, 1, 0);
+	} else if (is_old_news(connection, function)) {
+		connection->handshake_ns = 0;
 	} else if (connection->handshake_ns) {
+		if (flags & SSL_FLAG_DONE) {
+			connection->done = 1;
+			connection->renewed = 0;
+		}
 		find_peer(connection, call->ssl, function, call->library);
 		send_stack(ctx, call, connection, now);
 		send_handshake(function, call->ssl, connection, now, call->library, flags);
@@ -175,6 +190,21 @@ static __always_inline int end_derivation(struct pt_regs *ctx)
 	return 0;
 }
 
+static __always_inline void send_close(__u32 function, __u64 ssl, struct connection *connection,
+				       __u64 now, __u32 library)
+{
+	struct ssl_record *record = start_event();
+
+	if (!record)
+		return;
+	describe(record, SSL_CLOSE, function, ssl, connection, now, library);
+	record->offset = connection->offset[SSL_READ];
+	record->length = connection->offset[SSL_WRITE];
+	record->duration_ns = now - connection->since_ns;
+	record->flags = SSL_FLAG_LAST;
+	bpf_ringbuf_submit(record, 0);
+}
+
 /* Of an object that others refer to it only drops a reference; the connection then goes on under
  * another number.
  */
@@ -185,7 +215,6 @@ static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, 
 		.tgid = bpf_get_current_pid_tgid() >> 32,
 	};
 	struct connection *connection;
-	struct ssl_record *record;
 	__u64 now;
 
 	if (!watched(key.tgid))
@@ -197,16 +226,45 @@ static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, 
 	if (connection->handshake_ns)
 		send_handshake(function == SSL_FN_FREE ? SSL_FN_DO_HANDSHAKE : GNUTLS_FN_HANDSHAKE,
 			       key.ssl, connection, now, library, 0);
-	record = start_event();
-	if (record) {
-		describe(record, SSL_CLOSE, function, key.ssl, connection, now, library);
-		record->offset = connection->offset[SSL_READ];
-		record->length = connection->offset[SSL_WRITE];
-		record->duration_ns = now - connection->since_ns;
-		record->flags = SSL_FLAG_LAST;
-		bpf_ringbuf_submit(record, 0);
-	}
+	send_close(function, key.ssl, connection, now, library);
 	bpf_map_delete_elem(&connections, &key);
+	return 0;
+}
+
+/* Whether anything was seen of it but what an object is given before its connection begins. */
+static __always_inline bool is_used(const struct connection *connection)
+{
+	return connection->offset[SSL_READ] || connection->offset[SSL_WRITE] ||
+	       connection->socket || connection->received || connection->sent || connection->done;
+}
+
+/* The object is for another connection from now on: of a program that uses it again, or of one that has it
+ * where another was that was never freed, maybe by an earlier process of this number.
+ */
+static __always_inline int restart_connection(struct pt_regs *ctx, __u32 function, __u32 library)
+{
+	struct connection_key key = {
+		.ssl = PT_REGS_PARM1(ctx),
+		.tgid = bpf_get_current_pid_tgid() >> 32,
+	};
+	struct connection *connection, fresh = {};
+
+	if (!watched(key.tgid))
+		return 0;
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (!connection || !is_used(connection))
+		return 0;
+	fresh.since_ns = bpf_ktime_get_boot_ns();
+	/* It stays the program's, whichever socket it is. */
+	fresh.read_fd = connection->read_fd;
+	fresh.write_fd = connection->write_fd;
+	if (connection->handshake_ns && connection->done)
+		fresh.handshake_ns = fresh.since_ns;
+	else if (connection->handshake_ns)
+		send_handshake(SSL_FN_DO_HANDSHAKE, key.ssl, connection, fresh.since_ns, library,
+			       0);
+	send_close(function, key.ssl, connection, fresh.since_ns, library);
+	bpf_map_update_elem(&connections, &key, &fresh, BPF_ANY);
 	return 0;
 }
 

@@ -110,6 +110,7 @@ __noinline int remember_randoms(__u64 pid_tgid)
 			of.ssl = noted->ssl;
 			of.since_ns = connection->since_ns;
 			bpf_map_update_elem(&randoms, &key, &of, BPF_ANY);
+			connection->renewed = 1;
 		}
 		noted->address = 0;
 	}

@@ -197,10 +197,17 @@ static __always_inline bool starts_record(const struct piece *piece,
 	return start[0] >= TLS_CHANGE_CIPHER_SPEC && start[0] <= TLS_HEARTBEAT;
 }
 
+/* Whether what passes is data by now, and the handshake done. */
+static __always_inline bool has_data(const struct connection *connection)
+{
+	return !connection->early &&
+	       (connection->offset[SSL_READ] || connection->offset[SSL_WRITE]);
+}
+
 /* Whether the connection begins still, so that what passes is of interest. */
 static __always_inline bool begins(struct connection *connection, bool sends)
 {
-	if (connection->offset[SSL_READ] || connection->offset[SSL_WRITE] ||
+	if (has_data(connection) ||
 	    (sends ? connection->sent : connection->received) >= MOST_PIECES)
 		return false;
 	if (sends)
@@ -255,7 +262,8 @@ static __always_inline int within_call(struct sock *sk, __u64 socket, enum use u
 static __always_inline bool is_settled(enum use use, const struct connection *connection)
 {
 	return use == USE_OWN && connection->via == SSL_VIA_CALL &&
-	       (connection->offset[SSL_READ] || connection->offset[SSL_WRITE]);
+	       (has_data(connection) ||
+		(connection->sent >= MOST_PIECES && connection->received >= MOST_PIECES));
 }
 
 /* A hello that passes while no call for its connection is under way, of a thread that uses TLS. */

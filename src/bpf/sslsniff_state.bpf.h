@@ -145,7 +145,13 @@ struct connection {
 	/* Pieces of its beginning that were told of, received and sent. */
 	__u8 received;
 	__u8 sent;
-	__u8 pad[5];
+	/* A handshake was done. */
+	__u8 done;
+	/* Random numbers were made for another one since. */
+	__u8 renewed;
+	/* Data may pass before the handshake is done. */
+	__u8 early;
+	__u8 pad[2];
 };
 
 /* A random number that a call for a connection made, to be sent in its hello. */

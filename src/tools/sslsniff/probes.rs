@@ -61,6 +61,9 @@ pub fn has_return(function: Function) -> bool {
             | Function::Error
             | Function::ErrorV
             | Function::SetHostName
+            | Function::Clear
+            | Function::SetConnectState
+            | Function::SetAcceptState
     )
 }
 

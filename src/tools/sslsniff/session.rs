@@ -71,6 +71,8 @@ struct Connection {
     troubled: bool,
     /// Its socket, if it has none within its calls.
     socket: Option<u64>,
+    /// A handshake was done.
+    done: bool,
     /// The random number of the client's hello, and keys that wait for it.
     random: Option<[u8; 32]>,
     keys: Vec<Pending>,
@@ -308,6 +310,15 @@ impl<W: Write> Session<W> {
                 if done {
                     connection.trouble = Trouble::default();
                     connection.troubled = false;
+                    // Agreed upon anew, and nobody saw what: renegotiation is encrypted.
+                    if std::mem::replace(&mut connection.done, true) {
+                        let sni = connection.facts.sni.take();
+                        connection.facts = Facts {
+                            sni,
+                            ..Facts::default()
+                        };
+                        connection.random = None;
+                    }
                 }
                 let event = Handshake {
                     function: function.name(),

@@ -60,11 +60,15 @@ pub enum Function {
     Derive,
     /// BoringSSL's own.
     SetHostName,
+    /// What an object is used for from then on is another connection.
+    Clear,
+    SetConnectState,
+    SetAcceptState,
 }
 
 impl Function {
     /// All of them; the order is that of `enum ssl_function`.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 39] = [
         Self::Read,
         Self::Write,
         Self::ReadEx,
@@ -101,6 +105,9 @@ impl Function {
         Self::ErrorV,
         Self::Derive,
         Self::SetHostName,
+        Self::Clear,
+        Self::SetConnectState,
+        Self::SetAcceptState,
     ];
 
     /// The symbol's name.
@@ -142,6 +149,9 @@ impl Function {
             Self::ErrorV => "ERR_vset_error",
             Self::Derive => "EVP_KDF_derive",
             Self::SetHostName => "SSL_set_tlsext_host_name",
+            Self::Clear => "SSL_clear",
+            Self::SetConnectState => "SSL_set_connect_state",
+            Self::SetAcceptState => "SSL_set_accept_state",
         }
     }
 
