@@ -263,6 +263,10 @@ impl Lines {
         let mut masked = false;
         let mut rest = bytes;
         while let Some(byte) = rest.first_mut() {
+            // Another line, whose name may start with this very byte.
+            if self.at == At::Fold && !matches!(*byte, b' ' | b'\t') {
+                self.start();
+            }
             let done = match self.at {
                 // Most payload is of these two.
                 At::Rest => match memchr::memchr(b'\n', rest) {
@@ -288,14 +292,9 @@ impl Lines {
     }
 
     fn step(&mut self, byte: &mut u8) -> bool {
-        if self.at == At::Fold {
-            if matches!(*byte, b' ' | b'\t') {
-                self.at = At::Space;
-                return false;
-            }
-            self.start();
-        }
         match (self.at, *byte) {
+            // A blank: else another line was started.
+            (At::Fold, _) => self.at = At::Space,
             (At::Space | At::Value, b'\n') => self.at = At::Fold,
             (At::Space, b' ' | b'\t' | b'\r') | (At::Value, b'\r') => {}
             (At::Space | At::Value, _) => {

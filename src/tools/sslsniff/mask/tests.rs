@@ -175,7 +175,62 @@ fn names_that_say_what_they_hold_are_masked() {
     }
 }
 
+/// A header as it is sent, and as it is shown.
+type Header = (&'static str, &'static str);
+
+const SECRETS: &[Header] = &[
+    ("Authorization: a1\r\n", "Authorization: **\r\n"),
+    ("Cookie: b2; c=d\r\n", "Cookie: *******\r\n"),
+    ("X-Api-Key:e3\r\n", "X-Api-Key:**\r\n"),
+    ("Set-Cookie: f4\n", "Set-Cookie: **\n"),
+    ("set-cookie: g5\r\n", "set-cookie: **\r\n"),
+    (
+        "Set-Cookie:\r\n h6\r\n\ti7\r\n",
+        "Set-Cookie:\r\n **\r\n\t**\r\n",
+    ),
+    ("Token:\r\n", "Token:\r\n"),
+];
+const PLAIN: &[Header] = &[
+    ("Host: localhost\r\n", "Host: localhost\r\n"),
+    ("Date: now\n", "Date: now\n"),
+    ("X-Folded: a\r\n b\r\n", "X-Folded: a\r\n b\r\n"),
+    ("\r\n", "\r\n"),
+];
+
+fn of_all(headers: &[Header]) -> (String, String) {
+    headers.iter().copied().unzip()
+}
+
+#[test]
+fn secret_headers_that_follow_each_other_are_all_masked() {
+    for headers in [
+        vec![SECRETS[0], SECRETS[1], SECRETS[2]],
+        vec![PLAIN[0], SECRETS[3], SECRETS[4], SECRETS[3], PLAIN[3]],
+        vec![SECRETS[5], SECRETS[0], PLAIN[2], SECRETS[6], SECRETS[1]],
+    ] {
+        let (sent, shown) = of_all(&headers);
+        for size in 1..=sent.len() {
+            assert_eq!(text(&pieces(sent.as_bytes(), &[size])), shown, "{size}");
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn in_any_order_secret_headers_are_masked_and_others_are_not(
+        headers in proptest::collection::vec(
+            prop_oneof![
+                proptest::sample::select(SECRETS),
+                proptest::sample::select(PLAIN),
+            ],
+            1..20,
+        ),
+        sizes in proptest::collection::vec(1usize..40, 1..20),
+    ) {
+        let (sent, shown) = of_all(&headers);
+        prop_assert_eq!(text(&pieces(sent.as_bytes(), &sizes)), shown);
+    }
+
     #[test]
     fn how_the_stream_is_cut_makes_no_difference(
         sizes in proptest::collection::vec(1usize..40, 1..20),
