@@ -54,18 +54,31 @@ const PUBLIC: &[&[u8]] = &[b"sec-websocket-key", b"surrogate-key", b"idempotency
 /// Of a longer name the end is compared; longer than any of the names and ends above.
 const LONGEST_NAME: usize = 32;
 
-/// How the first line of a message of HTTP/1 starts.
-const MESSAGES: &[&[u8]] = &[
-    b"HTTP/1.",
-    b"GET ",
-    b"HEAD ",
-    b"POST ",
-    b"PUT ",
-    b"DELETE ",
-    b"CONNECT ",
-    b"OPTIONS ",
-    b"TRACE ",
-    b"PATCH ",
+/// Methods that start a request: those of RFC 9110, RFC 5789, WebDAV (RFC 4918, 3253, 5323), and
+/// what caches and RFC 10008 add.
+pub(super) const METHODS: [&str; 22] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "CONNECT",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+    "REPORT",
+    "SEARCH",
+    "MKCALENDAR",
+    "PURGE",
+    "QUERY",
+    "BIND",
 ];
 
 /// Parameters of a query whose values are secret, besides those that are named as a secret header
@@ -123,6 +136,25 @@ pub fn query(target: &mut String) {
     *target = String::from_utf8_lossy(&bytes).into_owned();
 }
 
+/// Whether a request of HTTP/1 starts so.
+pub(super) fn starts_request(bytes: &[u8]) -> bool {
+    METHODS.iter().any(|method| {
+        bytes
+            .strip_prefix(method.as_bytes())
+            .is_some_and(|rest| rest.first() == Some(&b' '))
+    })
+}
+
+/// Whether an answer of HTTP/1 starts so.
+pub(super) fn starts_answer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"HTTP/1.")
+}
+
+/// Whether a message of HTTP/1 starts so.
+fn starts_message(bytes: &[u8]) -> bool {
+    starts_request(bytes) || starts_answer(bytes)
+}
+
 /// Whether it may be in a header's name.
 fn is_name_letter(byte: u8) -> bool {
     // Without branches, so that many are looked at in one step.
@@ -170,8 +202,7 @@ impl Masker {
     /// or goes on; says whether there were any.
     pub fn mask(&mut self, offset: u64, bytes: &mut [u8], starts: bool) -> bool {
         if offset != self.next || self.restarted {
-            let message = MESSAGES.iter().any(|start| bytes.starts_with(start));
-            self.lines.skip(message);
+            self.lines.skip(starts_message(bytes));
             if std::mem::take(&mut self.restarted) {
                 self.frames.restart(bytes, starts);
             } else {
@@ -252,10 +283,9 @@ impl Lines {
     /// Whether the line starts as a request of HTTP/1 does.
     fn is_method(&self) -> bool {
         let name = &self.name[..self.length];
-        MESSAGES.iter().any(|start| {
-            let method = start.strip_suffix(b" ").unwrap_or_default();
-            !name.is_empty() && name.eq_ignore_ascii_case(method)
-        })
+        METHODS
+            .iter()
+            .any(|method| name.eq_ignore_ascii_case(method.as_bytes()))
     }
 
     /// Masks secrets in the next bytes; says whether there were any.

@@ -55,6 +55,11 @@ fn secret_parameters_of_a_request_are_masked_and_others_are_not() {
             "GET /token=abc?tokens=1&keys=2&code HTTP/1.1",
         ),
         ("GET /?sig=a=b", "GET /?sig=***"),
+        (
+            "PROPFIND /x?access_token=abc HTTP/1.1",
+            "PROPFIND /x?access_token=*** HTTP/1.1",
+        ),
+        ("PURGE /?sig=a", "PURGE /?sig=*"),
     ] {
         let line = format!("{line}\r\nHost: a?token=b\r\n").into_bytes();
         for size in [line.len(), 1, 3] {
