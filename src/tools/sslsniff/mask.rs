@@ -210,6 +210,9 @@ impl Masker {
             }
         }
         self.next = offset.wrapping_add(bytes.len() as u64);
+        if starts && starts_message(bytes) {
+            self.lines.start_message();
+        }
         let start = self.frames.detect(bytes, starts, self.start_seen);
         let (lines, frames) = bytes.split_at_mut(start);
         let in_lines = self.lines.mask(lines);
@@ -242,6 +245,13 @@ enum At {
     ParameterValue,
 }
 
+impl At {
+    /// Whether the next byte may be one of a secret value.
+    fn is_secret(self) -> bool {
+        matches!(self, Self::Space | Self::Value | Self::ParameterValue)
+    }
+}
+
 /// Masks line by line, without a look at what the lines are in.
 #[derive(Debug, Clone, Default)]
 pub struct Lines {
@@ -254,10 +264,17 @@ impl Lines {
     /// Bytes are missing: what comes may be the rest of a secret value, to the end of its line,
     /// unless what was missing ends where a message starts.
     fn skip(&mut self, message: bool) {
-        if message && !matches!(self.at, At::Space | At::Value | At::ParameterValue) {
+        if message && !self.at.is_secret() {
             self.start();
         } else {
             self.at = At::Value;
+        }
+    }
+
+    /// A message starts, though the line before it may have no end, as the last of a body.
+    fn start_message(&mut self) {
+        if !self.at.is_secret() {
+            self.start();
         }
     }
 

@@ -127,6 +127,37 @@ fn a_message_that_starts_after_a_gap_is_shown() {
     assert_eq!(text(&piece), "HTTP/1.1 200 OK\r\nSet-Cookie: *");
 }
 
+/// What is shown of these calls of one direction.
+fn calls(calls: &[&str]) -> String {
+    let mut masker = Masker::default();
+    masker.start_seen();
+    let mut shown = Vec::new();
+    for call in calls {
+        let mut piece = call.as_bytes().to_vec();
+        masker.mask(shown.len() as u64, &mut piece, true);
+        shown.extend(piece);
+    }
+    text(&shown)
+}
+
+#[test]
+fn a_request_that_follows_a_body_without_an_end_of_line_is_masked() {
+    let head = "POST / HTTP/1.1\r\n\r\n";
+    let request = "GET /x?access_token=abc HTTP/1.1\r\nCookie: a\r\n\r\n";
+    let masked = "GET /x?access_token=*** HTTP/1.1\r\nCookie: *\r\n\r\n";
+    for body in ["{\"a\":1}", "a", "a=b&c", "a ", "POST /?a", "GET /?token"] {
+        assert_eq!(
+            calls(&[head, body, request]),
+            format!("{head}{body}{masked}")
+        );
+    }
+    // It may as well be the rest of a value.
+    assert_eq!(
+        calls(&["GET / HTTP/1.1\r\nCookie: ", "GET /\r\n"]),
+        "GET / HTTP/1.1\r\nCookie: *****\r\n"
+    );
+}
+
 #[test]
 fn every_header_that_holds_a_token_of_a_cloud_is_masked() {
     for header in crate::metadata::headers() {
