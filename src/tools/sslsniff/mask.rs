@@ -212,11 +212,12 @@ impl Masker {
         self.next = offset.wrapping_add(bytes.len() as u64);
         if starts && starts_message(bytes) {
             self.lines.start_message();
+            self.frames.message();
         }
         let start = self.frames.detect(bytes, starts, self.start_seen);
         let (lines, frames) = bytes.split_at_mut(start);
         let in_lines = self.lines.mask(lines);
-        let in_frames = self.frames.mask(frames);
+        let in_frames = self.frames.mask(frames, &mut self.lines);
         in_lines || in_frames
     }
 }
@@ -235,6 +236,8 @@ enum At {
     Space,
     /// In a secret value.
     Value,
+    /// In what may be the rest of a secret value, as what was before it is not known.
+    Missing,
     /// At the start of a line after a secret value, which may continue it (RFC 9112, obs-fold).
     Fold,
     /// In a request's target, before its query.
@@ -264,10 +267,12 @@ impl Lines {
     /// Bytes are missing: what comes may be the rest of a secret value, to the end of its line,
     /// unless what was missing ends where a message starts.
     fn skip(&mut self, message: bool) {
-        if message && !self.at.is_secret() {
+        if self.at.is_secret() {
+            self.at = At::Value;
+        } else if message {
             self.start();
         } else {
-            self.at = At::Value;
+            self.at = At::Missing;
         }
     }
 
@@ -342,8 +347,14 @@ impl Lines {
         match (self.at, *byte) {
             // A blank: else another line was started.
             (At::Fold, _) => self.at = At::Space,
-            (At::Space | At::Value, b'\n') => self.at = At::Fold,
-            (At::Space, b' ' | b'\t' | b'\r') | (At::Value, b'\r') => {}
+            (At::Space | At::Value | At::Missing, b'\n') => self.at = At::Fold,
+            (At::Space, b' ' | b'\t' | b'\r') | (At::Value | At::Missing, b'\r') => {}
+            // No value has these (RFC 9110, section 5.5): it is something else.
+            (At::Missing, 0..=0x08 | 0x0b..=0x1f | 0x7f) => self.at = At::Rest,
+            (At::Missing, _) => {
+                *byte = MASK;
+                return true;
+            }
             (At::Space | At::Value, _) => {
                 self.at = At::Value;
                 *byte = MASK;

@@ -2,7 +2,7 @@
 
 //! The frames of HTTP/2 (RFC 9113), as far as masking needs them.
 
-use super::MASK;
+use super::{Lines, MASK};
 
 /// What a client sends first.
 pub(in super::super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -46,6 +46,8 @@ enum Mode {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Frames {
     mode: Mode,
+    /// That there are frames was told by some that look like it: it may be a body of HTTP/1 that does.
+    guessed: bool,
     /// The stream's first bytes, then the header under way.
     head: [u8; PREFACE.len()],
     length: usize,
@@ -92,9 +94,17 @@ impl Frames {
         bytes.len()
     }
 
+    /// A message of HTTP/1 starts: if nothing came before, there will be no frames.
+    pub(super) fn message(&mut self) {
+        if self.mode == Mode::Unknown && self.length == 0 {
+            self.mode = Mode::Other;
+        }
+    }
+
     fn detect_chain(&mut self, bytes: &[u8], starts: bool) -> usize {
         if starts && is_chain(bytes) {
             (self.mode, self.length) = (Mode::Header, 0);
+            self.guessed = true;
             return 0;
         }
         bytes.len()
@@ -127,8 +137,8 @@ impl Frames {
         self.length = 0;
     }
 
-    /// Masks what `detect` found to be frames.
-    pub(super) fn mask(&mut self, bytes: &mut [u8]) -> bool {
+    /// Masks what `detect` found to be frames; what is no secret of theirs goes to `lines` where they are guessed.
+    pub(super) fn mask(&mut self, bytes: &mut [u8], lines: &mut Lines) -> bool {
         let mut masked = false;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -143,6 +153,7 @@ impl Frames {
                     let (now, later) = rest.split_at_mut(taken);
                     self.head[self.length..self.length + taken].copy_from_slice(now);
                     self.length += taken;
+                    masked |= self.guessed && lines.mask(now);
                     rest = later;
                     if self.length == FRAME_HEADER {
                         let kind = self.head[3];
@@ -157,6 +168,8 @@ impl Frames {
                     if secret {
                         now.fill(MASK);
                         masked = true;
+                    } else if self.guessed {
+                        masked |= lines.mask(now);
                     }
                     rest = later;
                     self.mode = payload(left - u32::try_from(taken).unwrap_or(left), secret);
@@ -353,6 +366,44 @@ mod tests {
             let mut piece = frames.clone();
             assert!(!masker.mask(first.len() as u64, &mut piece, true));
             assert_eq!(piece, frames);
+        }
+    }
+
+    /// What is shown of these calls of a connection that may be older.
+    fn shown(calls: &[&[u8]]) -> Vec<u8> {
+        let mut masker = Masker::default();
+        let mut shown = Vec::new();
+        for call in calls {
+            let mut piece = call.to_vec();
+            masker.mask(shown.len() as u64, &mut piece, true);
+            shown.extend(piece);
+        }
+        shown
+    }
+
+    #[test]
+    fn a_body_that_looks_like_frames_hides_no_header_after_it() {
+        let body = [
+            &[0, 0x40, 0, 0, 0, 0, 0, 0, 1][..],
+            b"the rest of a body\r\n",
+        ]
+        .concat();
+        let request = b"GET /?token=abc HTTP/1.1\r\nCookie: abc\r\n\r\n";
+        let masked = b"GET /?token=*** HTTP/1.1\r\nCookie: ***\r\n\r\n";
+        // What a body says of frames counts for nothing once a message was seen first.
+        let headers = frame(1, b"text");
+        for first in [&b"POST / HTTP/1.1\r\n\r\n"[..], b"HTTP/1.1 200 OK\r\n\r\n"] {
+            assert_eq!(
+                shown(&[first, &body, request, &headers]),
+                [first, &body, masked, &headers].concat()
+            );
+        }
+        // Else lines are looked for in the data of frames, or what looks like it.
+        for first in [&b"the end of a payload"[..], b""] {
+            assert_eq!(
+                shown(&[first, &body, request]),
+                [first, &body, masked].concat()
+            );
         }
     }
 

@@ -159,6 +159,28 @@ fn a_request_that_follows_a_body_without_an_end_of_line_is_masked() {
 }
 
 #[test]
+fn after_a_gap_what_no_value_has_is_not_masked() {
+    for (after, shown) in [
+        (&b"abc\0def"[..], &b"***\0def"[..]),
+        (b"\x7fabc\r\nCookie: a", b"\x7fabc\r\nCookie: *"),
+        (b"a\tb\xff\r\nabc", b"****\r\nabc"),
+        (b"a\r\n b\r\nabc", b"*\r\n *\r\nabc"),
+    ] {
+        let mut masker = Masker::default();
+        let mut piece = after.to_vec();
+        masker.mask(100, &mut piece, true);
+        assert_eq!(text(&piece), text(shown));
+        // There it is known to be one.
+        let mut masker = Masker::default();
+        masker.mask(0, &mut b"Cookie: a".to_vec(), true);
+        let mut piece = after.to_vec();
+        masker.mask(100, &mut piece, true);
+        let line = piece.split(|byte| b"\r\n".contains(byte)).next();
+        assert!(line.unwrap().iter().all(|byte| *byte == MASK));
+    }
+}
+
+#[test]
 fn every_header_that_holds_a_token_of_a_cloud_is_masked() {
     for header in crate::metadata::headers() {
         // Their values are constants, or names.
