@@ -17,35 +17,35 @@ use crate::output::leading;
 /// Headers whose values are secret, in lower case.
 const SECRET: &[&[u8]] = &[
     b"authorization",
+    b"bearer",
     b"cookie",
     b"dpop",
-    b"password",
     b"sec-websocket-protocol",
-    b"secret",
-    b"set-cookie2",
-    b"token",
     b"x-amzn-oidc-data",
 ];
 
-/// How the names of other such headers end, in lower case: `X-Aws-Ec2-Metadata-Token`, `X-Api-Key`.
+/// How the names of other such headers end, in lower case: `X-Aws-Ec2-Metadata-Token`, `X-Api-Key`,
+/// `X-CSRFToken`.
 const SECRET_ENDS: &[&[u8]] = &[
     b"-assertion",
     b"-auth",
     b"-authorization",
+    b"-bearer",
     b"-cookie",
     b"-credential",
     b"-credentials",
     b"-jwt",
     b"-key",
+    b"-pass",
     b"-passphrase",
-    b"-passwd",
-    b"-password",
-    b"-secret",
     b"-session",
     b"-session-id",
-    b"-token",
     b"apikey",
-    b"authtoken",
+    b"passwd",
+    b"password",
+    b"secret",
+    b"sessionid",
+    b"token",
 ];
 
 /// Headers whose names end so and whose values are known to everybody (RFC 6455).
@@ -82,22 +82,32 @@ pub(super) const METHODS: [&str; 22] = [
 ];
 
 /// Parameters of a query whose values are secret, besides those that are named as a secret header
-/// is: keys, codes and signatures of OAuth 2 (RFC 6749), of signed URLs of AWS, Azure and Google.
+/// is: keys, codes, assertions and signatures of OAuth 2 (RFC 6749 and 7521), of SAML and CAS, of signed URLs
+/// of AWS, Azure and Google.
 const SECRET_PARAMETERS: &[&[u8]] = &[
+    b"assertion",
     b"auth",
     b"code",
     b"jwt",
     b"key",
-    b"passwd",
+    b"otp",
+    b"pass",
     b"pwd",
+    b"samlresponse",
     b"sig",
     b"signature",
+    b"ticket",
     b"x-amz-signature",
     b"x-goog-signature",
 ];
 
-/// Whether the parameter of this name, in lower case and with dashes, has a secret value.
+/// Whether the parameter of this name, in lower case and with dashes, has a secret value. Of `user[token]` and
+/// `token[]` that is told by the innermost name.
 fn is_secret_parameter(name: &[u8]) -> bool {
+    let name = name
+        .rsplit(|letter| matches!(letter, b'[' | b']'))
+        .find(|part| !part.iter().all(u8::is_ascii_digit))
+        .unwrap_or_default();
     is_secret(name) || SECRET_PARAMETERS.contains(&name)
 }
 
@@ -167,8 +177,16 @@ fn is_name_letter(byte: u8) -> bool {
 
 /// Whether the header of this name, in lower case, has a secret value.
 fn is_secret(name: &[u8]) -> bool {
+    let name = without_number(name);
     SECRET.contains(&name)
         || SECRET_ENDS.iter().any(|end| name.ends_with(end)) && !PUBLIC.contains(&name)
+}
+
+/// A name without the number at its end, as that of the second of several.
+fn without_number(name: &[u8]) -> &[u8] {
+    let digits = name.iter().rev().take_while(|one| one.is_ascii_digit());
+    let start = &name[..name.len() - digits.count()];
+    start.strip_suffix(b"-").unwrap_or(start)
 }
 
 /// What replaces a secret byte.
@@ -302,6 +320,19 @@ impl Lines {
         }
     }
 
+    /// Adds a letter to the name of a parameter, in which any may be written as a number.
+    fn push_parameter(&mut self, letter: u8) {
+        self.push(&[letter]);
+        let Some(&[b'%', high, low]) = self.name[..self.length].last_chunk() else {
+            return;
+        };
+        let digit = |letter: u8| char::from(letter).to_digit(16);
+        if let (Some(high), Some(low)) = (digit(high), digit(low)) {
+            self.length -= 3;
+            self.push(&[u8::try_from(high << 4 | low).unwrap_or_default()]);
+        }
+    }
+
     /// Whether the line starts as a request of HTTP/1 does.
     fn is_method(&self) -> bool {
         let name = &self.name[..self.length];
@@ -387,7 +418,7 @@ impl Lines {
                 *byte = MASK;
                 return true;
             }
-            (At::Parameter, letter) => self.push(&[letter]),
+            (At::Parameter, letter) => self.push_parameter(letter),
             _ => self.at = At::Rest,
         }
         false

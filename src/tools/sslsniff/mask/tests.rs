@@ -60,6 +60,26 @@ fn secret_parameters_of_a_request_are_masked_and_others_are_not() {
             "PROPFIND /x?access_token=*** HTTP/1.1",
         ),
         ("PURGE /?sig=a", "PURGE /?sig=*"),
+        (
+            "GET /?sessionToken=a&refreshToken=b&accessToken=c&sessionid=d",
+            "GET /?sessionToken=*&refreshToken=*&accessToken=*&sessionid=*",
+        ),
+        (
+            "GET /?access%5Ftoken=a&%74oken=b&auth%5btoken%5D=c",
+            "GET /?access%5Ftoken=*&%74oken=*&auth%5btoken%5D=*",
+        ),
+        (
+            "GET /?auth[token]=a&token[]=b&token[12]=c&user[password]=d",
+            "GET /?auth[token]=*&token[]=*&token[12]=*&user[password]=*",
+        ),
+        (
+            "POST /?assertion=a&SAMLResponse=b&ticket=c&otp=d&pass=e",
+            "POST /?assertion=*&SAMLResponse=*&ticket=*&otp=*&pass=*",
+        ),
+        (
+            "GET /?token_type=a&token[type]=b&%zz=c&[]=d&tickets=e&bypass=f&5=g&=h&%=i",
+            "GET /?token_type=a&token[type]=b&%zz=c&[]=d&tickets=e&bypass=f&5=g&=h&%=i",
+        ),
     ] {
         let line = format!("{line}\r\nHost: a?token=b\r\n").into_bytes();
         for size in [line.len(), 1, 3] {
@@ -212,6 +232,17 @@ fn names_that_say_what_they_hold_are_masked() {
         "X-Goog-Iam-Authorization-Token",
         "X-Password",
         "X-Vault-Token",
+        "X-CSRFToken",
+        "X-SessionToken",
+        "X-AccessToken",
+        "ApiToken",
+        "X-Bearer",
+        "X-Pass",
+        "X-Auth-Token-2",
+        "X-Token2",
+        "Set-Cookie2",
+        "ClientSecret",
+        "X_SessionId",
         "Cookie ",
         "Authorization \t",
         &long,
@@ -225,6 +256,13 @@ fn names_that_say_what_they_hold_are_masked() {
         "Host",
         "Sec-WebSocket-Key",
         "Token-Type",
+        "Metadata-Flavor",
+        "Content-Type",
+        "X-Request-Id",
+        "X-Cache-Bypass",
+        "X-Tokens",
+        "X-2",
+        "2",
         "The token",
         " Cookie",
     ] {
