@@ -258,6 +258,10 @@ enum At {
     Missing,
     /// At the start of a line after a secret value, which may continue it (RFC 9112, obs-fold).
     Fold,
+    /// In a request's target, in what may be the scheme of a whole URL.
+    Scheme,
+    /// In what may be a user and a password before the host of one.
+    User,
     /// In a request's target, before its query.
     Target,
     /// In the name of a parameter.
@@ -364,6 +368,11 @@ impl Lines {
                     self.push(&rest[..letters]);
                     letters
                 }
+                At::User => {
+                    let (done, hidden) = self.mask_user(rest);
+                    masked |= hidden;
+                    done
+                }
                 _ => {
                     masked |= self.step(byte);
                     1
@@ -372,6 +381,32 @@ impl Lines {
             rest = &mut rest[done..];
         }
         masked
+    }
+
+    /// Goes on in what may be a scheme, up to the second slash after it.
+    fn scheme(&mut self, letter: u8) {
+        self.push(&[letter]);
+        let name = &self.name[..self.length];
+        if name.ends_with(b"://") {
+            self.at = At::User;
+        } else if letter == b'/' && !name.ends_with(b":/") {
+            self.at = At::Target;
+        }
+    }
+
+    /// Masks what is before the host of a URL; says how many bytes it and the host are, and whether there was
+    /// anything. Up to the host's end all may be a password.
+    fn mask_user(&mut self, bytes: &mut [u8]) -> (usize, bool) {
+        let end = bytes.iter().position(|byte| b"/?# \r\n".contains(byte));
+        let secret = match end {
+            Some(end) => bytes[..end].iter().rposition(|byte| *byte == b'@'),
+            None => Some(bytes.len()),
+        };
+        if end.is_some() {
+            self.at = At::Target;
+        }
+        bytes[..secret.unwrap_or(0)].fill(MASK);
+        (end.unwrap_or(bytes.len()), secret.is_some())
     }
 
     fn step(&mut self, byte: &mut u8) -> bool {
@@ -396,14 +431,23 @@ impl Lines {
                 let secret = is_secret(&self.name[..self.length]);
                 self.at = if secret { At::Space } else { At::Rest };
             }
-            (At::Name, b' ') if self.is_method() => self.at = At::Target,
+            (At::Name, b' ') if self.is_method() => {
+                self.at = At::Scheme;
+                self.length = 0;
+            }
             (At::Name | At::Blank, b' ' | b'\t') if self.length > 0 => self.at = At::Blank,
-            (At::Target | At::Parameter | At::ParameterValue, b' ') => self.at = At::Rest,
+            (At::Scheme | At::Target | At::Parameter | At::ParameterValue, b' ') => {
+                self.at = At::Rest;
+            }
             // A fragment (#) is sent by few, and may hold a token as a query does.
-            (At::Target | At::Parameter | At::ParameterValue, b'?' | b'&' | b';' | b'#') => {
+            (
+                At::Scheme | At::Target | At::Parameter | At::ParameterValue,
+                b'?' | b'&' | b';' | b'#',
+            ) => {
                 self.at = At::Parameter;
                 self.length = 0;
             }
+            (At::Scheme, letter) => self.scheme(letter),
             (At::Target, _) => {}
             (At::Parameter, b'=') => {
                 let secret = is_secret_parameter(&self.name[..self.length]);

@@ -90,6 +90,40 @@ fn secret_parameters_of_a_request_are_masked_and_others_are_not() {
 }
 
 #[test]
+fn a_password_in_a_request_s_url_is_masked_and_its_host_is_not() {
+    for (line, masked) in [
+        (
+            "GET http://user:PW@h:80/x?key=a",
+            "GET http://*******@h:80/x?key=*",
+        ),
+        ("GET http://a:p@w@h?a@b", "GET http://*****@h?a@b"),
+        (
+            "GET https://token@h HTTP/1.1",
+            "GET https://*****@h HTTP/1.1",
+        ),
+        (
+            "GET http://h:80/a@b HTTP/1.1",
+            "GET http://h:80/a@b HTTP/1.1",
+        ),
+        ("GET /a://b:c@d HTTP/1.1", "GET /a://b:c@d HTTP/1.1"),
+        ("GET //b:c@d HTTP/1.1", "GET //b:c@d HTTP/1.1"),
+        ("OPTIONS * HTTP/1.1", "OPTIONS * HTTP/1.1"),
+        ("CONNECT h:443 HTTP/1.1", "CONNECT h:443 HTTP/1.1"),
+    ] {
+        let line = format!("{line}\r\nHost: a://b:c@d\r\n");
+        let masked = format!("{masked}\r\nHost: a://b:c@d\r\n");
+        assert_eq!(calls(&[&line]), masked);
+        // However it is cut, nothing more is shown than in one piece.
+        for size in 1..line.len() {
+            let cut = text(&pieces(line.as_bytes(), &[size]));
+            let more = cut.bytes().zip(masked.bytes());
+            assert!(more.clone().all(|(cut, whole)| cut == whole || cut == MASK));
+            assert!(cut.ends_with("\r\nHost: a://b:c@d\r\n"), "{cut}");
+        }
+    }
+}
+
+#[test]
 fn after_a_gap_the_rest_of_a_line_is_masked_and_other_lines_are_not() {
     let mut masker = Masker::default();
     let mut piece = b"Cookie: abc".to_vec();
