@@ -165,6 +165,14 @@ fn starts_message(bytes: &[u8]) -> bool {
     starts_request(bytes) || starts_answer(bytes)
 }
 
+/// Whether a message of HTTP/1 starts so, or may do so with more bytes.
+fn may_start_message(bytes: &[u8]) -> bool {
+    let begins = |whole: &[u8]| whole.starts_with(bytes);
+    starts_message(bytes)
+        || begins(b"HTTP/1.")
+        || METHODS.iter().any(|method| begins(method.as_bytes()))
+}
+
 /// Whether it may be in a header's name.
 fn is_name_letter(byte: u8) -> bool {
     // Without branches, so that many are looked at in one step.
@@ -250,6 +258,10 @@ enum At {
     Blank,
     /// In a line that is not, or not secret.
     Rest,
+    /// In the length of a body.
+    Length,
+    /// Before the end of a line with nothing in it.
+    Empty,
     /// Before a secret value.
     Space,
     /// In a secret value.
@@ -283,12 +295,20 @@ pub struct Lines {
     at: At,
     name: [u8; LONGEST_NAME],
     length: usize,
+    /// How long the body is said to be that follows the head under way.
+    announced: u64,
+    /// Bytes of the body under way.
+    body: u64,
+    /// The next byte is the first after a body.
+    ended: bool,
 }
 
 impl Lines {
     /// Bytes are missing: what comes may be the rest of a secret value, to the end of its line,
     /// unless what was missing ends where a message starts.
     fn skip(&mut self, message: bool) {
+        self.body = 0;
+        self.ended = false;
         if self.at.is_secret() {
             self.at = At::Value;
         } else if message {
@@ -302,7 +322,19 @@ impl Lines {
     fn start_message(&mut self) {
         if !self.at.is_secret() {
             self.start();
+            self.announced = 0;
+            self.body = 0;
         }
+    }
+
+    /// A line with nothing in it: a body may follow, which is masked line by line, too. A message may come
+    /// right after it, and is looked for there. It is none if the length was that of an answer without a body,
+    /// or of something in a body.
+    fn end_head(&mut self) {
+        if self.body == 0 {
+            self.body = std::mem::take(&mut self.announced);
+        }
+        self.start();
     }
 
     fn start(&mut self) {
@@ -349,38 +381,64 @@ impl Lines {
     pub fn mask(&mut self, bytes: &mut [u8]) -> bool {
         let mut masked = false;
         let mut rest = bytes;
-        while let Some(byte) = rest.first_mut() {
-            // Another line, whose name may start with this very byte.
-            if self.at == At::Fold && !matches!(*byte, b' ' | b'\t') {
-                self.start();
+        while !rest.is_empty() {
+            if std::mem::take(&mut self.ended) && may_start_message(rest) {
+                self.start_message();
             }
-            let done = match self.at {
-                // Most payload is of these two.
-                At::Rest => match memchr::memchr(b'\n', rest) {
-                    Some(end) => {
-                        self.start();
-                        end + 1
-                    }
-                    None => break,
-                },
-                At::Name if is_name_letter(*byte) => {
-                    let letters = leading(rest, is_name_letter);
-                    self.push(&rest[..letters]);
-                    letters
-                }
-                At::User => {
-                    let (done, hidden) = self.mask_user(rest);
-                    masked |= hidden;
-                    done
-                }
-                _ => {
-                    masked |= self.step(byte);
-                    1
-                }
-            };
+            let within = usize::try_from(self.body)
+                .unwrap_or(usize::MAX)
+                .min(rest.len());
+            let size = if within > 0 { within } else { rest.len() };
+            let (done, hidden) = self.mask_some(&mut rest[..size]);
+            masked |= hidden;
+            if within > 0 {
+                self.body -= done as u64;
+                self.ended = self.body == 0;
+            }
             rest = &mut rest[done..];
         }
         masked
+    }
+
+    /// Masks the first of these bytes; says how many those are, and whether any was secret.
+    fn mask_some(&mut self, bytes: &mut [u8]) -> (usize, bool) {
+        let Some(byte) = bytes.first_mut() else {
+            return (0, false);
+        };
+        // Another line, whose name may start with this very byte.
+        if self.at == At::Fold && !matches!(*byte, b' ' | b'\t') {
+            self.start();
+        }
+        match self.at {
+            // Most payload is of these two.
+            At::Rest => match memchr::memchr(b'\n', bytes) {
+                Some(end) => {
+                    self.start();
+                    (end + 1, false)
+                }
+                None => (bytes.len(), false),
+            },
+            At::Name if is_name_letter(*byte) => {
+                let letters = leading(bytes, is_name_letter);
+                self.push(&bytes[..letters]);
+                (letters, false)
+            }
+            At::User => self.mask_user(bytes),
+            _ => (1, self.step(byte)),
+        }
+    }
+
+    /// The name of a header is at its end.
+    fn end_name(&mut self) {
+        let name = &self.name[..self.length];
+        if name == b"content-length" {
+            self.announced = 0;
+            self.at = At::Length;
+        } else if is_secret(name) {
+            self.at = At::Space;
+        } else {
+            self.at = At::Rest;
+        }
     }
 
     /// Goes on in what may be a scheme, up to the second slash after it.
@@ -426,10 +484,15 @@ impl Lines {
                 *byte = MASK;
                 return true;
             }
+            (At::Empty, b'\n') => self.end_head(),
+            (At::Name, b'\n') if self.length == 0 => self.end_head(),
             (_, b'\n') => self.start(),
-            (At::Name | At::Blank, b':') => {
-                let secret = is_secret(&self.name[..self.length]);
-                self.at = if secret { At::Space } else { At::Rest };
+            (At::Name, b'\r') if self.length == 0 => self.at = At::Empty,
+            (At::Name | At::Blank, b':') => self.end_name(),
+            (At::Length, b' ' | b'\t' | b'\r') => {}
+            (At::Length, b'0'..=b'9') => {
+                let digit = u64::from(*byte - b'0');
+                self.announced = self.announced.saturating_mul(10).saturating_add(digit);
             }
             (At::Name, b' ') if self.is_method() => {
                 self.at = At::Scheme;

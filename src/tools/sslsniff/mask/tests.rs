@@ -234,6 +234,34 @@ fn after_a_gap_what_no_value_has_is_not_masked() {
     }
 }
 
+/// A request with a body that has no end of line, and another, as sent and as shown.
+const PIPELINED: &str = "POST / HTTP/1.1\r\nContent-Length:  7\r\n\r\n{\"a\":1}\
+    GET /x?token=abc HTTP/1.1\nCookie: a\n\n";
+const PIPELINED_MASKED: &str = "POST / HTTP/1.1\r\nContent-Length:  7\r\n\r\n{\"a\":1}\
+    GET /x?token=*** HTTP/1.1\nCookie: *\n\n";
+
+#[test]
+fn a_request_within_one_call_with_the_body_before_it_is_masked() {
+    let sent = [PIPELINED; 3].concat();
+    let shown = [PIPELINED_MASKED; 3].concat();
+    for size in 1..sent.len() {
+        assert_eq!(text(&pieces(sent.as_bytes(), &[size])), shown, "{size}");
+    }
+}
+
+#[test]
+fn a_length_that_is_not_the_body_s_shows_no_secret() {
+    for length in [0, 1, 5, 23, 25, 39, 40, 41, 42, 47, 60, u64::MAX] {
+        // As the answer to HEAD.
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        let next = "HTTP/1.1 200 OK\r\nX-Authorization: GET /\r\nCookie: Authorization: a\r\n";
+        let shown = "HTTP/1.1 200 OK\r\nX-Authorization: *****\r\nCookie: ****************\r\n";
+        assert_eq!(calls(&[&head, next]), format!("{head}{shown}"));
+        let both = format!("{head}{next}");
+        assert_eq!(calls(&[&both]), format!("{head}{shown}"), "{length}");
+    }
+}
+
 #[test]
 fn every_header_that_holds_a_token_of_a_cloud_is_masked() {
     for header in crate::metadata::headers() {
