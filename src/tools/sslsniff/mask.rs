@@ -228,7 +228,8 @@ impl Masker {
     /// or goes on; says whether there were any.
     pub fn mask(&mut self, offset: u64, bytes: &mut [u8], starts: bool) -> bool {
         if offset != self.next || self.restarted {
-            self.lines.skip(starts_message(bytes));
+            let message = starts_message(bytes) || bytes.starts_with(http2::PREFACE);
+            self.lines.skip(message);
             if std::mem::take(&mut self.restarted) {
                 self.frames.restart(bytes, starts);
             } else {
