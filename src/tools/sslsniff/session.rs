@@ -393,10 +393,13 @@ impl<W: Write> Session<W> {
                 self.sink.event(time, &event)
             }
             What::Close => {
+                let [read, written] = connection.next.map(Option::unwrap_or_default);
                 let event = Close {
                     connection: connection.number,
                     read: header.offset,
                     written: header.length,
+                    read_missing: header.offset.saturating_sub(read),
+                    written_missing: header.length.saturating_sub(written),
                     duration_ns: header.duration_ns,
                     facts: &connection.facts,
                     trouble: &connection.trouble,

@@ -231,6 +231,31 @@ fn facts_are_told_once() {
 }
 
 #[test]
+fn what_was_lost_last_is_told_as_the_connection_is_closed() {
+    let close = |read, written_| Header {
+        kind: 2,
+        ..written(read, written_)
+    };
+    let closed = |format, close: Header| {
+        let mut session = session(format, Style::default());
+        feed(&mut session, &written(0, 5), b"GET /");
+        feed(&mut session, &close, b"");
+        text(session)
+    };
+    let whole = closed(Format::Json, close(0, 5));
+    assert!(!whole.contains("missing"), "{whole}");
+    let cut = closed(Format::Json, close(3, 15));
+    let last: Value = serde_json::from_str(cut.lines().last().unwrap()).unwrap();
+    assert_eq!(last["read_missing"], 3);
+    assert_eq!(last["written_missing"], 10);
+    let cut = closed(Format::Text, close(3, 15));
+    assert!(
+        cut.ends_with("close, 3 bytes read (the last 3 lost), 15 written (the last 10 lost)\n"),
+        "{cut}"
+    );
+}
+
+#[test]
 fn a_connection_keeps_its_number_until_it_is_freed() {
     let mut session = session(Format::Json, Style::default());
     feed(&mut session, &written(0, 1), b"a");
