@@ -102,6 +102,16 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 	return 0;
 }
 
+/* What was sent within it was told of before. */
+static __always_inline int leave_uncork(struct pt_regs *ctx)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	struct thread *thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+
+	leave(ctx, thread, GNUTLS_FN_UNCORK, 0, false);
+	return 0;
+}
+
 /* any_enters and any_leaves, for the programs of single functions to go on with.
  * Key: ENTERS or LEAVES, 4 bytes. Value: a program's descriptor, 4 bytes.
  */
@@ -194,6 +204,8 @@ int any_leaves(struct pt_regs *ctx)
 		return leave_fd(ctx, function);
 	if (function == CRYPTO_FN_DERIVE)
 		return end_derivation(ctx);
+	if (function == GNUTLS_FN_UNCORK)
+		return leave_uncork(ctx);
 	return leave_fact(ctx, function);
 }
 
@@ -259,6 +271,7 @@ DEFINE_ENTRY(error, CRYPTO_FN_ERROR)
 DEFINE_ENTRY(error_v, CRYPTO_FN_ERROR_V)
 DEFINE_CALL(derive, CRYPTO_FN_DERIVE)
 DEFINE_ENTRY(set_host_name, SSL_FN_SET_HOST_NAME)
+DEFINE_CALL(gnutls_uncork, GNUTLS_FN_UNCORK)
 
 /* Children of watched processes are watched. Args: the parent's and the child's task_struct. */
 SEC("raw_tp/sched_process_fork")

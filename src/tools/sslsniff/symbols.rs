@@ -60,11 +60,13 @@ pub enum Function {
     Derive,
     /// BoringSSL's own.
     SetHostName,
+    /// `GnuTLS` 3.1.9
+    GnutlsUncork,
 }
 
 impl Function {
     /// All of them; the order is that of `enum ssl_function`.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::Read,
         Self::Write,
         Self::ReadEx,
@@ -101,6 +103,7 @@ impl Function {
         Self::ErrorV,
         Self::Derive,
         Self::SetHostName,
+        Self::GnutlsUncork,
     ];
 
     /// The symbol's name.
@@ -142,6 +145,7 @@ impl Function {
             Self::ErrorV => "ERR_vset_error",
             Self::Derive => "EVP_KDF_derive",
             Self::SetHostName => "SSL_set_tlsext_host_name",
+            Self::GnutlsUncork => "gnutls_record_uncork",
         }
     }
 
