@@ -212,8 +212,8 @@ mod root {
             .filter(|event| event["direction"] == "write")
             .map(|event| event["data"].as_str().unwrap())
             .collect();
-        assert_eq!(written, ["plain", "corked", " twice", "after"]);
-        assert_eq!(ended.kind("close")[0]["written"], 22);
+        assert_eq!(written, ["plain", "corked", " twice", "after", "again"]);
+        assert_eq!(ended.kind("close")[0]["written"], 27);
     }
 
     #[test]

@@ -20,6 +20,20 @@
 #include "sslsniff_connection.bpf.h"
 #include "sslsniff_socket.bpf.h"
 
+/* gnutls_record_send(session, bytes, size) that found no room may be made again as (session, NULL, 0): the
+ * bytes are remembered for that.
+ */
+static __always_inline void remember_pending(const struct call *call, __u64 tgid)
+{
+	struct connection *connection;
+
+	if (!call->buffer || call->inner)
+		return;
+	connection = connection_of(tgid, call->ssl, call->start_ns);
+	if (connection)
+		connection->pending = call->buffer;
+}
+
 static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
@@ -35,7 +49,11 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 	ret = HAS(RETURNS_LONG, function) ? (__s64)PT_REGS_RC(ctx) : (int)PT_REGS_RC(ctx);
 	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
 	call = leave(ctx, thread, function, in_memory ? 0 : ret, in_memory ? ret == 1 : ret > 0);
-	if (!call || !thread || ret <= 0 || call->inner)
+	if (!call || !thread)
+		return 0;
+	if (HAS(GNUTLS_SENDS, function) && (ret == GNUTLS_E_AGAIN || ret == GNUTLS_E_INTERRUPTED))
+		remember_pending(call, pid_tgid >> 32);
+	if (ret <= 0 || call->inner)
 		return 0;
 	length = ret;
 	if (in_memory) {
@@ -65,6 +83,8 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 	find_peer(connection, call->ssl, function, call->library);
 	transfer = &thread->transfer;
 	transfer->address = call->buffer;
+	if (!transfer->address && HAS(GNUTLS_SENDS, function))
+		transfer->address = connection->pending;
 	transfer->wanted = length > targ_max_bytes ? targ_max_bytes : length;
 	/* The bytes of a file never are in the program's memory. */
 	if (function == SSL_FN_SENDFILE)

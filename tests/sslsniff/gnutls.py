@@ -66,6 +66,10 @@ assert lib.gnutls_record_uncork(session, 1) == 12
 receive(12)
 assert send(b"after") == 5
 receive(5)
+is_full = True
+assert send(b"again") == AGAIN
+assert send(None) == 5
+receive(5)
 lib.gnutls_bye(session, 0)
 lib.gnutls_deinit(session)
 print("{}", flush=True)
