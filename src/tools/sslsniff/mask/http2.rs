@@ -72,6 +72,7 @@ impl Frames {
             let head = &self.head[..self.length];
             if head == PREFACE {
                 (self.mode, self.length) = (Mode::Header, 0);
+                self.guessed = !seen;
                 return at + 1;
             }
             if head.len() == FRAME_HEADER && is_first_settings(head) {
@@ -79,6 +80,7 @@ impl Frames {
                 let left = length_of(head);
                 self.length = 0;
                 self.mode = payload(left, false);
+                self.guessed = !seen;
                 return at + 1;
             }
             if !PREFACE.starts_with(head) && !may_be_settings(head) {
@@ -309,6 +311,7 @@ mod tests {
 
         // Within one frame's payload the gap hides nothing.
         let mut masker = Masker::default();
+        masker.start_seen();
         let mut piece = stream[..34].to_vec();
         masker.mask(0, &mut piece, true);
         let mut piece = stream[37..].to_vec();
@@ -399,6 +402,13 @@ mod tests {
             );
         }
         // Else lines are looked for in the data of frames, or what looks like it.
+        let settings = [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &body].concat();
+        for start in [&settings[..], super::PREFACE] {
+            assert_eq!(
+                shown(&[start, &body, request]),
+                [start, &body, masked].concat()
+            );
+        }
         for first in [&b"the end of a payload"[..], b""] {
             assert_eq!(
                 shown(&[first, &body, request]),
