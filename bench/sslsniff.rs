@@ -306,7 +306,7 @@ fn processor_time(pid: u32) -> Result<Duration> {
 /// Without the ring, which the kernel maps twice.
 fn resident(pid: u32) -> Result<u64> {
     let status = procfs::process::Process::new(pid.cast_signed())?.status()?;
-    Ok(status.vmrss.context("no VmRSS")? / 1024 - 32)
+    Ok((status.vmrss.context("no VmRSS")? / 1024).saturating_sub(32))
 }
 
 fn summary(output: &Path) -> Result<Value> {

@@ -347,7 +347,8 @@ impl<W: Write> Sink<W> {
         if self.settings.format == Format::Text {
             let mut text = Vec::new();
             event.text(&mut Line::new(&mut text, false))?;
-            if !text.is_empty() {
+            // It may have nothing more to say.
+            if !text.is_empty() && text != b"ready" {
                 self.detail(&String::from_utf8_lossy(&text));
             }
         }

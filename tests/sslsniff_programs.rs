@@ -194,6 +194,29 @@ mod root {
     }
 
     #[test]
+    fn what_gnutls_keeps_until_later_is_told_once() {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let mut command = place.netns.command(python3());
+        command.args(["-c", include_str!("sslsniff/gnutls.py"), PORT]);
+        let mut client = Peer::start(&mut command);
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
+        client.go();
+        client.rest();
+        server.rest();
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let written: Vec<_> = ended
+            .kind("data")
+            .into_iter()
+            .filter(|event| event["direction"] == "write")
+            .map(|event| event["data"].as_str().unwrap())
+            .collect();
+        assert_eq!(written, ["plain", "corked", " twice", "after", "again"]);
+        assert_eq!(ended.kind("close")[0]["written"], 27);
+    }
+
+    #[test]
     fn curl_is_shown_byte_by_byte() {
         let url = format!("{URL}file");
         let ended = download(&[&["curl"], super::place::CURL, &[&url]].concat());

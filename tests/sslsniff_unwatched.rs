@@ -55,6 +55,7 @@ mod root {
         let path = found["file"].as_str().unwrap();
         let wanted = format!("{path} of process {pid} cannot be watched: {implementation}: ");
         assert!(ended.stderr.contains(&wanted), "{}", ended.stderr);
+        assert_eq!(ended.stderr.matches(": ready\n").count(), 1);
     }
 
     #[test]

@@ -20,6 +20,20 @@
 #include "sslsniff_connection.bpf.h"
 #include "sslsniff_socket.bpf.h"
 
+/* gnutls_record_send(session, bytes, size) that found no room may be made again as (session, NULL, 0): the
+ * bytes are remembered for that.
+ */
+static __always_inline void remember_pending(const struct call *call, __u64 tgid)
+{
+	struct connection *connection;
+
+	if (!call->buffer || call->inner)
+		return;
+	connection = connection_of(tgid, call->ssl, call->start_ns);
+	if (connection)
+		connection->pending = call->buffer;
+}
+
 static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
@@ -35,7 +49,11 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 	ret = HAS(RETURNS_LONG, function) ? (__s64)PT_REGS_RC(ctx) : (int)PT_REGS_RC(ctx);
 	thread = bpf_map_lookup_elem(&threads, &pid_tgid);
 	call = leave(ctx, thread, function, in_memory ? 0 : ret, in_memory ? ret == 1 : ret > 0);
-	if (!call || !thread || ret <= 0 || call->inner)
+	if (!call || !thread)
+		return 0;
+	if (HAS(GNUTLS_SENDS, function) && (ret == GNUTLS_E_AGAIN || ret == GNUTLS_E_INTERRUPTED))
+		remember_pending(call, pid_tgid >> 32);
+	if (ret <= 0 || call->inner)
 		return 0;
 	length = ret;
 	if (in_memory) {
@@ -70,6 +88,8 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 	}
 	transfer = &thread->transfer;
 	transfer->address = call->buffer;
+	if (!transfer->address && HAS(GNUTLS_SENDS, function))
+		transfer->address = connection->pending;
 	transfer->wanted = length > targ_max_bytes ? targ_max_bytes : length;
 	/* The bytes of a file never are in the program's memory. */
 	if (function == SSL_FN_SENDFILE)
@@ -104,6 +124,16 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 	}
 	if (transfer->lost)
 		count_lost(transfer->lost, 1, 0);
+	return 0;
+}
+
+/* What was sent within it was told of before. */
+static __always_inline int leave_uncork(struct pt_regs *ctx)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	struct thread *thread = bpf_map_lookup_elem(&threads, &pid_tgid);
+
+	leave(ctx, thread, GNUTLS_FN_UNCORK, 0, false);
 	return 0;
 }
 
@@ -201,6 +231,8 @@ int any_leaves(struct pt_regs *ctx)
 		return leave_fd(ctx, function);
 	if (function == CRYPTO_FN_DERIVE)
 		return end_derivation(ctx);
+	if (function == GNUTLS_FN_UNCORK)
+		return leave_uncork(ctx);
 	return leave_fact(ctx, function);
 }
 
@@ -269,6 +301,7 @@ DEFINE_ENTRY(set_host_name, SSL_FN_SET_HOST_NAME)
 DEFINE_ENTRY(clear, SSL_FN_CLEAR)
 DEFINE_ENTRY(set_connect_state, SSL_FN_SET_CONNECT_STATE)
 DEFINE_ENTRY(set_accept_state, SSL_FN_SET_ACCEPT_STATE)
+DEFINE_CALL(gnutls_uncork, GNUTLS_FN_UNCORK)
 
 /* Children of watched processes are watched. Args: the parent's and the child's task_struct. */
 SEC("raw_tp/sched_process_fork")

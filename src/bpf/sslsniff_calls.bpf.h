@@ -28,6 +28,7 @@
 #define RETURNS_INT (BIT(SSL_FN_READ) | BIT(SSL_FN_WRITE) | BIT(SSL_FN_PEEK))
 #define RETURNS_LONG \
 	(BIT(SSL_FN_SENDFILE) | BIT(GNUTLS_FN_RECV) | BIT(GNUTLS_FN_SEND) | BIT(GNUTLS_FN_SEND2))
+#define GNUTLS_SENDS (BIT(GNUTLS_FN_SEND) | BIT(GNUTLS_FN_SEND2))
 #define MOVES_DATA (AT_FOURTH | AT_FIFTH | RETURNS_INT | RETURNS_LONG)
 #define WRITES                                                                  \
 	(BIT(SSL_FN_WRITE) | BIT(SSL_FN_WRITE_EX) | BIT(SSL_FN_WRITE_EX2) |     \
@@ -135,16 +136,19 @@ static __always_inline struct call *new_call(struct thread *thread, __u32 functi
 
 /* Whether `call`, about to be made, does the work of another that is under way: SSL_write_ex may call
  * SSL_write_ex2, the early data functions call the plain ones, and BoringSSL's SSL_read SSL_peek. They
- * pass on where the bytes are. A tail call leaves the stack where it was.
+ * pass on where the bytes are. A tail call leaves the stack where it was. gnutls_record_uncork() sends what
+ * the program has sent before, and was told of, from memory of the library.
  */
 static __always_inline bool is_inner(struct thread *thread, const struct call *call)
 {
 	for (int i = 0; i < MAX_NESTED; i++) {
 		const struct call *outer = &thread->calls[i];
 
-		if (outer->under_way && outer->ssl == call->ssl && outer->buffer == call->buffer &&
-		    outer->function != call->function && outer->stack >= call->stack &&
-		    HAS(MOVES_DATA, outer->function & 63))
+		if (!outer->under_way || outer->ssl != call->ssl ||
+		    outer->function == call->function || outer->stack < call->stack)
+			continue;
+		if (outer->function == GNUTLS_FN_UNCORK ||
+		    (outer->buffer == call->buffer && HAS(MOVES_DATA, outer->function & 63)))
 			return true;
 	}
 	return false;

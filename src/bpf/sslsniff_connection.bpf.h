@@ -277,7 +277,8 @@ struct fact_record {
 };
 
 /* Sends what a program asks or tells its library about a connection. `length` is 0 if the text ends
- * with a zero byte; a fact may have no text.
+ * with a zero byte; a fact may have no text. A name that is given may be in memory that nobody has touched
+ * yet, as constants are: nothing is lost, as the hello tells it.
  */
 static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, __u64 text,
 				     __u32 length)
@@ -287,15 +288,16 @@ static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, _
 	struct fact_record *record;
 	long read;
 
-	count(SSL_SEEN_CALLS, 1);
 	connection = connection_of(bpf_get_current_pid_tgid() >> 32, ssl, now);
 	if (!connection) {
+		count(SSL_SEEN_CALLS, 1);
 		count_lost(SSL_LOST_STATE_FULL, 1, 0);
 		return 0;
 	}
 	find_peer(connection, ssl, function, library);
 	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
 	if (!record) {
+		count(SSL_SEEN_CALLS, 1);
 		count_lost(SSL_LOST_RING_FULL, 1, 0);
 		return 0;
 	}
@@ -314,9 +316,13 @@ static __always_inline int send_fact(__u32 function, __u64 ssl, __u32 library, _
 	}
 	if (read < 0 || read >= LONGEST_FACT) {
 		bpf_ringbuf_discard(record, 0);
-		count_lost(SSL_LOST_UNREADABLE, 1, 0);
+		if (!HAS(NAMES, function)) {
+			count(SSL_SEEN_CALLS, 1);
+			count_lost(SSL_LOST_UNREADABLE, 1, 0);
+		}
 		return 0;
 	}
+	count(SSL_SEEN_CALLS, 1);
 	record->head.flags = SSL_FLAG_LAST;
 	record->head.captured = read;
 	bpf_ringbuf_submit(record, 0);

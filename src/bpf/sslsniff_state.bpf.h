@@ -140,6 +140,8 @@ struct connection {
 	 */
 	__u32 read_fd;
 	__u32 write_fd;
+	/* GnuTLS: what was to be sent when there was no room. */
+	__u64 pending;
 	/* enum ssl_via of `socket`. */
 	__u8 via;
 	/* Pieces of its beginning that were told of, received and sent. */
@@ -187,7 +189,7 @@ struct {
 
 /* Connections, until they are freed. A process that ends without freeing leaves its own behind,
  * so the one that was used least recently makes room.
- * Key: struct connection_key, 16 bytes. Value: struct connection, 56 bytes.
+ * Key: struct connection_key, 16 bytes. Value: struct connection, 64 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -5,10 +5,12 @@
                                 under a seccomp filter that kills for the system calls which probes use on x86-64
 """
 import ctypes
+import mmap
 import socket
 import ssl
 import struct
 import sys
+import tempfile
 
 library = next(line.split()[-1] for line in open("/proc/self/maps") if "libssl" in line)
 lib = ctypes.CDLL(library)
@@ -30,6 +32,13 @@ sys.stdin.readline()
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 tls = ctypes.c_void_p(lib.SSL_new(ctypes.c_void_p(lib.SSL_CTX_new(ctypes.c_void_p(lib.TLS_client_method())))))
 assert lib.SSL_set_fd(tls, connection.fileno()) == 1
+# A name where nobody has looked yet, as a constant is; then the one that counts.
+with tempfile.TemporaryFile() as file:
+    file.write(b"constant.example\0".ljust(mmap.PAGESIZE, b"\0"))
+    file.flush()
+    constant = mmap.mmap(file.fileno(), mmap.PAGESIZE, mmap.MAP_PRIVATE)
+name = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(constant)))
+assert lib.SSL_ctrl(tls, SSL_CTRL_SET_TLSEXT_HOSTNAME, ctypes.c_long(0), name) == 1
 assert lib.SSL_ctrl(tls, SSL_CTRL_SET_TLSEXT_HOSTNAME, ctypes.c_long(0), b"name.example") == 1
 assert lib.SSL_connect(tls) == 1
 assert lib.SSL_session_reused(tls) == 0

@@ -301,6 +301,12 @@ pub struct Close<'a> {
     pub read: u64,
     /// Bytes that were written, likewise.
     pub written: u64,
+    /// The last so many bytes that were read are on no line: they were lost.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub read_missing: u64,
+    /// The same of those that were written.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub written_missing: u64,
     /// Nanoseconds since it was first seen.
     pub duration_ns: u64,
     /// What is known of what was agreed upon.
@@ -326,9 +332,19 @@ impl Event for Close<'_> {
         subject(line, self.who, self.connection)?;
         self.ends.text(line)?;
         line.styled(Style::Dim, "close")?;
-        write!(line, ", {} bytes read, {} written", self.read, self.written)?;
+        write!(line, ", {} bytes read", self.read)?;
+        lost_last(line, self.read_missing)?;
+        write!(line, ", {} written", self.written)?;
+        lost_last(line, self.written_missing)?;
         self.trouble.text(line)
     }
+}
+
+fn lost_last(line: &mut Line<'_>, missing: u64) -> io::Result<()> {
+    if missing > 0 {
+        line.styled(Style::Bad, format_args!(" (the last {missing} lost)"))?;
+    }
+    Ok(())
 }
 
 /// Calls and bytes.

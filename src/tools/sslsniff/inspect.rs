@@ -198,6 +198,18 @@ impl Inspector {
     }
 }
 
+/// Why a library that is known by its functions is not watched.
+const OF_32_BITS: &str = "programs of 32 bits pass arguments in another way";
+
+/// Who has a function of this name.
+fn implementation_of(function: &str) -> &'static str {
+    if function.starts_with("gnutls_") {
+        "GnuTLS"
+    } else {
+        "OpenSSL or BoringSSL"
+    }
+}
+
 /// What is in a file of which so many bytes are stored.
 fn look(pid: u32, path: &Path, file: impl Read + Seek, stored: u64) -> Option<Use> {
     let file = ReadCache::new(file);
@@ -215,12 +227,11 @@ fn look(pid: u32, path: &Path, file: impl Read + Seek, stored: u64) -> Option<Us
         reason,
     };
     if let Some(first) = functions.first() {
-        let implementation = if first.starts_with("gnutls_") {
-            "GnuTLS"
-        } else {
-            "OpenSSL or BoringSSL"
-        };
-        return Some(use_of(implementation, functions, None));
+        return Some(use_of(implementation_of(first), functions, None));
+    }
+    if let Some(function) = symbols::in_32_bits(&file, stored) {
+        let implementation = implementation_of(function.name());
+        return Some(use_of(implementation, Vec::new(), Some(OF_32_BITS)));
     }
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let is_named = |one: &&Unwatched| {
@@ -347,6 +358,13 @@ mod tests {
         );
         assert_eq!(look_at("/usr/lib/libc.so.6", &exe), None);
         assert_eq!(look_at("/usr/lib/libc.so.6", b"no ELF file"), None);
+        for (function, implementation) in [
+            ("SSL_read", "OpenSSL or BoringSSL"),
+            ("gnutls_record_recv", "GnuTLS"),
+        ] {
+            let file = symbols::tests::of_32_bits(function, true);
+            assert_eq!(look_at("/lib/libtls.so", &file), Some(implementation));
+        }
         // This test's own constants, in place of what makes a file one of BoringSSL.
         let (at, size) = place(exe.as_slice(), ".rodata", exe.len() as u64).unwrap();
         let own = [(3, "lib/server/libjvm.s".to_owned())];

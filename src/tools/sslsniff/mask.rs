@@ -17,35 +17,35 @@ use crate::output::leading;
 /// Headers whose values are secret, in lower case.
 const SECRET: &[&[u8]] = &[
     b"authorization",
+    b"bearer",
     b"cookie",
     b"dpop",
-    b"password",
     b"sec-websocket-protocol",
-    b"secret",
-    b"set-cookie2",
-    b"token",
     b"x-amzn-oidc-data",
 ];
 
-/// How the names of other such headers end, in lower case: `X-Aws-Ec2-Metadata-Token`, `X-Api-Key`.
+/// How the names of other such headers end, in lower case: `X-Aws-Ec2-Metadata-Token`, `X-Api-Key`,
+/// `X-CSRFToken`.
 const SECRET_ENDS: &[&[u8]] = &[
     b"-assertion",
     b"-auth",
     b"-authorization",
+    b"-bearer",
     b"-cookie",
     b"-credential",
     b"-credentials",
     b"-jwt",
     b"-key",
+    b"-pass",
     b"-passphrase",
-    b"-passwd",
-    b"-password",
-    b"-secret",
     b"-session",
     b"-session-id",
-    b"-token",
     b"apikey",
-    b"authtoken",
+    b"passwd",
+    b"password",
+    b"secret",
+    b"sessionid",
+    b"token",
 ];
 
 /// Headers whose names end so and whose values are known to everybody (RFC 6455).
@@ -54,37 +54,60 @@ const PUBLIC: &[&[u8]] = &[b"sec-websocket-key", b"surrogate-key", b"idempotency
 /// Of a longer name the end is compared; longer than any of the names and ends above.
 const LONGEST_NAME: usize = 32;
 
-/// How the first line of a message of HTTP/1 starts.
-const MESSAGES: &[&[u8]] = &[
-    b"HTTP/1.",
-    b"GET ",
-    b"HEAD ",
-    b"POST ",
-    b"PUT ",
-    b"DELETE ",
-    b"CONNECT ",
-    b"OPTIONS ",
-    b"TRACE ",
-    b"PATCH ",
+/// Methods that start a request: those of RFC 9110, RFC 5789, WebDAV (RFC 4918, 3253, 5323), and
+/// what caches and RFC 10008 add.
+pub(super) const METHODS: [&str; 22] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "CONNECT",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+    "REPORT",
+    "SEARCH",
+    "MKCALENDAR",
+    "PURGE",
+    "QUERY",
+    "BIND",
 ];
 
 /// Parameters of a query whose values are secret, besides those that are named as a secret header
-/// is: keys, codes and signatures of OAuth 2 (RFC 6749), of signed URLs of AWS, Azure and Google.
+/// is: keys, codes, assertions and signatures of OAuth 2 (RFC 6749 and 7521), of SAML and CAS, of signed URLs
+/// of AWS, Azure and Google.
 const SECRET_PARAMETERS: &[&[u8]] = &[
+    b"assertion",
     b"auth",
     b"code",
     b"jwt",
     b"key",
-    b"passwd",
+    b"otp",
+    b"pass",
     b"pwd",
+    b"samlresponse",
     b"sig",
     b"signature",
+    b"ticket",
     b"x-amz-signature",
     b"x-goog-signature",
 ];
 
-/// Whether the parameter of this name, in lower case and with dashes, has a secret value.
+/// Whether the parameter of this name, in lower case and with dashes, has a secret value. Of `user[token]` and
+/// `token[]` that is told by the innermost name.
 fn is_secret_parameter(name: &[u8]) -> bool {
+    let name = name
+        .rsplit(|letter| matches!(letter, b'[' | b']'))
+        .find(|part| !part.iter().all(u8::is_ascii_digit))
+        .unwrap_or_default();
     is_secret(name) || SECRET_PARAMETERS.contains(&name)
 }
 
@@ -123,6 +146,33 @@ pub fn query(target: &mut String) {
     *target = String::from_utf8_lossy(&bytes).into_owned();
 }
 
+/// Whether a request of HTTP/1 starts so.
+pub(super) fn starts_request(bytes: &[u8]) -> bool {
+    METHODS.iter().any(|method| {
+        bytes
+            .strip_prefix(method.as_bytes())
+            .is_some_and(|rest| rest.first() == Some(&b' '))
+    })
+}
+
+/// Whether an answer of HTTP/1 starts so.
+pub(super) fn starts_answer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"HTTP/1.")
+}
+
+/// Whether a message of HTTP/1 starts so.
+fn starts_message(bytes: &[u8]) -> bool {
+    starts_request(bytes) || starts_answer(bytes)
+}
+
+/// Whether a message of HTTP/1 starts so, or may do so with more bytes.
+fn may_start_message(bytes: &[u8]) -> bool {
+    let begins = |whole: &[u8]| whole.starts_with(bytes);
+    starts_message(bytes)
+        || begins(b"HTTP/1.")
+        || METHODS.iter().any(|method| begins(method.as_bytes()))
+}
+
 /// Whether it may be in a header's name.
 fn is_name_letter(byte: u8) -> bool {
     // Without branches, so that many are looked at in one step.
@@ -135,8 +185,16 @@ fn is_name_letter(byte: u8) -> bool {
 
 /// Whether the header of this name, in lower case, has a secret value.
 fn is_secret(name: &[u8]) -> bool {
+    let name = without_number(name);
     SECRET.contains(&name)
         || SECRET_ENDS.iter().any(|end| name.ends_with(end)) && !PUBLIC.contains(&name)
+}
+
+/// A name without the number at its end, as that of the second of several.
+fn without_number(name: &[u8]) -> &[u8] {
+    let digits = name.iter().rev().take_while(|one| one.is_ascii_digit());
+    let start = &name[..name.len() - digits.count()];
+    start.strip_suffix(b"-").unwrap_or(start)
 }
 
 /// What replaces a secret byte.
@@ -170,7 +228,7 @@ impl Masker {
     /// or goes on; says whether there were any.
     pub fn mask(&mut self, offset: u64, bytes: &mut [u8], starts: bool) -> bool {
         if offset != self.next || self.restarted {
-            let message = MESSAGES.iter().any(|start| bytes.starts_with(start));
+            let message = starts_message(bytes) || bytes.starts_with(http2::PREFACE);
             self.lines.skip(message);
             if std::mem::take(&mut self.restarted) {
                 self.frames.restart(bytes, starts);
@@ -179,10 +237,14 @@ impl Masker {
             }
         }
         self.next = offset.wrapping_add(bytes.len() as u64);
+        if starts && starts_message(bytes) {
+            self.lines.start_message();
+            self.frames.message();
+        }
         let start = self.frames.detect(bytes, starts, self.start_seen);
         let (lines, frames) = bytes.split_at_mut(start);
         let in_lines = self.lines.mask(lines);
-        let in_frames = self.frames.mask(frames);
+        let in_frames = self.frames.mask(frames, &mut self.lines);
         in_lines || in_frames
     }
 }
@@ -197,12 +259,22 @@ enum At {
     Blank,
     /// In a line that is not, or not secret.
     Rest,
+    /// In the length of a body.
+    Length,
+    /// Before the end of a line with nothing in it.
+    Empty,
     /// Before a secret value.
     Space,
     /// In a secret value.
     Value,
+    /// In what may be the rest of a secret value, as what was before it is not known.
+    Missing,
     /// At the start of a line after a secret value, which may continue it (RFC 9112, obs-fold).
     Fold,
+    /// In a request's target, in what may be the scheme of a whole URL.
+    Scheme,
+    /// In what may be a user and a password before the host of one.
+    User,
     /// In a request's target, before its query.
     Target,
     /// In the name of a parameter.
@@ -211,23 +283,59 @@ enum At {
     ParameterValue,
 }
 
+impl At {
+    /// Whether the next byte may be one of a secret value.
+    fn is_secret(self) -> bool {
+        matches!(self, Self::Space | Self::Value | Self::ParameterValue)
+    }
+}
+
 /// Masks line by line, without a look at what the lines are in.
 #[derive(Debug, Clone, Default)]
 pub struct Lines {
     at: At,
     name: [u8; LONGEST_NAME],
     length: usize,
+    /// How long the body is said to be that follows the head under way.
+    announced: u64,
+    /// Bytes of the body under way.
+    body: u64,
+    /// The next byte is the first after a body.
+    ended: bool,
 }
 
 impl Lines {
     /// Bytes are missing: what comes may be the rest of a secret value, to the end of its line,
     /// unless what was missing ends where a message starts.
     fn skip(&mut self, message: bool) {
-        if message && !matches!(self.at, At::Space | At::Value | At::ParameterValue) {
+        self.body = 0;
+        self.ended = false;
+        if self.at.is_secret() {
+            self.at = At::Value;
+        } else if message {
             self.start();
         } else {
-            self.at = At::Value;
+            self.at = At::Missing;
         }
+    }
+
+    /// A message starts, though the line before it may have no end, as the last of a body.
+    fn start_message(&mut self) {
+        if !self.at.is_secret() {
+            self.start();
+            self.announced = 0;
+            self.body = 0;
+        }
+    }
+
+    /// A line with nothing in it: a body may follow, which is masked line by line, too. A message may come
+    /// right after it, and is looked for there. It is none if the length was that of an answer without a body,
+    /// or of something in a body.
+    fn end_head(&mut self) {
+        if self.body == 0 {
+            self.body = std::mem::take(&mut self.announced);
+        }
+        self.start();
     }
 
     fn start(&mut self) {
@@ -249,73 +357,161 @@ impl Lines {
         }
     }
 
+    /// Adds a letter to the name of a parameter, in which any may be written as a number.
+    fn push_parameter(&mut self, letter: u8) {
+        self.push(&[letter]);
+        let Some(&[b'%', high, low]) = self.name[..self.length].last_chunk() else {
+            return;
+        };
+        let digit = |letter: u8| char::from(letter).to_digit(16);
+        if let (Some(high), Some(low)) = (digit(high), digit(low)) {
+            self.length -= 3;
+            self.push(&[u8::try_from(high << 4 | low).unwrap_or_default()]);
+        }
+    }
+
     /// Whether the line starts as a request of HTTP/1 does.
     fn is_method(&self) -> bool {
         let name = &self.name[..self.length];
-        MESSAGES.iter().any(|start| {
-            let method = start.strip_suffix(b" ").unwrap_or_default();
-            !name.is_empty() && name.eq_ignore_ascii_case(method)
-        })
+        METHODS
+            .iter()
+            .any(|method| name.eq_ignore_ascii_case(method.as_bytes()))
     }
 
     /// Masks secrets in the next bytes; says whether there were any.
     pub fn mask(&mut self, bytes: &mut [u8]) -> bool {
         let mut masked = false;
         let mut rest = bytes;
-        while let Some(byte) = rest.first_mut() {
-            let done = match self.at {
-                // Most payload is of these two.
-                At::Rest => match memchr::memchr(b'\n', rest) {
-                    Some(end) => {
-                        self.start();
-                        end + 1
-                    }
-                    None => break,
-                },
-                At::Name if is_name_letter(*byte) => {
-                    let letters = leading(rest, is_name_letter);
-                    self.push(&rest[..letters]);
-                    letters
-                }
-                _ => {
-                    masked |= self.step(byte);
-                    1
-                }
-            };
+        while !rest.is_empty() {
+            if std::mem::take(&mut self.ended) && may_start_message(rest) {
+                self.start_message();
+            }
+            let within = usize::try_from(self.body)
+                .unwrap_or(usize::MAX)
+                .min(rest.len());
+            let size = if within > 0 { within } else { rest.len() };
+            let (done, hidden) = self.mask_some(&mut rest[..size]);
+            masked |= hidden;
+            if within > 0 {
+                self.body -= done as u64;
+                self.ended = self.body == 0;
+            }
             rest = &mut rest[done..];
         }
         masked
     }
 
-    fn step(&mut self, byte: &mut u8) -> bool {
-        if self.at == At::Fold {
-            if matches!(*byte, b' ' | b'\t') {
-                self.at = At::Space;
-                return false;
-            }
+    /// Masks the first of these bytes; says how many those are, and whether any was secret.
+    fn mask_some(&mut self, bytes: &mut [u8]) -> (usize, bool) {
+        let Some(byte) = bytes.first_mut() else {
+            return (0, false);
+        };
+        // Another line, whose name may start with this very byte.
+        if self.at == At::Fold && !matches!(*byte, b' ' | b'\t') {
             self.start();
         }
+        match self.at {
+            // Most payload is of these two.
+            At::Rest => match memchr::memchr(b'\n', bytes) {
+                Some(end) => {
+                    self.start();
+                    (end + 1, false)
+                }
+                None => (bytes.len(), false),
+            },
+            At::Name if is_name_letter(*byte) => {
+                let letters = leading(bytes, is_name_letter);
+                self.push(&bytes[..letters]);
+                (letters, false)
+            }
+            At::User => self.mask_user(bytes),
+            _ => (1, self.step(byte)),
+        }
+    }
+
+    /// The name of a header is at its end.
+    fn end_name(&mut self) {
+        let name = &self.name[..self.length];
+        if name == b"content-length" {
+            self.announced = 0;
+            self.at = At::Length;
+        } else if is_secret(name) {
+            self.at = At::Space;
+        } else {
+            self.at = At::Rest;
+        }
+    }
+
+    /// Goes on in what may be a scheme, up to the second slash after it.
+    fn scheme(&mut self, letter: u8) {
+        self.push(&[letter]);
+        let name = &self.name[..self.length];
+        if name.ends_with(b"://") {
+            self.at = At::User;
+        } else if letter == b'/' && !name.ends_with(b":/") {
+            self.at = At::Target;
+        }
+    }
+
+    /// Masks what is before the host of a URL; says how many bytes it and the host are, and whether there was
+    /// anything. Up to the host's end all may be a password.
+    fn mask_user(&mut self, bytes: &mut [u8]) -> (usize, bool) {
+        let end = bytes.iter().position(|byte| b"/?# \r\n".contains(byte));
+        let secret = match end {
+            Some(end) => bytes[..end].iter().rposition(|byte| *byte == b'@'),
+            None => Some(bytes.len()),
+        };
+        if end.is_some() {
+            self.at = At::Target;
+        }
+        bytes[..secret.unwrap_or(0)].fill(MASK);
+        (end.unwrap_or(bytes.len()), secret.is_some())
+    }
+
+    fn step(&mut self, byte: &mut u8) -> bool {
         match (self.at, *byte) {
-            (At::Space | At::Value, b'\n') => self.at = At::Fold,
-            (At::Space, b' ' | b'\t' | b'\r') | (At::Value, b'\r') => {}
+            // A blank: else another line was started.
+            (At::Fold, _) => self.at = At::Space,
+            (At::Space | At::Value | At::Missing, b'\n') => self.at = At::Fold,
+            (At::Space, b' ' | b'\t' | b'\r') | (At::Value | At::Missing, b'\r') => {}
+            // No value has these (RFC 9110, section 5.5): it is something else.
+            (At::Missing, 0..=0x08 | 0x0b..=0x1f | 0x7f) => self.at = At::Rest,
+            (At::Missing, _) => {
+                *byte = MASK;
+                return true;
+            }
             (At::Space | At::Value, _) => {
                 self.at = At::Value;
                 *byte = MASK;
                 return true;
             }
+            (At::Empty, b'\n') => self.end_head(),
+            (At::Name, b'\n') if self.length == 0 => self.end_head(),
             (_, b'\n') => self.start(),
-            (At::Name | At::Blank, b':') => {
-                let secret = is_secret(&self.name[..self.length]);
-                self.at = if secret { At::Space } else { At::Rest };
+            (At::Name, b'\r') if self.length == 0 => self.at = At::Empty,
+            (At::Name | At::Blank, b':') => self.end_name(),
+            (At::Length, b' ' | b'\t' | b'\r') => {}
+            (At::Length, b'0'..=b'9') => {
+                let digit = u64::from(*byte - b'0');
+                self.announced = self.announced.saturating_mul(10).saturating_add(digit);
             }
-            (At::Name, b' ') if self.is_method() => self.at = At::Target,
+            (At::Name, b' ') if self.is_method() => {
+                self.at = At::Scheme;
+                self.length = 0;
+            }
             (At::Name | At::Blank, b' ' | b'\t') if self.length > 0 => self.at = At::Blank,
-            (At::Target | At::Parameter | At::ParameterValue, b' ') => self.at = At::Rest,
+            (At::Scheme | At::Target | At::Parameter | At::ParameterValue, b' ') => {
+                self.at = At::Rest;
+            }
             // A fragment (#) is sent by few, and may hold a token as a query does.
-            (At::Target | At::Parameter | At::ParameterValue, b'?' | b'&' | b';' | b'#') => {
+            (
+                At::Scheme | At::Target | At::Parameter | At::ParameterValue,
+                b'?' | b'&' | b';' | b'#',
+            ) => {
                 self.at = At::Parameter;
                 self.length = 0;
             }
+            (At::Scheme, letter) => self.scheme(letter),
             (At::Target, _) => {}
             (At::Parameter, b'=') => {
                 let secret = is_secret_parameter(&self.name[..self.length]);
@@ -330,7 +526,7 @@ impl Lines {
                 *byte = MASK;
                 return true;
             }
-            (At::Parameter, letter) => self.push(&[letter]),
+            (At::Parameter, letter) => self.push_parameter(letter),
             _ => self.at = At::Rest,
         }
         false

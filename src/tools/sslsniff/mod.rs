@@ -36,7 +36,7 @@ pub mod symbols;
 pub mod views;
 mod watch;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -59,13 +59,14 @@ use self::symbols::Function;
 use self::views::Views;
 use self::watch::{Totals, Watch};
 use crate::failure::Failure;
+use crate::kernel::cgroup;
+use crate::kernel::clock::Wall;
 use crate::kernel::features::Features;
 use crate::kernel::mmap_events::MmapEvents;
 use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
 use crate::kernel::uprobes::{self, Method, Scope};
-use crate::kernel::{cgroup, clock};
 use crate::output::{self, Format, Settings};
 use crate::process::Directory;
 use crate::terminal::Screen;
@@ -320,14 +321,22 @@ fn follow(
 ) -> Result<Totals> {
     let mut losses = Losses::default();
     let records = watch.records()?;
+    let wall = Cell::new(Wall::default());
     let ring = Ring::new(&records, |record| {
-        Ok(session.borrow_mut().record(record, clock::wall)?)
+        let time = |stamp| wall.get().time(stamp);
+        Ok(session.borrow_mut().record(record, time)?)
     })?;
+    let drain = || {
+        let mut now = wall.get();
+        now.look();
+        wall.set(now);
+        ring.drain()
+    };
     let stdin = std::io::stdin();
     let mut looked = Instant::now();
     loop {
         show_arrivals(following, &mut session.borrow_mut())?;
-        let drained = ring.drain()?;
+        let drained = drain()?;
         if drained > 0 {
             session.borrow_mut().flush()?;
         }
@@ -357,7 +366,7 @@ fn follow(
     }
     following.end()?;
     watch.detach();
-    while ring.drain()? > 0 {}
+    while drain()? > 0 {}
     show_arrivals(following, &mut session.borrow_mut())?;
     let totals = watch.totals()?;
     let mut session = session.borrow_mut();

@@ -97,8 +97,6 @@ pub struct Session<W: Write> {
     /// Whose a socket is that nobody uses within a call, by process.
     sockets: HashMap<(u32, u64), Key>,
     beginnings: Beginnings,
-    /// Connections were forgotten.
-    forgotten: bool,
     records: u64,
     shown: Shown,
     masked: Vec<u8>,
@@ -127,7 +125,6 @@ impl<W: Write> Session<W> {
             latest: HashMap::new(),
             sockets: HashMap::new(),
             beginnings: Beginnings::default(),
-            forgotten: false,
             records: 0,
             shown: Shown::default(),
             masked: Vec::new(),
@@ -262,7 +259,6 @@ impl<W: Write> Session<W> {
             self.latest
                 .retain(|(pid, ssl), since| connections.contains_key(&(*pid, *ssl, *since)));
             self.sockets.retain(|_, key| connections.contains_key(key));
-            self.forgotten = true;
         }
         // The kernel's side forgets too when it has to make room, and then counts from 0 again, in the
         // midst of what passes: as long as no handshake is seen, this goes on where the last one was.
@@ -270,9 +266,8 @@ impl<W: Write> Session<W> {
         let last = self.latest.insert((pid, ssl), since);
         let last = last.and_then(|since| self.connections.get(&(pid, ssl, since)));
         let mut maskers = last.map_or_else(Default::default, |last| last.maskers.clone());
-        if last.is_some() || self.forgotten {
-            maskers.iter_mut().for_each(Masker::restart);
-        }
+        // So may a connection that was open before.
+        maskers.iter_mut().for_each(Masker::restart);
         self.shown.connections += 1;
         let connection = Connection {
             number: self.shown.connections,
@@ -303,11 +298,8 @@ impl<W: Write> Session<W> {
             What::Handshake { function, outcome } => {
                 let done = outcome == Outcome::Done;
                 connection.untold = false;
-                if done && connection.next == [None, None] {
-                    connection.maskers = Default::default();
-                    connection.maskers.iter_mut().for_each(Masker::start_seen);
-                }
                 if done {
+                    start_seen(connection.next, &mut connection.maskers);
                     connection.trouble = Trouble::default();
                     connection.troubled = false;
                     // Agreed upon anew, and nobody saw what: renegotiation is encrypted.
@@ -368,6 +360,9 @@ impl<W: Write> Session<W> {
             } => {
                 let whose = Whose::Connection(key);
                 let known = self.beginnings.push(whose, direction, bytes);
+                if known.random.is_some() || known.facts.version.is_some() {
+                    start_seen(connection.next, &mut connection.maskers);
+                }
                 connection.begun(known, &mut self.views)
             }
             What::Error { reason, boring } => {
@@ -409,10 +404,13 @@ impl<W: Write> Session<W> {
                 self.sink.event(time, &event)
             }
             What::Close => {
+                let [read, written] = connection.next.map(Option::unwrap_or_default);
                 let event = Close {
                     connection: connection.number,
                     read: header.offset,
                     written: header.length,
+                    read_missing: header.offset.saturating_sub(read),
+                    written_missing: header.length.saturating_sub(written),
                     duration_ns: header.duration_ns,
                     facts: &connection.facts,
                     trouble: &connection.trouble,
@@ -502,6 +500,15 @@ impl<W: Write> Session<W> {
                 Ok(())
             }
         }
+    }
+}
+
+/// A handshake or a hello was seen of a connection: nothing has passed before what was seen of it, if that is
+/// nothing yet.
+fn start_seen(next: [Option<u64>; 2], maskers: &mut [Masker; 2]) {
+    if next == [None, None] {
+        *maskers = Default::default();
+        maskers.iter_mut().for_each(Masker::start_seen);
     }
 }
 

@@ -4,7 +4,7 @@
 //! the answer is offsets or an error.
 
 use anyhow::{Result, bail};
-use object::elf::{self, FileHeader64};
+use object::elf::{self, FileHeader32, FileHeader64};
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _};
 use object::{LittleEndian, ReadRef};
 
@@ -64,11 +64,13 @@ pub enum Function {
     Clear,
     SetConnectState,
     SetAcceptState,
+    /// `GnuTLS` 3.1.9
+    GnutlsUncork,
 }
 
 impl Function {
     /// All of them; the order is that of `enum ssl_function`.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::Read,
         Self::Write,
         Self::ReadEx,
@@ -108,6 +110,7 @@ impl Function {
         Self::Clear,
         Self::SetConnectState,
         Self::SetAcceptState,
+        Self::GnutlsUncork,
     ];
 
     /// The symbol's name.
@@ -152,6 +155,7 @@ impl Function {
             Self::Clear => "SSL_clear",
             Self::SetConnectState => "SSL_set_connect_state",
             Self::SetAcceptState => "SSL_set_accept_state",
+            Self::GnutlsUncork => "gnutls_record_uncork",
         }
     }
 
@@ -273,6 +277,43 @@ pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets>
     Ok(below)
 }
 
+/// The first function of a TLS library that `file` defines, of which so many bytes are stored, if it is one of
+/// 32 bits, whose calls have their arguments elsewhere.
+pub fn in_32_bits<'data>(file: impl ReadRef<'data>, stored: u64) -> Option<Function> {
+    let header = FileHeader32::<LittleEndian>::parse(file).ok()?;
+    let endian = header.endian().ok()?;
+    if header.e_shnum.get(endian) == 0 {
+        return None;
+    }
+    let sections = header.section_headers(endian, file).ok()?;
+    let table = sections
+        .iter()
+        .find(|section| section.sh_type(endian) == elf::SHT_DYNSYM)?;
+    let strings = sections.get(usize::try_from(table.sh_link(endian)).ok()?)?;
+    let sizes = [table, strings].map(|one| u64::from(one.sh_size.get(endian)));
+    if sizes.iter().sum::<u64>() > LARGEST_TABLE.min(stored) {
+        return None;
+    }
+    let symbols: &[elf::Sym32<LittleEndian>] = table.data_as_array(endian, file).ok()?;
+    let strings = strings.data(endian, file).ok()?;
+    symbols
+        .iter()
+        .filter(|symbol| symbol.st_type() == elf::STT_FUNC)
+        .filter(|symbol| symbol.st_shndx(endian) != elf::SHN_UNDEF)
+        .filter_map(|symbol| {
+            let start = usize::try_from(symbol.st_name(endian)).ok()?;
+            function_named(strings.get(start..)?)
+        })
+        .find(|function| function.makes_a_library())
+}
+
+/// The function whose name these bytes start with.
+fn function_named(bytes: &[u8]) -> Option<Function> {
+    let name = &bytes[..bytes.len().min(LONGEST_NAME)];
+    let end = name.iter().position(|byte| *byte == 0)?;
+    Function::of(&name[..end])
+}
+
 /// Refuses the forms that count headers elsewhere, in 32 bits and more: no library has that many,
 /// and the count would be how much is read.
 pub(super) fn plain_counts(header: &FileHeader64<LittleEndian>) -> Result<()> {
@@ -296,14 +337,7 @@ fn in_table(
             continue;
         }
         let start = usize::try_from(symbol.st_name(endian)).unwrap_or(usize::MAX);
-        let Some(name) = strings.get(start..) else {
-            continue;
-        };
-        let name = &name[..name.len().min(LONGEST_NAME)];
-        let Some(end) = name.iter().position(|byte| *byte == 0) else {
-            continue;
-        };
-        if let Some(function) = Function::of(&name[..end])
+        if let Some(function) = strings.get(start..).and_then(function_named)
             && let Some(offset) = file_offset(symbol.st_value(endian), segments)
             && !found.iter().any(|(known, _)| *known == function)
         {
@@ -342,7 +376,7 @@ pub fn entry<'data>(file: impl ReadRef<'data>) -> Result<Option<u64>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -400,6 +434,62 @@ mod tests {
             file.extend(entry.to_le_bytes());
         }
         file
+    }
+
+    /// A file of 32 bits with this dynamic symbol, defined or not.
+    pub(in super::super) fn of_32_bits(name: &str, defined: bool) -> Vec<u8> {
+        let mut strings = vec![0];
+        strings.extend(name.as_bytes());
+        strings.push(0);
+        let mut table = vec![0; 16];
+        for word in [1u32, 0x11010, 0] {
+            table.extend(word.to_le_bytes());
+        }
+        table.extend([0x12, 0]); // STB_GLOBAL, STT_FUNC
+        table.extend(u16::from(defined).to_le_bytes());
+        let (table_at, strings_at) = (52, 52 + table.len());
+        let sections_at = u32::try_from(strings_at + strings.len()).unwrap();
+        let mut file = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        file.extend([3, 0, 3, 0, 1, 0, 0, 0]);
+        for word in [0, 0, sections_at, 0] {
+            file.extend(u32::to_le_bytes(word));
+        }
+        for half in [52u16, 32, 0, 40, 3, 0] {
+            file.extend(half.to_le_bytes());
+        }
+        file.extend(&table);
+        file.extend(&strings);
+        file.extend([0; 40]);
+        for (kind, at, size, link, entry) in [
+            (11, table_at, table.len(), 2, 16),
+            (3, strings_at, strings.len(), 0, 0),
+        ] {
+            let (at, size) = (u32::try_from(at).unwrap(), u32::try_from(size).unwrap());
+            for word in [0, kind, 0, 0, at, size, link, 0, 4, entry] {
+                file.extend(u32::to_le_bytes(word));
+            }
+        }
+        file
+    }
+
+    #[test]
+    fn a_library_of_32_bits_is_known_as_one_and_not_taken_for_another() {
+        let of = |name, defined| {
+            let file = of_32_bits(name, defined);
+            assert!(find(file.as_slice()).is_err());
+            in_32_bits(file.as_slice(), file.len() as u64)
+        };
+        assert_eq!(of("SSL_write", true), Some(Function::Write));
+        assert_eq!(of("gnutls_record_send", true), Some(Function::GnutlsSend));
+        for (name, defined) in [("SSL_write", false), ("SSL_free", true), ("write", true)] {
+            assert_eq!(of(name, defined), None, "{name}");
+        }
+        let file = of_32_bits("SSL_read", true);
+        assert_eq!(in_32_bits(file.as_slice(), 10), None);
+        for cut in 0..file.len() {
+            assert_eq!(in_32_bits(&file[..cut], u64::MAX), None, "{cut}");
+        }
+        assert_eq!(in_32_bits(real().as_slice(), u64::MAX), None);
     }
 
     const SYMBOLS: &[(&str, u64, bool)] = &[

@@ -93,6 +93,7 @@ macro_rules! classic_programs {
             (Function::GnutlsSend2, $($what)+ $progs.enter_gnutls_send2, Some($($what)+ $progs.leave_gnutls_send2)),
             (Function::GnutlsHandshake, $($what)+ $progs.enter_gnutls_handshake, Some($($what)+ $progs.leave_gnutls_handshake)),
             (Function::GnutlsBye, $($what)+ $progs.enter_gnutls_bye, Some($($what)+ $progs.leave_gnutls_bye)),
+            (Function::GnutlsUncork, $($what)+ $progs.enter_gnutls_uncork, Some($($what)+ $progs.leave_gnutls_uncork)),
             (Function::GnutlsDeinit, $($what)+ $progs.enter_gnutls_deinit, None),
             (Function::Ctrl, $($what)+ $progs.enter_ssl_ctrl, None),
             (Function::SetHostName, $($what)+ $progs.enter_set_host_name, None),

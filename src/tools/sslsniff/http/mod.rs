@@ -27,6 +27,7 @@ pub use self::rewrite::Rewriter;
 use self::two::Two;
 use super::event::{Data, Ends};
 use super::mask::http2::{PREFACE, is_chain, is_first_settings};
+use super::mask::{self, METHODS};
 use super::record::Direction;
 use crate::process::Identity;
 
@@ -40,33 +41,6 @@ const MOST_HELD: usize = 64 << 20;
 const OF_AN_EXCHANGE: usize = 2048;
 /// The longest start that tells what a connection speaks.
 const LONGEST_START: usize = PREFACE.len();
-
-/// Methods that start a request: those of RFC 9110, RFC 5789, WebDAV (RFC 4918, 3253, 5323), and
-/// what caches and RFC 10008 add.
-const METHODS: [&str; 22] = [
-    "GET",
-    "HEAD",
-    "POST",
-    "PUT",
-    "DELETE",
-    "CONNECT",
-    "OPTIONS",
-    "TRACE",
-    "PATCH",
-    "PROPFIND",
-    "PROPPATCH",
-    "MKCOL",
-    "COPY",
-    "MOVE",
-    "LOCK",
-    "UNLOCK",
-    "REPORT",
-    "SEARCH",
-    "MKCALENDAR",
-    "PURGE",
-    "QUERY",
-    "BIND",
-];
 
 impl Direction {
     /// Its place in arrays that have one for each.
@@ -399,14 +373,11 @@ impl Protocol {
 
 /// Whether a request starts so, or an answer.
 fn starts_message(bytes: &[u8], request: bool) -> bool {
-    if !request {
-        return bytes.starts_with(b"HTTP/1.");
+    if request {
+        mask::starts_request(bytes)
+    } else {
+        mask::starts_answer(bytes)
     }
-    METHODS.iter().any(|method| {
-        bytes
-            .strip_prefix(method.as_bytes())
-            .is_some_and(|rest| rest.first() == Some(&b' '))
-    })
 }
 
 /// Whether so few bytes may be the start of something that is told by more.

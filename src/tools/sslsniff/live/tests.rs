@@ -201,6 +201,8 @@ fn closed_connections_make_room_first_and_memory_is_bounded() {
         connection: 9,
         read: 1,
         written: 0,
+        read_missing: 0,
+        written_missing: 0,
         duration_ns: 0,
         facts: &Facts::default(),
         trouble: &Trouble::default(),

@@ -2,7 +2,7 @@
 
 //! The frames of HTTP/2 (RFC 9113), as far as masking needs them.
 
-use super::MASK;
+use super::{Lines, MASK};
 
 /// What a client sends first.
 pub(in super::super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -46,6 +46,8 @@ enum Mode {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Frames {
     mode: Mode,
+    /// That there are frames was told by some that look like it: it may be a body of HTTP/1 that does.
+    guessed: bool,
     /// The stream's first bytes, then the header under way.
     head: [u8; PREFACE.len()],
     length: usize,
@@ -70,6 +72,7 @@ impl Frames {
             let head = &self.head[..self.length];
             if head == PREFACE {
                 (self.mode, self.length) = (Mode::Header, 0);
+                self.guessed = !seen;
                 return at + 1;
             }
             if head.len() == FRAME_HEADER && is_first_settings(head) {
@@ -77,6 +80,7 @@ impl Frames {
                 let left = length_of(head);
                 self.length = 0;
                 self.mode = payload(left, false);
+                self.guessed = !seen;
                 return at + 1;
             }
             if !PREFACE.starts_with(head) && !may_be_settings(head) {
@@ -92,9 +96,17 @@ impl Frames {
         bytes.len()
     }
 
+    /// A message of HTTP/1 starts: if nothing came before, there will be no frames.
+    pub(super) fn message(&mut self) {
+        if self.mode == Mode::Unknown && self.length == 0 {
+            self.mode = Mode::Other;
+        }
+    }
+
     fn detect_chain(&mut self, bytes: &[u8], starts: bool) -> usize {
         if starts && is_chain(bytes) {
             (self.mode, self.length) = (Mode::Header, 0);
+            self.guessed = true;
             return 0;
         }
         bytes.len()
@@ -127,8 +139,8 @@ impl Frames {
         self.length = 0;
     }
 
-    /// Masks what `detect` found to be frames.
-    pub(super) fn mask(&mut self, bytes: &mut [u8]) -> bool {
+    /// Masks what `detect` found to be frames; what is no secret of theirs goes to `lines` where they are guessed.
+    pub(super) fn mask(&mut self, bytes: &mut [u8], lines: &mut Lines) -> bool {
         let mut masked = false;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -143,6 +155,7 @@ impl Frames {
                     let (now, later) = rest.split_at_mut(taken);
                     self.head[self.length..self.length + taken].copy_from_slice(now);
                     self.length += taken;
+                    masked |= self.guessed && lines.mask(now);
                     rest = later;
                     if self.length == FRAME_HEADER {
                         let kind = self.head[3];
@@ -157,6 +170,8 @@ impl Frames {
                     if secret {
                         now.fill(MASK);
                         masked = true;
+                    } else if self.guessed {
+                        masked |= lines.mask(now);
                     }
                     rest = later;
                     self.mode = payload(left - u32::try_from(taken).unwrap_or(left), secret);
@@ -296,6 +311,7 @@ mod tests {
 
         // Within one frame's payload the gap hides nothing.
         let mut masker = Masker::default();
+        masker.start_seen();
         let mut piece = stream[..34].to_vec();
         masker.mask(0, &mut piece, true);
         let mut piece = stream[37..].to_vec();
@@ -353,6 +369,51 @@ mod tests {
             let mut piece = frames.clone();
             assert!(!masker.mask(first.len() as u64, &mut piece, true));
             assert_eq!(piece, frames);
+        }
+    }
+
+    /// What is shown of these calls of a connection that may be older.
+    fn shown(calls: &[&[u8]]) -> Vec<u8> {
+        let mut masker = Masker::default();
+        let mut shown = Vec::new();
+        for call in calls {
+            let mut piece = call.to_vec();
+            masker.mask(shown.len() as u64, &mut piece, true);
+            shown.extend(piece);
+        }
+        shown
+    }
+
+    #[test]
+    fn a_body_that_looks_like_frames_hides_no_header_after_it() {
+        let body = [
+            &[0, 0x40, 0, 0, 0, 0, 0, 0, 1][..],
+            b"the rest of a body\r\n",
+        ]
+        .concat();
+        let request = b"GET /?token=abc HTTP/1.1\r\nCookie: abc\r\n\r\n";
+        let masked = b"GET /?token=*** HTTP/1.1\r\nCookie: ***\r\n\r\n";
+        // What a body says of frames counts for nothing once a message was seen first.
+        let headers = frame(1, b"text");
+        for first in [&b"POST / HTTP/1.1\r\n\r\n"[..], b"HTTP/1.1 200 OK\r\n\r\n"] {
+            assert_eq!(
+                shown(&[first, &body, request, &headers]),
+                [first, &body, masked, &headers].concat()
+            );
+        }
+        // Else lines are looked for in the data of frames, or what looks like it.
+        let settings = [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &body].concat();
+        for start in [&settings[..], super::PREFACE] {
+            assert_eq!(
+                shown(&[start, &body, request]),
+                [start, &body, masked].concat()
+            );
+        }
+        for first in [&b"the end of a payload"[..], b""] {
+            assert_eq!(
+                shown(&[first, &body, request]),
+                [first, &body, masked].concat()
+            );
         }
     }
 

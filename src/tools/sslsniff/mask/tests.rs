@@ -55,11 +55,70 @@ fn secret_parameters_of_a_request_are_masked_and_others_are_not() {
             "GET /token=abc?tokens=1&keys=2&code HTTP/1.1",
         ),
         ("GET /?sig=a=b", "GET /?sig=***"),
+        (
+            "PROPFIND /x?access_token=abc HTTP/1.1",
+            "PROPFIND /x?access_token=*** HTTP/1.1",
+        ),
+        ("PURGE /?sig=a", "PURGE /?sig=*"),
+        (
+            "GET /?sessionToken=a&refreshToken=b&accessToken=c&sessionid=d",
+            "GET /?sessionToken=*&refreshToken=*&accessToken=*&sessionid=*",
+        ),
+        (
+            "GET /?access%5Ftoken=a&%74oken=b&auth%5btoken%5D=c",
+            "GET /?access%5Ftoken=*&%74oken=*&auth%5btoken%5D=*",
+        ),
+        (
+            "GET /?auth[token]=a&token[]=b&token[12]=c&user[password]=d",
+            "GET /?auth[token]=*&token[]=*&token[12]=*&user[password]=*",
+        ),
+        (
+            "POST /?assertion=a&SAMLResponse=b&ticket=c&otp=d&pass=e",
+            "POST /?assertion=*&SAMLResponse=*&ticket=*&otp=*&pass=*",
+        ),
+        (
+            "GET /?token_type=a&token[type]=b&%zz=c&[]=d&tickets=e&bypass=f&5=g&=h&%=i",
+            "GET /?token_type=a&token[type]=b&%zz=c&[]=d&tickets=e&bypass=f&5=g&=h&%=i",
+        ),
     ] {
         let line = format!("{line}\r\nHost: a?token=b\r\n").into_bytes();
         for size in [line.len(), 1, 3] {
             let shown = text(&pieces(&line, &[size]));
             assert_eq!(shown, format!("{masked}\r\nHost: a?token=b\r\n"), "{size}");
+        }
+    }
+}
+
+#[test]
+fn a_password_in_a_request_s_url_is_masked_and_its_host_is_not() {
+    for (line, masked) in [
+        (
+            "GET http://user:PW@h:80/x?key=a",
+            "GET http://*******@h:80/x?key=*",
+        ),
+        ("GET http://a:p@w@h?a@b", "GET http://*****@h?a@b"),
+        (
+            "GET https://token@h HTTP/1.1",
+            "GET https://*****@h HTTP/1.1",
+        ),
+        (
+            "GET http://h:80/a@b HTTP/1.1",
+            "GET http://h:80/a@b HTTP/1.1",
+        ),
+        ("GET /a://b:c@d HTTP/1.1", "GET /a://b:c@d HTTP/1.1"),
+        ("GET //b:c@d HTTP/1.1", "GET //b:c@d HTTP/1.1"),
+        ("OPTIONS * HTTP/1.1", "OPTIONS * HTTP/1.1"),
+        ("CONNECT h:443 HTTP/1.1", "CONNECT h:443 HTTP/1.1"),
+    ] {
+        let line = format!("{line}\r\nHost: a://b:c@d\r\n");
+        let masked = format!("{masked}\r\nHost: a://b:c@d\r\n");
+        assert_eq!(calls(&[&line]), masked);
+        // However it is cut, nothing more is shown than in one piece.
+        for size in 1..line.len() {
+            let cut = text(&pieces(line.as_bytes(), &[size]));
+            let more = cut.bytes().zip(masked.bytes());
+            assert!(more.clone().all(|(cut, whole)| cut == whole || cut == MASK));
+            assert!(cut.ends_with("\r\nHost: a://b:c@d\r\n"), "{cut}");
         }
     }
 }
@@ -122,6 +181,87 @@ fn a_message_that_starts_after_a_gap_is_shown() {
     assert_eq!(text(&piece), "HTTP/1.1 200 OK\r\nSet-Cookie: *");
 }
 
+/// What is shown of these calls of one direction.
+fn calls(calls: &[&str]) -> String {
+    let mut masker = Masker::default();
+    masker.start_seen();
+    let mut shown = Vec::new();
+    for call in calls {
+        let mut piece = call.as_bytes().to_vec();
+        masker.mask(shown.len() as u64, &mut piece, true);
+        shown.extend(piece);
+    }
+    text(&shown)
+}
+
+#[test]
+fn a_request_that_follows_a_body_without_an_end_of_line_is_masked() {
+    let head = "POST / HTTP/1.1\r\n\r\n";
+    let request = "GET /x?access_token=abc HTTP/1.1\r\nCookie: a\r\n\r\n";
+    let masked = "GET /x?access_token=*** HTTP/1.1\r\nCookie: *\r\n\r\n";
+    for body in ["{\"a\":1}", "a", "a=b&c", "a ", "POST /?a", "GET /?token"] {
+        assert_eq!(
+            calls(&[head, body, request]),
+            format!("{head}{body}{masked}")
+        );
+    }
+    // It may as well be the rest of a value.
+    assert_eq!(
+        calls(&["GET / HTTP/1.1\r\nCookie: ", "GET /\r\n"]),
+        "GET / HTTP/1.1\r\nCookie: *****\r\n"
+    );
+}
+
+#[test]
+fn after_a_gap_what_no_value_has_is_not_masked() {
+    for (after, shown) in [
+        (&b"abc\0def"[..], &b"***\0def"[..]),
+        (b"\x7fabc\r\nCookie: a", b"\x7fabc\r\nCookie: *"),
+        (b"a\tb\xff\r\nabc", b"****\r\nabc"),
+        (b"a\r\n b\r\nabc", b"*\r\n *\r\nabc"),
+    ] {
+        let mut masker = Masker::default();
+        let mut piece = after.to_vec();
+        masker.mask(100, &mut piece, true);
+        assert_eq!(text(&piece), text(shown));
+        // There it is known to be one.
+        let mut masker = Masker::default();
+        masker.mask(0, &mut b"Cookie: a".to_vec(), true);
+        let mut piece = after.to_vec();
+        masker.mask(100, &mut piece, true);
+        let line = piece.split(|byte| b"\r\n".contains(byte)).next();
+        assert!(line.unwrap().iter().all(|byte| *byte == MASK));
+    }
+}
+
+/// A request with a body that has no end of line, and another, as sent and as shown.
+const PIPELINED: &str = "POST / HTTP/1.1\r\nContent-Length:  7\r\n\r\n{\"a\":1}\
+    GET /x?token=abc HTTP/1.1\nCookie: a\n\n";
+const PIPELINED_MASKED: &str = "POST / HTTP/1.1\r\nContent-Length:  7\r\n\r\n{\"a\":1}\
+    GET /x?token=*** HTTP/1.1\nCookie: *\n\n";
+
+#[test]
+fn a_request_within_one_call_with_the_body_before_it_is_masked() {
+    let sent = [PIPELINED; 3].concat();
+    let shown = [PIPELINED_MASKED; 3].concat();
+    for size in 1..sent.len() {
+        assert_eq!(text(&pieces(sent.as_bytes(), &[size])), shown, "{size}");
+    }
+}
+
+#[test]
+fn a_length_that_is_not_the_body_s_shows_no_secret() {
+    for length in [0, 1, 5, 23, 25, 39, 40, 41, 42, 47, 60, u64::MAX] {
+        // As the answer to HEAD.
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        let next = "HTTP/1.1 200 OK\r\nX-Authorization: GET /\r\nCookie: Authorization: a\r\n";
+        let shown = "HTTP/1.1 200 OK\r\nX-Authorization: *****\r\nCookie: ****************\r\n";
+        assert_eq!(calls(&[&head, next]), format!("{head}{shown}"));
+        let both = format!("{head}{next}");
+        assert_eq!(calls(&[&both]), format!("{head}{shown}"), "{length}");
+    }
+}
+
 #[test]
 fn every_header_that_holds_a_token_of_a_cloud_is_masked() {
     for header in crate::metadata::headers() {
@@ -154,6 +294,17 @@ fn names_that_say_what_they_hold_are_masked() {
         "X-Goog-Iam-Authorization-Token",
         "X-Password",
         "X-Vault-Token",
+        "X-CSRFToken",
+        "X-SessionToken",
+        "X-AccessToken",
+        "ApiToken",
+        "X-Bearer",
+        "X-Pass",
+        "X-Auth-Token-2",
+        "X-Token2",
+        "Set-Cookie2",
+        "ClientSecret",
+        "X_SessionId",
         "Cookie ",
         "Authorization \t",
         &long,
@@ -167,6 +318,13 @@ fn names_that_say_what_they_hold_are_masked() {
         "Host",
         "Sec-WebSocket-Key",
         "Token-Type",
+        "Metadata-Flavor",
+        "Content-Type",
+        "X-Request-Id",
+        "X-Cache-Bypass",
+        "X-Tokens",
+        "X-2",
+        "2",
         "The token",
         " Cookie",
     ] {
@@ -175,7 +333,62 @@ fn names_that_say_what_they_hold_are_masked() {
     }
 }
 
+/// A header as it is sent, and as it is shown.
+type Header = (&'static str, &'static str);
+
+const SECRETS: &[Header] = &[
+    ("Authorization: a1\r\n", "Authorization: **\r\n"),
+    ("Cookie: b2; c=d\r\n", "Cookie: *******\r\n"),
+    ("X-Api-Key:e3\r\n", "X-Api-Key:**\r\n"),
+    ("Set-Cookie: f4\n", "Set-Cookie: **\n"),
+    ("set-cookie: g5\r\n", "set-cookie: **\r\n"),
+    (
+        "Set-Cookie:\r\n h6\r\n\ti7\r\n",
+        "Set-Cookie:\r\n **\r\n\t**\r\n",
+    ),
+    ("Token:\r\n", "Token:\r\n"),
+];
+const PLAIN: &[Header] = &[
+    ("Host: localhost\r\n", "Host: localhost\r\n"),
+    ("Date: now\n", "Date: now\n"),
+    ("X-Folded: a\r\n b\r\n", "X-Folded: a\r\n b\r\n"),
+    ("\r\n", "\r\n"),
+];
+
+fn of_all(headers: &[Header]) -> (String, String) {
+    headers.iter().copied().unzip()
+}
+
+#[test]
+fn secret_headers_that_follow_each_other_are_all_masked() {
+    for headers in [
+        vec![SECRETS[0], SECRETS[1], SECRETS[2]],
+        vec![PLAIN[0], SECRETS[3], SECRETS[4], SECRETS[3], PLAIN[3]],
+        vec![SECRETS[5], SECRETS[0], PLAIN[2], SECRETS[6], SECRETS[1]],
+    ] {
+        let (sent, shown) = of_all(&headers);
+        for size in 1..=sent.len() {
+            assert_eq!(text(&pieces(sent.as_bytes(), &[size])), shown, "{size}");
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn in_any_order_secret_headers_are_masked_and_others_are_not(
+        headers in proptest::collection::vec(
+            prop_oneof![
+                proptest::sample::select(SECRETS),
+                proptest::sample::select(PLAIN),
+            ],
+            1..20,
+        ),
+        sizes in proptest::collection::vec(1usize..40, 1..20),
+    ) {
+        let (sent, shown) = of_all(&headers);
+        prop_assert_eq!(text(&pieces(sent.as_bytes(), &sizes)), shown);
+    }
+
     #[test]
     fn how_the_stream_is_cut_makes_no_difference(
         sizes in proptest::collection::vec(1usize..40, 1..20),

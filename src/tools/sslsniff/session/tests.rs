@@ -39,7 +39,7 @@ fn events(session: Session<Vec<u8>>) -> Vec<Value> {
 #[test]
 fn a_call_is_a_line_with_all_that_is_known() {
     let mut session = session(Format::Json, Style::default());
-    feed(&mut session, &written(0, 5), b"hello");
+    feed(&mut session, &written(0, 5), b"GET /");
     let events = events(session);
     let event = &events[0];
     for (name, value) in [
@@ -51,7 +51,7 @@ fn a_call_is_a_line_with_all_that_is_known() {
         ("offset", 0.into()),
         ("length", 5.into()),
         ("captured", 5.into()),
-        ("data", "hello".into()),
+        ("data", "GET /".into()),
         ("pid", 7.into()),
         ("tid", 8.into()),
         ("uid", 0.into()),
@@ -85,6 +85,30 @@ fn a_connection_that_starts_anew_without_a_handshake_shows_no_rest_of_a_secret()
         let events = events(session);
         assert_eq!(events.last().unwrap()["data"], shown, "{events:?}");
     }
+}
+
+#[test]
+fn of_a_connection_whose_start_was_not_seen_the_first_line_is_masked_unless_a_message_starts() {
+    let value = (&b"c2VjcmV0\r\nDate: a"[..], "********\r\nDate: a");
+    let request = (&b"GET /\r\nDate: a"[..], "GET /\r\nDate: a");
+    for (sent, shown) in [value, request] {
+        for direction in [0, 1] {
+            let mut session = session(Format::Json, Style::default());
+            let header = Header {
+                direction,
+                ..written(0, sent.len().try_into().unwrap())
+            };
+            feed(&mut session, &header, sent);
+            assert_eq!(events(session)[0]["data"], shown);
+        }
+    }
+    // The hello comes first.
+    let mut session = session(Format::Json, Style::default());
+    feed_hello(&mut session, hello(0x1000, 1, &hellos::client(b"")));
+    feed(&mut session, &written(0, 18), value.0);
+    let data = events(session).pop().unwrap();
+    assert_eq!(data["data"], "c2VjcmV0\r\nDate: a");
+    assert!(data.get("masked").is_none());
 }
 
 #[test]
@@ -156,6 +180,7 @@ fn ends_are_told_from_when_they_are_known_and_never_guessed() {
 fn what_is_read_again_moves_no_offset_and_is_masked_alike() {
     let mut session = session(Format::Json, Style::default());
     let secret = b"Cookie: abc\r\n";
+    feed(&mut session, &done(), b"");
     let mut peek = written(0, 13);
     (peek.direction, peek.function) = (0, 6);
     peek.flags = FLAG_LAST | record::FLAG_PEEK;
@@ -163,9 +188,9 @@ fn what_is_read_again_moves_no_offset_and_is_masked_alike() {
     let mut read = written(0, 13);
     (read.direction, read.function) = (0, 0);
     feed(&mut session, &read, secret);
-    let events = events(session);
+    let events = &events(session)[1..];
     assert_eq!(events[0]["repeated"], true);
-    for event in &events {
+    for event in events {
         assert_eq!(event["data"], "Cookie: ***\r\n");
         assert!(event.get("missing").is_none());
     }
@@ -203,6 +228,31 @@ fn facts_are_told_once() {
     assert_eq!(events[2]["sni"], "a.example");
     assert_eq!(events[2]["alpn"], "h2");
     assert_eq!(events[2]["resumed"], true);
+}
+
+#[test]
+fn what_was_lost_last_is_told_as_the_connection_is_closed() {
+    let close = |read, written_| Header {
+        kind: 2,
+        ..written(read, written_)
+    };
+    let closed = |format, close: Header| {
+        let mut session = session(format, Style::default());
+        feed(&mut session, &written(0, 5), b"GET /");
+        feed(&mut session, &close, b"");
+        text(session)
+    };
+    let whole = closed(Format::Json, close(0, 5));
+    assert!(!whole.contains("missing"), "{whole}");
+    let cut = closed(Format::Json, close(3, 15));
+    let last: Value = serde_json::from_str(cut.lines().last().unwrap()).unwrap();
+    assert_eq!(last["read_missing"], 3);
+    assert_eq!(last["written_missing"], 10);
+    let cut = closed(Format::Text, close(3, 15));
+    assert!(
+        cut.ends_with("close, 3 bytes read (the last 3 lost), 15 written (the last 10 lost)\n"),
+        "{cut}"
+    );
 }
 
 #[test]
