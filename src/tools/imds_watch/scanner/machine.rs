@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result, ensure};
 use regex_automata::dfa::{Automaton as _, StartKind, dense};
+use regex_automata::util::alphabet::Unit;
 use regex_automata::util::primitives::StateID;
 use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, MatchKind};
@@ -40,10 +41,7 @@ impl Machine {
             .context("the scanner has no start")?;
         // One byte for each class stands for all of its class.
         let of = dfa.byte_classes();
-        let bytes: Vec<u8> = of
-            .representatives(..)
-            .filter_map(|unit| unit.as_u8())
-            .collect();
+        let bytes: Vec<u8> = of.representatives(..).filter_map(Unit::as_u8).collect();
         let classes = std::array::from_fn(|byte| usize::from(of.get(byte.to_le_bytes()[0])));
         let mut machine = Self {
             next: vec![[DEAD; 256]],
