@@ -15,9 +15,11 @@ const NAME: usize = 64;
 const ARGS: usize = 256;
 /// Bytes of `struct lineage_parent`.
 const PARENT_BYTES: usize = 20;
-/// Bytes of `struct caller`.
+/// Bytes of `struct executable` behind its length, padding included.
+const EXE_BYTES: usize = EXE + NAME + 4;
+/// Bytes of `struct caller`; behind the arguments there are four of padding.
 pub const CALLER_BYTES: usize =
-    IDENTITY_BYTES + PARENTS * PARENT_BYTES + 4 + 4 + EXE + NAME + ARGS + 8 + 8;
+    IDENTITY_BYTES + PARENTS * PARENT_BYTES + 4 + EXE_BYTES + 4 + ARGS + 4 + 8 + 8;
 
 /// A process above another.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -57,8 +59,9 @@ impl Caller {
         let (who, rest) = bytes.split_at(IDENTITY_BYTES);
         let (parents, rest) = rest.split_at(PARENTS * PARENT_BYTES);
         let (exe_length, rest) = rest.split_at(4);
-        let (exe, rest) = rest.split_at(EXE + NAME);
+        let (exe, rest) = rest.split_at(EXE_BYTES);
         let (args_length, rest) = rest.split_at(4);
+        let (args, rest) = rest.split_at(ARGS);
         let word = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?));
         let parents = parents.chunks(PARENT_BYTES).map_while(|one| {
             let pid = word(one).filter(|pid| *pid != 0)?;
@@ -73,8 +76,8 @@ impl Caller {
             complete: !parents.is_empty() || exe_length > 0 || args_length > 0,
             parents,
             exe: path(exe, exe_length),
-            args: arguments(&rest[..args_length]),
-            cookie: u64::from_ne_bytes(*rest[ARGS..].first_chunk()?),
+            args: arguments(&args[..args_length]),
+            cookie: u64::from_ne_bytes(*rest.get(4..)?.first_chunk()?),
             netns: u64::from_ne_bytes(*rest.last_chunk()?),
         })
     }
@@ -162,15 +165,21 @@ mod tests {
         }
         bytes.extend(exe_length.to_ne_bytes());
         let mut field = exe.to_vec();
-        field.resize(EXE + NAME, 0);
+        field.resize(EXE_BYTES, 0);
         bytes.extend(field);
         bytes.extend(u32::try_from(args.len()).unwrap().to_ne_bytes());
         let mut field = args.to_vec();
-        field.resize(ARGS, 0);
+        field.resize(ARGS + 4, 0);
         bytes.extend(field);
         bytes.extend(99_u64.to_ne_bytes());
         bytes.extend(77_u64.to_ne_bytes());
         bytes
+    }
+
+    #[test]
+    fn a_record_is_as_long_as_the_kernel_writes_it() {
+        let written = size_of::<crate::skel::imds_watch::types::caller>();
+        assert_eq!(CALLER_BYTES, written);
     }
 
     #[test]
