@@ -295,11 +295,10 @@ mod root {
         let (bpffs, other) = (Bpffs::new(), Bpffs::new());
         super::common::tc_guard::start(&network, &bpffs, &["--pin"]).stop();
         let guard = start(&network, &other, &[]);
-        let said = guard.stderr();
-        assert!(
-            said.contains("cannot be seen without CAP_SYS_ADMIN"),
-            "{said}"
-        );
+        guard.wait("that it cannot see", |guard| {
+            let said = guard.stderr();
+            said.contains("cannot be seen without CAP_SYS_ADMIN")
+        });
         assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
         guard.stop();
         assert!(!allowed(&network, ALICE) && allowed(&network, BOB));

@@ -158,6 +158,19 @@ impl Netns {
         ip(&all)
     }
 
+    /// Several commands of ip's, a line each: one process for all of them.
+    pub fn batch(&self, commands: &str) {
+        let mut command = Command::new("ip");
+        command.args(["-n", self.name.as_str(), "-batch", "-"]);
+        command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("ip");
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(commands.as_bytes()).expect("ip reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("ip");
+        assert!(output.status.success(), "{commands}: {output:?}");
+    }
+
     /// Whether this kernel has interfaces of this kind. Those of the matrix have all; where one does not,
     /// it is said.
     pub fn made(&self, name: &str, kind: &str) -> bool {
@@ -275,29 +288,24 @@ pub struct Network {
 impl Network {
     pub fn new() -> Self {
         let (machine, cloud) = (Netns::new(), Netns::new());
-        machine.ip(&[
-            "link",
-            "add",
-            "eth0",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            cloud.name(),
-        ]);
-        for (side, v4, v6) in [(&machine, MACHINE4, MACHINE6), (&cloud, CLOUD4, CLOUD6)] {
-            side.ip(&["addr", "add", &format!("{v4}/24"), "dev", "eth0"]);
-            side.ip(&["addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"]);
-            side.ip(&["link", "set", "eth0", "up"]);
-        }
-        machine.ip(&["route", "add", "default", "via", CLOUD4]);
-        machine.ip(&["-6", "route", "add", "default", "via", CLOUD6]);
-        let network = Self { machine, cloud };
-        network.answer_for(IMDS4);
-        network.answer_for(IMDS6);
-        network
+        machine.batch(&format!(
+            "link add eth0 type veth peer name eth0 netns {}\n\
+             addr add {MACHINE4}/24 dev eth0\n\
+             addr add {MACHINE6}/64 dev eth0 nodad\n\
+             link set eth0 up\n",
+            cloud.name()
+        ));
+        cloud.batch(&format!(
+            "addr add {CLOUD4}/24 dev eth0\n\
+             addr add {CLOUD6}/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             addr add {IMDS4}/32 dev eth0\n\
+             addr add {IMDS6}/128 dev eth0 nodad\n"
+        ));
+        machine.batch(&format!(
+            "route add default via {CLOUD4}\nroute add ::/0 via {CLOUD6}\n"
+        ));
+        Self { machine, cloud }
     }
 
     /// Makes the cloud own `address`.
