@@ -154,15 +154,22 @@ static __always_inline bool is_inner(struct thread *thread, const struct call *c
 	return false;
 }
 
-/* Whether a call for early data of this connection is under way, and not left by a jump: where the thread's
- * stack is says that. A global function, verified once.
+/* Which function's call for this connection the thread is in, plus one: zero if it is in none, or has left it by a
+ * jump, which where its stack is says. A global function, verified once.
  */
-__noinline int sends_early(__u64 ssl, __u64 stack)
+__noinline int function_around(__u64 ssl, __u64 stack)
 {
 	struct thread *thread = current_thread();
 	struct call *call = thread ? call_around(thread, stack) : NULL;
 
-	return call && call->ssl == ssl && HAS(EARLY, call->function & 63);
+	return call && call->ssl == ssl ? call->function + 1 : 0;
+}
+
+static __always_inline bool sends_early(__u64 ssl, __u64 stack)
+{
+	__u32 around = function_around(ssl, stack);
+
+	return around && HAS(EARLY, (around - 1) & 63);
 }
 
 static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 library)

@@ -205,6 +205,14 @@ static __always_inline void send_close(__u32 function, __u64 ssl, struct connect
 	bpf_ringbuf_submit(record, 0);
 }
 
+/* Whether anything was seen of it but what an object is given before its connection begins: a name, a socket. */
+static __always_inline bool is_used(const struct connection *connection)
+{
+	return connection->offset[SSL_READ] || connection->offset[SSL_WRITE] ||
+	       connection->received || connection->sent || connection->done ||
+	       connection->handshake_ns;
+}
+
 /* Of an object that others refer to it only drops a reference; the connection then goes on under
  * another number.
  */
@@ -215,6 +223,7 @@ static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, 
 		.tgid = bpf_get_current_pid_tgid() >> 32,
 	};
 	struct connection *connection;
+	bool is_news;
 	__u64 now;
 
 	if (!watched(key.tgid))
@@ -222,20 +231,16 @@ static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, 
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (!connection)
 		return 0;
+	/* curl makes an object ready for another connection before it frees it. */
+	is_news = !connection->again || is_used(connection);
 	now = bpf_ktime_get_boot_ns();
 	if (connection->handshake_ns)
 		send_handshake(function == SSL_FN_FREE ? SSL_FN_DO_HANDSHAKE : GNUTLS_FN_HANDSHAKE,
 			       key.ssl, connection, now, library, 0);
-	send_close(function, key.ssl, connection, now, library);
+	if (is_news)
+		send_close(function, key.ssl, connection, now, library);
 	bpf_map_delete_elem(&connections, &key);
 	return 0;
-}
-
-/* Whether anything was seen of it but what an object is given before its connection begins. */
-static __always_inline bool is_used(const struct connection *connection)
-{
-	return connection->offset[SSL_READ] || connection->offset[SSL_WRITE] ||
-	       connection->socket || connection->received || connection->sent || connection->done;
 }
 
 /* The object is for another connection from now on: of a program that uses it again, or of one that has it
@@ -254,6 +259,10 @@ static __always_inline int restart_connection(struct pt_regs *ctx, __u32 functio
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (!connection || !is_used(connection))
 		return 0;
+	/* As a handshake begins, OpenSSL clears the object itself. */
+	if (function_around(key.ssl, PT_REGS_SP(ctx)))
+		return 0;
+	fresh.again = 1;
 	fresh.since_ns = bpf_ktime_get_boot_ns();
 	/* It stays the program's, whichever socket it is. */
 	fresh.read_fd = connection->read_fd;

@@ -153,7 +153,9 @@ struct connection {
 	__u8 renewed;
 	/* Data may pass before the handshake is done. */
 	__u8 early;
-	__u8 pad[2];
+	/* Its object was another connection's. */
+	__u8 again;
+	__u8 pad;
 };
 
 /* A random number that a call for a connection made, to be sent in its hello. */
