@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteLwEnCapType, RouteMessage,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteLwEnCapType, RouteMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -32,6 +32,20 @@ pub struct Route {
 /// # Errors
 /// If the kernel cannot be asked.
 pub fn to(address: IpAddr) -> Result<Option<Route>> {
+    let Some(route) = ask(address, RouteFlags::empty())? else {
+        return Ok(None);
+    };
+    // What a packet gets, older kernels (5.10) say without the encapsulation; the table's entry has it.
+    let entry = ask(address, RouteFlags::FibMatch)?;
+    Ok(Some(Route {
+        encapsulation: entry
+            .and_then(|entry| entry.encapsulation)
+            .or(route.encapsulation),
+        ..route
+    }))
+}
+
+fn ask(address: IpAddr, flags: RouteFlags) -> Result<Option<Route>> {
     let at = || format!("cannot ask for the route to {address}");
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
@@ -40,6 +54,7 @@ pub fn to(address: IpAddr) -> Result<Option<Route>> {
             IpAddr::V6(_) => AddressFamily::Inet6,
         },
         destination_prefix_length: if address.is_ipv4() { 32 } else { 128 },
+        flags,
         ..RouteHeader::default()
     };
     let destination = RouteAttribute::Destination(RouteAddress::from(address));
