@@ -70,7 +70,7 @@ test: ## install what is missing, and run all tests that this machine's kernel c
 	packaging/install-deps build test
 	tests/run
 
-test-vm: ## all tests on Debian's kernels in QEMU; KERNEL=6.1 for one kernel, TEST=name for some tests
+test-vm: ## the tests on Debian's kernels in QEMU; KERNEL=6.1 for all on one kernel, TEST=name for some tests
 	packaging/install-deps build test vm
 	tests/vm/run $(if $(TEST),--filter '$(TEST)') $(KERNEL)
 
