@@ -15,7 +15,8 @@ mod root {
     use std::process::{Command, Stdio};
 
     use ebpfkit::kernel::features::Features;
-    use ebpfkit::tools::sslsniff::symbols::{self, Function};
+    use ebpfkit::tools::sslsniff::function::Function;
+    use ebpfkit::tools::sslsniff::symbols;
     use nix::sched::{CpuSet, sched_setaffinity};
     use nix::unistd::Pid;
     use serde_json::Value;

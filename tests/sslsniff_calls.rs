@@ -9,7 +9,8 @@ mod place;
 mod root {
     use std::path::{Path, PathBuf};
 
-    use ebpfkit::tools::sslsniff::symbols::{self, Function};
+    use ebpfkit::tools::sslsniff::function::Function;
+    use ebpfkit::tools::sslsniff::symbols;
     use serde_json::{Value, json};
 
     use super::common::{ALICE, Tool, ebpfkit_path, python3};
@@ -17,18 +18,7 @@ mod root {
 
     /// The client of calls.py, watched from before its first call until it has ended well.
     fn watched_calls(options: &[&str]) -> super::common::Ended {
-        let place = Place::new();
-        let mut server = place.server(&["echo", &place.pem(), PORT]);
-        let mut command = place.netns.command(python3());
-        command.args(["-c", include_str!("sslsniff/calls.py"), PORT]);
-        let mut client = Peer::start(command.args(options));
-        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
-        client.go();
-        client.rest();
-        server.rest();
-        let ended = tool.stop();
-        nothing_is_lost(&ended);
-        ended
+        Place::new().watched_client(include_str!("sslsniff/calls.py"), options)
     }
 
     #[test]

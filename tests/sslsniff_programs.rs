@@ -195,17 +195,7 @@ mod root {
 
     #[test]
     fn what_gnutls_keeps_until_later_is_told_once() {
-        let place = Place::new();
-        let mut server = place.server(&["echo", &place.pem(), PORT]);
-        let mut command = place.netns.command(python3());
-        command.args(["-c", include_str!("sslsniff/gnutls.py"), PORT]);
-        let mut client = Peer::start(&mut command);
-        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
-        client.go();
-        client.rest();
-        server.rest();
-        let ended = tool.stop();
-        nothing_is_lost(&ended);
+        let ended = Place::new().watched_client(include_str!("sslsniff/gnutls.py"), &[]);
         let written: Vec<_> = ended
             .kind("data")
             .into_iter()

@@ -16,7 +16,7 @@ use std::process::{Command, Output, Stdio};
 use base64::Engine as _;
 use serde_json::Value;
 
-use crate::common::{Background, Ended, Netns, python3, sh};
+use crate::common::{Background, Ended, Netns, Tool, python3, sh};
 
 pub const PORT: &str = "4433";
 pub const OTHER_PORT: &str = "4434";
@@ -62,6 +62,22 @@ impl Place {
         let mut command = self.netns.command(python3());
         command.args(["-c", include_str!("peer.py")]);
         Peer::start(command.args(args))
+    }
+
+    /// What is seen of a client that waits for a line before its first call, a program for Python that is told the
+    /// port of an echo; until it has ended well.
+    pub fn watched_client(&self, program: &str, options: &[&str]) -> Ended {
+        let mut server = self.server(&["echo", &self.pem(), PORT]);
+        let mut command = self.netns.command(python3());
+        command.args(["-c", program, PORT]);
+        let mut client = Peer::start(command.args(options));
+        let tool = Tool::start(&self.netns, &["sslsniff", "-p", &client.pid().to_string()]);
+        client.go();
+        client.rest();
+        server.rest();
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        ended
     }
 
     /// One that has said that it listens.

@@ -6,8 +6,8 @@ use std::fs::File;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
+use super::function::Function;
 use super::probes::has_return;
-use super::symbols::Function;
 use crate::kernel::uprobes::Method;
 
 /// What is kept free while probes are attached: for the ring, the command and `/proc`.

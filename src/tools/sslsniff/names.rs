@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::symbols::Function;
+use super::function::Function;
 
 /// The paths of the libraries and what is in them, by their number in records. Clones are one.
 #[derive(Debug, Clone, Default)]

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::function::Function;
 use super::record::Header;
-use super::symbols::Function;
 use crate::kernel::stacks::{self, Frame, Stacks};
 use crate::output::{Line, Printable, Style};
 

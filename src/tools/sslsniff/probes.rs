@@ -11,7 +11,7 @@ use anyhow::anyhow;
 use libbpf_rs::ErrorKind;
 
 use super::discover::Library;
-use super::symbols::Function;
+use super::function::Function;
 use crate::kernel::bpf;
 use crate::kernel::privileges::Capability;
 use crate::kernel::uprobes::{self, Method, Place, Probes, Scope};

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use plain::Plain;
 
-use super::symbols::Function;
+use super::function::Function;
 use crate::skel::sslsniff::types::ssl_addresses as Addresses;
 pub use crate::skel::sslsniff::types::ssl_derived as Derived;
 pub use crate::skel::sslsniff::types::ssl_record as Header;

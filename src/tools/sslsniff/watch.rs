@@ -13,10 +13,10 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, OpenObject, ProgramMut}
 use plain::Plain;
 
 use super::event::{Amount, Summary};
+use super::function::Function;
 use super::plan::Plan;
 use super::probes::{Attacher, Pair, Programs};
 use super::session::Shown;
-use super::symbols::Function;
 use crate::kernel::bpf;
 use crate::kernel::privileges::Capability;
 use crate::kernel::uprobes::{self, Method};
