@@ -348,7 +348,7 @@ impl<W: Write> Sink<W> {
             let mut text = Vec::new();
             event.text(&mut Line::new(&mut text, false))?;
             // It may have nothing more to say.
-            if !text.is_empty() && text != b"ready" {
+            if !text.is_empty() {
                 self.detail(&String::from_utf8_lossy(&text));
             }
         }
