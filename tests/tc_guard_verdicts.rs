@@ -17,15 +17,16 @@ mod root {
     use ebpfkit::endpoint::{Endpoint, Protocol};
     use ebpfkit::kernel::cgroup;
     use ebpfkit::tools::tc_guard::plan::Plan;
-    use ebpfkit::tools::tc_guard::policy::{Deny, Mode, Policy, Rule, Subject};
+    use ebpfkit::tools::tc_guard::policy::{Deny, Limit, Mode, Policy, Rule, Subject};
     use ebpfkit::tools::tc_guard::report::Reason;
     use ebpfkit::tools::tc_guard::{Guard, Hook};
     use proptest::prelude::*;
     use proptest::test_runner::{Config, TestRunner};
 
     use super::common::cgroups::Cgroups;
+    use super::common::dice::Dice;
     use super::common::{IMDS4, IMDS6, Netns, inside};
-    use super::packets::{Crafted, Dice, SHORTEST, crafted};
+    use super::packets::{Crafted, SHORTEST, crafted};
     use super::reference::{Cgroup, Fate, Model, ModelRule, Socket, Start, reference};
 
     const ENDPOINTS: &[&str] = &[
@@ -294,6 +295,87 @@ mod root {
             "the generator is one-sided: {fates:?}"
         );
     }
+
+    /// When a bucket is due, as far as that is known from outside: nanoseconds of CLOCK_MONOTONIC.
+    #[derive(Debug, Clone, Copy, Default)]
+    struct Due {
+        earliest: u64,
+        latest: u64,
+    }
+
+    impl Due {
+        /// The reference of `--limit`, the generic cell rate algorithm: a packet that was sent between these two times
+        /// passed or did not. Says whether it had to be so, or could be either; fails if it could not be.
+        fn judge(&mut self, sent: (u64, u64), passed: bool, limit: Limit) -> bool {
+            let (interval, tolerance) = (limit.interval_ns(), limit.tolerance_ns());
+            let must_pass = self.latest <= sent.0 + tolerance;
+            let must_not = self.earliest > sent.1 + tolerance;
+            assert!(
+                !(must_pass && !passed) && !(must_not && passed),
+                "{self:?} {sent:?} {passed}"
+            );
+            if passed {
+                self.earliest = self.earliest.max(sent.0) + interval;
+                self.latest = self.latest.max(sent.1).min(sent.1 + tolerance) + interval;
+            } else {
+                self.earliest = self.earliest.max(sent.0 + tolerance);
+            }
+            must_pass || must_not
+        }
+    }
+
+    #[test]
+    fn who_sends_too_fast_is_limited_as_the_reference_says() {
+        let packets = if std::env::var_os("EBPFKIT_VM").is_some() {
+            2_000
+        } else {
+            20_000
+        };
+        let now = || {
+            let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+            u64::try_from(now.tv_sec() * 1_000_000_000 + now.tv_nsec()).unwrap()
+        };
+        let mut dice = Dice(0x6c69_6d69);
+        let all = [
+            ("192.0.2.1", false),
+            ("192.0.2.2", false),
+            ("2001:db8::3", false),
+            ("192.0.2.4", true),
+        ];
+        for limit in ["1/s", "70/s", "2000/s", "50000/s"] {
+            let limit: Limit = limit.parse().unwrap();
+            let rule = |(address, audit): (&str, bool)| Rule {
+                endpoints: vec![address.parse().unwrap()],
+                users: vec![Subject::from("0")],
+                mode: if audit { Mode::Audit } else { Mode::Enforce },
+                ..Rule::default()
+            };
+            let policy = Policy {
+                rules: all.into_iter().map(rule).collect(),
+                limit: Some(limit),
+                ..Policy::default()
+            };
+            let guard = guard(&Plan::new(&policy, None).unwrap());
+            let mut buckets = [Due::default(); 3];
+            let (mut certain, mut limited) = (0, 0);
+            for _ in 0..packets {
+                let which = dice.below(all.len());
+                let frame = packet(all[which].0, 17, dice.pick(&[53, 9000])).frame();
+                let before = now();
+                let passed = fate(&guard, &frame) == Fate::Passes;
+                let Some(bucket) = buckets.get_mut(which) else {
+                    assert!(passed, "what is only audited");
+                    continue;
+                };
+                certain += u32::from(bucket.judge((before, now()), passed, limit));
+                limited += u32::from(!passed);
+            }
+            // However slow the machine is, this is not about doubtful ones alone.
+            assert!(certain > packets / 10, "{limit}: {certain} of {packets}");
+            assert!(limited > 0 || limit.interval_ns() < 1_000_000, "{limit}");
+        }
+    }
+
     /// A packet to `dst`, complete and unremarkable.
     fn packet(dst: &str, protocol: u8, dport: u16) -> Crafted {
         Crafted {

@@ -123,9 +123,15 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, const union add
 			executable = &known->kept;
 		}
 		asm volatile("" ::: "memory");
-		/* Another call has written in between. The last of those that do so finds out. */
-		if (READ_NOW(known->kept.begun) != ended)
-			known->kept.executable.length = EXECUTABLE_PATH;
+		/* Another call has written in between, and this may be parts of both: it is nobody's. The last of
+		 * those that do so finds out.
+		 */
+		if (READ_NOW(known->kept.begun) != ended) {
+			__builtin_memset(&known->who, 0, sizeof(known->who));
+			/* Else /proc is asked, of whoever calls next. */
+			if (perfmon)
+				known->kept.executable.length = EXECUTABLE_PATH;
+		}
 		__sync_fetch_and_add(&known->kept.ended, 1);
 	}
 	/* Containers are judged as their packets come in, by their cgroup. */

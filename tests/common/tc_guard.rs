@@ -2,8 +2,10 @@
 
 //! A guard of the AWS addresses that allows Bob, with a bpffs of the test's own, and what is asked of it.
 
+use std::net::IpAddr;
 use std::process::Output;
 
+use ebpfkit::endpoint::Endpoint;
 use serde_json::Value;
 
 use super::{BOB, Bpffs, Network, Tool, ebpfkit_path};
@@ -75,4 +77,16 @@ pub fn stderr(output: &Output) -> String {
 /// Whether a user on the machine is served.
 pub fn allowed(network: &Network, uid: u32) -> bool {
     network.curl(uid, &[V4]).status.success()
+}
+
+/// Whether a packet of this protocol to this port of `dst` is to the endpoint.
+pub fn concerns(endpoint: &Endpoint, dst: IpAddr, protocol: u8, dport: u16) -> bool {
+    endpoint.address.is_ipv4() == dst.is_ipv4()
+        && endpoint.contains(dst)
+        && endpoint.ports.contains(&dport)
+        && match endpoint.protocol {
+            Some(wanted) => wanted as u8 == protocol,
+            // A port range means the protocols that have ports.
+            None => endpoint.ports == (0..=u16::MAX) || matches!(protocol, 6 | 17),
+        }
 }

@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ebpfkit::endpoint::Endpoint;
 use ebpfkit::kernel::program::Ran;
 
+use super::common::tc_guard::concerns;
+
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -213,17 +215,6 @@ fn candidates(model: &Model, transport: &Transport) -> Vec<(u8, u16)> {
         _ => vec![(protocol, 0)],
     };
     protocols.into_iter().flat_map(each).collect()
-}
-
-fn concerns(endpoint: &Endpoint, dst: IpAddr, protocol: u8, dport: u16) -> bool {
-    endpoint.address.is_ipv4() == dst.is_ipv4()
-        && endpoint.contains(dst)
-        && endpoint.ports.contains(&dport)
-        && match endpoint.protocol {
-            Some(wanted) => wanted as u8 == protocol,
-            // A port range means the protocols that have ports.
-            None => endpoint.ports == (0..=u16::MAX) || matches!(protocol, 6 | 17),
-        }
 }
 
 fn network_layer(frame: &[u8], network: usize) -> Option<(IpAddr, Transport)> {

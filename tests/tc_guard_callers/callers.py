@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Makes sockets, connects them and sends by them, as others and in others' places.
+
+Reads batches as JSON, one in a line: where sockets are made and where they are used (files to write "0" to), and for
+each socket its protocol, its maker's uid, the caller's uid, gid and groups, an address and a port. Prints for each batch
+what became of the calls: "refused" or "dropped", else "sent"; of TCP, which is not sent by, "refused" or "called".
+"""
+
+import errno
+import json
+import os
+import socket
+import sys
+
+IP_RECVERR, IPV6_RECVERR = 11, 25
+
+
+def become(uid, gid, groups):
+    os.setresuid(0, 0, 0)
+    os.setresgid(0, 0, 0)
+    os.setgroups(groups)
+    os.setresgid(gid, gid, 0)
+    os.setresuid(uid, uid, 0)
+
+
+def go(place):
+    become(0, 0, [])
+    with open(place, "w") as procs:
+        procs.write("0")
+
+
+def make(case):
+    become(case["maker"], 0, [])
+    v6 = ":" in case["address"]
+    kind = socket.SOCK_STREAM if case["tcp"] else socket.SOCK_DGRAM
+    made = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+    # So that send() tells what became of the packet.
+    if v6:
+        made.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+    made.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    return made
+
+
+def use(case, made):
+    become(case["uid"], case["gid"], case["groups"])
+    error = made.connect_ex((case["address"], case["port"]))
+    if error == errno.EPERM:
+        return "refused"
+    if case["tcp"] and error in (0, errno.EINPROGRESS, errno.ECONNREFUSED):
+        return "called"
+    if error:
+        return os.strerror(error)
+    try:
+        made.send(b"x")
+    except OSError as err:
+        return "dropped" if err.errno == errno.ENOBUFS else str(err)
+    return "sent"
+
+
+for line in sys.stdin:
+    batch = json.loads(line)
+    go(batch["made in"])
+    sockets = [make(case) for case in batch["cases"]]
+    go(batch["used in"])
+    print(json.dumps([use(case, made) for case, made in zip(batch["cases"], sockets)]))
+    for made in sockets:
+        made.close()
+    go(batch["home"])
