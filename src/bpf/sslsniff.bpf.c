@@ -19,6 +19,7 @@
 #include "sslsniff_calls.bpf.h"
 #include "sslsniff_connection.bpf.h"
 #include "sslsniff_socket.bpf.h"
+#include "sslsniff_hold.bpf.h"
 
 /* gnutls_record_send(session, bytes, size) that found no room may be made again as (session, NULL, 0): the
  * bytes are remembered for that.

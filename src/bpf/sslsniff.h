@@ -219,6 +219,26 @@ struct ssl_derived {
 	__u8 key[SSL_PARAMETER_BYTES];
 };
 
+/* A file, as it is now: numbers of inodes and devices are used again. */
+struct ssl_file {
+	__u64 inode;
+	/* When it was changed last, by the clock of the file system. */
+	__s64 changed_s;
+	__u32 changed_ns;
+	/* s_dev */
+	__u32 device;
+	__u32 generation;
+	__u32 pad;
+};
+
+/* A process that was stopped because it maps a file. */
+struct ssl_held {
+	struct ssl_file file;
+	/* tgid in the initial namespace. */
+	__u32 pid;
+	__u32 pad;
+};
+
 /* What of a process was lost, by cause. */
 struct ssl_loss_key {
 	__u32 tgid;

@@ -281,6 +281,7 @@ const struct ssl_addresses *unused_addresses __attribute__((unused));
 const struct ssl_derived *unused_derived __attribute__((unused));
 const struct ssl_loss_key *unused_loss_key __attribute__((unused));
 const struct ssl_loss *unused_loss __attribute__((unused));
+const struct ssl_held *unused_held __attribute__((unused));
 
 /* What a thread starts with: too large for a program's stack beside the rest. */
 const struct thread new_thread;

@@ -167,6 +167,19 @@ pub fn has_tracepoint(name: &std::ffi::CStr) -> bool {
     }
 }
 
+/// Waits until each program that was running has ended: one at a tracepoint may still be after it was detached.
+pub fn wait_for_programs() {
+    /// `MEMBARRIER_CMD_GLOBAL` (linux/membarrier.h): a grace period of RCU, in which programs run. A kernel that was
+    /// told to leave processors alone (`nohz_full`) has none; programs take microseconds.
+    const GLOBAL: libc::c_int = 1;
+    #[allow(unsafe_code)]
+    // SAFETY: numbers.
+    let ret = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if ret != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// Whether this kernel attaches a link of `attach_type` to many user-space addresses at once.
 pub(super) fn links_uprobe_multi() -> bool {
     let Ok(program) = empty_kprobe(libbpf_sys::BPF_TRACE_UPROBE_MULTI) else {

@@ -27,6 +27,14 @@ impl Held {
         signal(&process, libc::SIGSTOP)?;
         Ok(Some(Self { process }))
     }
+
+    /// Takes over `pid`, which was stopped for us.
+    ///
+    /// # Errors
+    /// Those of pidfd_open(2): `ESRCH` if it has ended.
+    pub fn already(pid: u32) -> io::Result<Self> {
+        open(pid).map(|process| Self { process })
+    }
 }
 
 impl Drop for Held {

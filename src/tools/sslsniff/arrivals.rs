@@ -21,6 +21,7 @@ use super::descriptors;
 use super::discover::{self, FileId, Found, Library, MappedAs, Time};
 use super::event::{Arrived, Skipped, Skips};
 use super::function::Function;
+use super::holds::{Holds, Reader, Waiting};
 pub use super::names::Names;
 use super::probes::Attacher;
 use super::scans::Scans;
@@ -121,6 +122,8 @@ pub struct Arrivals {
     gone: Vec<u32>,
     /// Since the last sweep, a file was told of that there was no room for.
     told_full: bool,
+    /// Processes that the kernel has stopped until what they map was looked into.
+    waiting: Vec<Waiting>,
 }
 
 impl Arrivals {
@@ -135,6 +138,7 @@ impl Arrivals {
             last: 0,
             gone: Vec::new(),
             told_full: false,
+            waiting: Vec::new(),
         }
     }
 
@@ -204,14 +208,22 @@ impl Arrivals {
         self.last
     }
 
+    /// What keeps a process that the kernel has stopped.
+    fn keeps(&self, pid: u32) -> Option<Arc<Held>> {
+        let mut waiting = self.waiting.iter().filter(|waiting| waiting.pid == pid);
+        waiting.find_map(|waiting| waiting.held.clone())
+    }
+
     /// Probes what is below a TLS library in a thread of its own: the TLS library itself may be mapped
-    /// in this moment, and its probes come first.
+    /// in this moment, and its probes come first. A process that waits does so until these are there.
     fn probe_below(&mut self, library: Library, pid: Option<u32>, arrived: &Sender<Arrived>) {
         let number = self.name(&library);
         let (id, mapped, modified) = (library.id, library.mapped, library.modified);
         let (attacher, arrived) = (Arc::clone(&self.attacher), arrived.clone());
+        let held = pid.and_then(|pid| self.keeps(pid));
         let later = std::thread::Builder::new().spawn(move || {
             let result = attacher.attach(&library, number, Scope::All);
+            drop(held);
             let (probes, failed) = match result {
                 Ok(probes) => (probes, None),
                 Err(failed) => (Probes::default(), Some(failed)),
@@ -238,6 +250,7 @@ impl Arrivals {
     pub fn follow(
         mut self,
         mut events: Option<MmapEvents>,
+        holds: Option<Holds>,
         filter: Filter,
         stop: &Stop,
     ) -> Result<Following> {
@@ -247,7 +260,8 @@ impl Arrivals {
             .name("libraries".to_owned())
             .spawn(move || {
                 hold::hurry();
-                let result = self.work(events.as_mut(), &filter, &stopped, &sender);
+                let result = self.work(events.as_mut(), holds.as_ref(), &filter, &stopped, &sender);
+                drop(holds);
                 let mut all = Probes::default();
                 for (_, watched) in self.watched.drain() {
                     all.add(watched.into_probes());
@@ -270,10 +284,12 @@ impl Arrivals {
     fn work(
         &mut self,
         mut events: Option<&mut MmapEvents>,
+        holds: Option<&Holds>,
         filter: &Filter,
         stop: &Stop,
         arrived: &Sender<Arrived>,
     ) -> Result<()> {
+        let holds = holds.map(Holds::reader).transpose()?;
         let mut swept = Instant::now();
         let mut scans = Scans::default();
         let mut batch = Vec::new();
@@ -283,22 +299,44 @@ impl Arrivals {
         };
         loop {
             let wait = Some(scans.wait(Instant::now(), SWEEP));
-            let woken = match &events {
-                Some(events) => stop.wait(&events.fds(), wait),
-                None => stop.wait(&[], wait),
-            }?;
-            if woken.stopped {
+            let mut sources = events.as_ref().map_or_else(Vec::new, |events| events.fds());
+            sources.extend(holds.as_ref().map(Reader::fd));
+            if stop.wait(&sources, wait)?.stopped {
                 return Ok(());
+            }
+            // Before the mappings, which the kernel told of before.
+            if let Some(holds) = &holds {
+                self.waiting = holds.take()?;
             }
             let mut lost = 0;
             if let Some(events) = &mut events {
                 lost = events.drain(|mapped| batch.push(mapped));
             }
+            let mut unsettled = HashSet::new();
             for mapped in batch.drain(..) {
-                self.mapped(mapped, filter, arrived);
+                let pid = mapped.pid;
+                if !self.mapped(mapped, filter, arrived) {
+                    unsettled.insert(pid);
+                }
             }
             if lost > 0 {
                 scans.need(Instant::now());
+                for pid in self
+                    .waiting
+                    .iter()
+                    .map(|waiting| waiting.pid)
+                    .collect::<Vec<_>>()
+                {
+                    self.maps(pid, filter, arrived);
+                    unsettled.insert(pid);
+                }
+            }
+            if let Some(holds) = &holds {
+                for waiting in self.waiting.drain(..) {
+                    if !unsettled.contains(&waiting.pid) {
+                        holds.settle(&waiting.file);
+                    }
+                }
             }
             let now = Instant::now();
             if scans.is_due(now) {
@@ -308,13 +346,31 @@ impl Arrivals {
                 scans.done(now, Instant::now());
             }
             if swept.elapsed() >= SWEEP {
-                self.sweep();
+                self.sweep(holds.as_ref());
                 swept = Instant::now();
             }
         }
     }
 
-    fn mapped(&mut self, mapped: Mapped, filter: &Filter, arrived: &Sender<Arrived>) {
+    /// Looks at all that a process maps.
+    fn maps(&mut self, pid: u32, filter: &Filter, arrived: &Sender<Arrived>) {
+        // It may have ended.
+        let _ = maps::executable(pid, |mapping| {
+            let mapped = Mapped {
+                pid,
+                range: mapping.range,
+                offset: mapping.offset,
+                device: mapping.device,
+                inode: (mapping.inode, 0),
+                path: mapping.path.to_owned(),
+            };
+            self.mapped(mapped, filter, arrived);
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// Looks at what a process maps; says whether it is known now what that is.
+    fn mapped(&mut self, mapped: Mapped, filter: &Filter, arrived: &Sender<Arrived>) -> bool {
         let (inode, generation) = mapped.inode;
         let id = (mapped.device, inode);
         let key = (id, generation, mapped.offset, mapped.path);
@@ -329,7 +385,7 @@ impl Arrivals {
         let remembered = self.remembered.get(&key).copied();
         // Not a file, as [vdso] and //anon.
         if remembered.is_none() && (inode == 0 || !filter.wants(mapped.pid, mapping.path)) {
-            return;
+            return true;
         }
         let mut library = remembered.or_else(|| self.look(mapped.pid, &mapping, filter, arrived));
         if let Some(Some(id)) = library
@@ -337,7 +393,7 @@ impl Arrivals {
         {
             library = self.look(mapped.pid, &mapping, filter, arrived);
         }
-        let Some(library) = library else { return };
+        let Some(library) = library else { return false };
         if self.remembered.len() >= MOST_REMEMBERED {
             self.remembered.clear();
         }
@@ -345,6 +401,7 @@ impl Arrivals {
         if let Some(watched) = library.and_then(|id| self.watched.get_mut(&id)) {
             watched.users.insert(mapped.pid);
         }
+        true
     }
 
     /// Looks into a file, and probes it if it is a library that is not watched yet. `None` if it is to be looked at
@@ -373,7 +430,8 @@ impl Arrivals {
             return None;
         }
         // Gone already, or another user's: probed all the same.
-        let held = (filter.hold && self.found.libraries.iter().any(Library::is_tls))
+        let waits = self.waiting.iter().any(|waiting| waiting.pid == pid);
+        let held = (filter.hold && !waits && self.found.libraries.iter().any(Library::is_tls))
             .then(|| Held::stop(pid));
         self.probe_new(Some(pid), arrived);
         drop(held);
@@ -427,7 +485,7 @@ impl Arrivals {
     }
 
     /// Lets go of libraries that no process maps any more.
-    fn sweep(&mut self) {
+    fn sweep(&mut self, holds: Option<&Reader<'_>>) {
         self.found.refresh();
         self.told_full = false;
         // What was no library may have been written to since.
@@ -449,6 +507,10 @@ impl Arrivals {
         }
         if doubtful.is_empty() {
             return;
+        }
+        // Whoever comes from here on waits; whoever came before is found.
+        if let Some(holds) = holds {
+            holds.unsettle();
         }
         // Children, which map nothing themselves, and who was there before.
         let Some(users) = users(&doubtful) else {

@@ -15,6 +15,7 @@ mod files;
 mod folders;
 pub mod function;
 pub mod har;
+mod holds;
 pub mod http;
 pub mod inspect;
 pub mod keylog;
@@ -149,8 +150,8 @@ pub struct Args {
     /// Room for payload that is not yet shown: a power of two, with K or M
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = plan::parse_ring)]
     buffer: u64,
-    /// Stop a program that begins to use a library which is not watched yet (SIGSTOP), until it is a
-    /// moment later (SIGCONT), so that its first call is not missed
+    /// Stop a program that begins to execute from a file which was not looked into yet (SIGSTOP), until it
+    /// was a moment later (SIGCONT), so that its first call is not missed
     #[arg(long)]
     hold: bool,
     /// Run this command and watch only it and its children
@@ -221,7 +222,12 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         process: watch.by_number()?,
         hold: args.hold,
     };
-    let mut following = arrivals.follow(events.ok(), filter, &stop)?;
+    // What nobody tells of would wait for ever.
+    let holds = events.as_ref().map_or(Ok(None), |_| watch.hold())?;
+    if args.hold && holds.is_none() && events.is_ok() {
+        sink.note("--hold: this kernel cannot stop programs itself: they are stopped a moment after they map a library");
+    }
+    let mut following = arrivals.follow(events.ok(), holds, filter, &stop)?;
     sink.ready(&Ready {
         libraries,
         skipped,

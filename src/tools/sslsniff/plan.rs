@@ -39,6 +39,8 @@ pub struct Plan {
     pub stacks: bool,
     /// Keys are told.
     pub keys: bool,
+    /// Processes wait until what they map was looked into.
+    pub hold: bool,
     /// The only files to probe, if any.
     pub only: Vec<PathBuf>,
     /// What to run and watch: the program and its arguments.
@@ -57,6 +59,7 @@ impl Default for Plan {
             ring: 64 << 10,
             stacks: false,
             keys: false,
+            hold: false,
             only: Vec::new(),
             command: None,
         }
@@ -82,6 +85,7 @@ impl Plan {
             ring: u32::try_from(args.buffer).unwrap_or(u32::MAX),
             stacks: args.stack,
             keys: args.keylog.is_some(),
+            hold: args.hold,
             only: args.lib.clone(),
             command: args
                 .command

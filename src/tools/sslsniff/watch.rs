@@ -14,11 +14,12 @@ use plain::Plain;
 
 use super::event::{Amount, Summary};
 use super::function::Function;
+use super::holds::Holds;
 use super::plan::Plan;
 use super::probes::{Attacher, Pair, Programs};
 use super::session::Shown;
 use crate::kernel::bpf;
-use crate::kernel::privileges::Capability;
+use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::uprobes::{self, Method};
 use crate::process;
 use crate::skel::sslsniff::types::{ssl_counter, ssl_loss, ssl_loss_key, ssl_lost};
@@ -60,6 +61,7 @@ pub struct Watch<'obj> {
     sockets: Sockets,
     by_pid: bool,
     keys: bool,
+    holds: bool,
 }
 
 impl fmt::Debug for Watch<'_> {
@@ -144,9 +146,16 @@ impl<'obj> Watch<'obj> {
         rodata.is_preempted = u8::from(method == Method::Multi);
         rodata.targ_stacks = u8::from(plan.stacks);
         rodata.targ_secrets = u8::from(plan.keys);
+        rodata.hold_all = u8::from(Capabilities::effective().has(Capability::Kill));
+        rodata.hold_uid = nix::unistd::geteuid().as_raw();
+        rodata.hold_not = std::process::id();
         open.maps.records.set_max_entries(plan.ring)?;
         let progs = &mut open.progs;
         progs.process_forks.set_autoload(plan.by_pid());
+        let holds = plan.hold && bpf::has_tracepoint(c"sys_exit");
+        for program in [&mut progs.file_mapped, &mut progs.file_executed] {
+            program.set_autoload(holds);
+        }
         for program in [&mut progs.socket_sends, &mut progs.socket_receives] {
             program.set_autoload(sockets == Sockets::Tracepoints);
         }
@@ -202,6 +211,7 @@ impl<'obj> Watch<'obj> {
             sockets,
             by_pid: plan.by_pid(),
             keys: plan.keys,
+            holds,
         };
         watch.add_pids(&plan.pids)?;
         Ok(watch)
@@ -265,6 +275,27 @@ impl<'obj> Watch<'obj> {
             }
         }
         Ok(None)
+    }
+
+    /// From now on stops processes that map a file which was not looked into; `None` if that is not wanted, or
+    /// this kernel cannot do it.
+    ///
+    /// # Errors
+    /// What the kernel refuses, with the capability that is missing.
+    pub fn hold(&self) -> Result<Option<Holds>> {
+        if !self.holds {
+            return Ok(None);
+        }
+        let mut links = Vec::new();
+        for program in [&self.skel.progs.file_mapped, &self.skel.progs.file_executed] {
+            let needed = [Capability::Perfmon];
+            let link = program.attach();
+            links.push(link.map_err(|err| bpf::explain(err, "hold processes", &needed))?);
+        }
+        let maps = &self.skel.maps;
+        let held = MapHandle::try_from(&maps.held)?;
+        let settled = MapHandle::try_from(&maps.settled)?;
+        Ok(Some(Holds::new(links, held, settled)))
     }
 
     /// What attaches the programs, from any thread.
