@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     ran(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     let dir = PathBuf::from(ran(
-        Command::new("mktemp").args(["-d", "/tmp/ebpfkit-bench.XXXXXX"])
+        Command::new("mktemp").args(["-d", "/dev/shm/ebpfkit-bench.XXXXXX"])
     )?);
     let result = all(&dir);
     fs::remove_dir_all(&dir)?;

@@ -80,7 +80,9 @@ mod root {
         let mut server = python(&place.netns, script, &["serve", PORT, &options]);
         assert_eq!(server.line(), "listening");
         let mut client = python(&place.netns, script, &["get", PORT, &options]);
-        let tool = Tool::start(&place.netns, &["sslsniff"]);
+        // Other tests are under way.
+        let pids = [server.pid(), client.pid()].map(|pid| pid.to_string());
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &pids[0], "-p", &pids[1]]);
         client.go();
         let said = client.rest();
         let ended = tool.stop();

@@ -186,35 +186,36 @@ static __always_inline void keep_own_stack(struct pt_regs *ctx)
 		bpf_tail_call_static(ctx, &common, ENTERS);
 }
 
-SEC("uprobe")
-int any_enters(struct pt_regs *ctx)
+static __always_inline int passes_in(struct pt_regs *ctx)
 {
 	__u64 cookie = cookie_of(ctx);
 	__u32 function = cookie >> SSL_COOKIE_FUNCTION;
 
 	if (function >= SSL_FUNCTIONS) {
 		keep_own_stack(ctx);
-		return 0;
+		return NO_RETURN;
 	}
-	if (HAS(FREES, function))
-		return free_connection(ctx, function, cookie);
-	if (HAS(RESTARTS, function))
-		return restart_connection(ctx, function, cookie);
-	if (HAS(NAMES, function))
-		return enter_name(ctx, function, cookie);
-	if (HAS(SETS_BIO, function))
-		return enter_bio(ctx, function);
-	if (HAS(MAKES_RANDOM, function))
-		return note_random(ctx, function);
-	if (HAS(RAISES_ERROR, function))
-		return error_raised(ctx, function);
+	if (HAS(ENTRY_ALONE, function)) {
+		if (HAS(FREES, function))
+			free_connection(ctx, function, cookie);
+		else if (HAS(RESTARTS, function))
+			restart_connection(ctx, function, cookie);
+		else if (HAS(NAMES, function))
+			enter_name(ctx, function, cookie);
+		else if (HAS(SETS_BIO, function))
+			enter_bio(ctx, function);
+		else if (HAS(MAKES_RANDOM, function))
+			note_random(ctx, function);
+		else
+			error_raised(ctx, function);
+		return NO_RETURN;
+	}
 	if (function == CRYPTO_FN_DERIVE)
 		return begin_derivation(ctx);
 	return enter(ctx, function, cookie);
 }
 
-SEC("uprobe")
-int any_leaves(struct pt_regs *ctx)
+static __always_inline int passes_out(struct pt_regs *ctx)
 {
 	__u32 function = cookie_of(ctx) >> SSL_COOKIE_FUNCTION;
 
@@ -235,6 +236,38 @@ int any_leaves(struct pt_regs *ctx)
 	if (function == GNUTLS_FN_UNCORK)
 		return leave_uncork(ctx);
 	return leave_fact(ctx, function);
+}
+
+SEC("uprobe")
+int any_enters(struct pt_regs *ctx)
+{
+	passes_in(ctx);
+	return 0;
+}
+
+SEC("uprobe")
+int any_leaves(struct pt_regs *ctx)
+{
+	return passes_out(ctx);
+}
+
+/* Whether a session's program runs at the return: without an argument before kernel 7.0. */
+extern bool bpf_session_is_return(void) __ksym __weak;
+extern bool bpf_session_is_return___of(void *ctx) __ksym __weak;
+
+/* Both in one, where the kernel has that (6.13): a call that is not watched takes no trap at its return, and one that
+ * is takes less.
+ */
+SEC("?uprobe.session")
+int any_passes(struct pt_regs *ctx)
+{
+	bool returns = false;
+
+	if (bpf_ksym_exists(bpf_session_is_return))
+		returns = bpf_session_is_return();
+	else if (bpf_ksym_exists(bpf_session_is_return___of))
+		returns = bpf_session_is_return___of(ctx);
+	return returns ? passes_out(ctx) : passes_in(ctx);
 }
 
 static __always_inline int go_on(struct pt_regs *ctx, __u64 function, const __u32 with)

@@ -49,6 +49,8 @@
 #define SETS_BIO (BIT(SSL_FN_SET_BIO) | BIT(SSL_FN_SET0_RBIO) | BIT(SSL_FN_SET0_WBIO))
 #define MAKES_RANDOM (BIT(CRYPTO_FN_RANDOM) | BIT(CRYPTO_FN_RANDOM_EX))
 #define RAISES_ERROR (BIT(CRYPTO_FN_ERROR) | BIT(CRYPTO_FN_ERROR_V))
+/* What they do is done at their entry. */
+#define ENTRY_ALONE (FREES | RESTARTS | NAMES | SETS_BIO | MAKES_RANDOM | RAISES_ERROR)
 #define GNUTLS (BIT(GNUTLS_FN_HANDSHAKE) | BIT(GNUTLS_FN_BYE))
 
 /* gnutls/gnutls.h: errors after which the same call is made again. */
@@ -185,7 +187,7 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 libr
 	barrier_var(fifth);
 	barrier_var(stack);
 	if (!watched(pid_tgid >> 32))
-		return 0;
+		return NO_RETURN;
 	/* No room is counted at the return, where the length is known. */
 	thread = thread_of(pid_tgid);
 	if (!thread) {

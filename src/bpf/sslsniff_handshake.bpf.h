@@ -166,10 +166,10 @@ static __always_inline int begin_derivation(struct pt_regs *ctx)
 	struct call *call;
 
 	if (!thread || !targ_secrets)
-		return 0;
+		return NO_RETURN;
 	call = call_around(thread, PT_REGS_SP(ctx));
 	if (!call)
-		return 0;
+		return NO_RETURN;
 	thread->derivation.stack = PT_REGS_SP(ctx);
 	thread->derivation.ssl = call->ssl;
 	thread->derivation.key = PT_REGS_PARM2(ctx);

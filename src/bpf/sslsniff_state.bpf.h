@@ -51,6 +51,9 @@ const volatile __u8 targ_stacks;
 /* Keys are told. */
 const volatile __u8 targ_secrets;
 
+/* What a function's entry comes to if its return is of no interest: the kernel is told so where it asks. */
+#define NO_RETURN 1
+
 /* A call between its entry and its return. */
 struct call {
 	/* With the function it tells calls of a thread apart. Zero: never used. */

@@ -181,8 +181,8 @@ pub fn wait_for_programs() {
 }
 
 /// Whether this kernel attaches a link of `attach_type` to many user-space addresses at once.
-pub(super) fn links_uprobe_multi() -> bool {
-    let Ok(program) = empty_kprobe(libbpf_sys::BPF_TRACE_UPROBE_MULTI) else {
+pub(super) fn links_uprobes(attach_type: libbpf_sys::bpf_attach_type) -> bool {
+    let Ok(program) = empty_kprobe(attach_type) else {
         return false;
     };
     let mut opts = libbpf_sys::bpf_link_create_opts {
@@ -196,12 +196,7 @@ pub(super) fn links_uprobe_multi() -> bool {
     #[allow(unsafe_code)]
     // SAFETY: path and offsets outlive the call; "/" is a folder, so that no link is ever made.
     let fd = unsafe {
-        libbpf_sys::bpf_link_create(
-            program.as_raw_fd(),
-            -1,
-            libbpf_sys::BPF_TRACE_UPROBE_MULTI,
-            &raw const opts,
-        )
+        libbpf_sys::bpf_link_create(program.as_raw_fd(), -1, attach_type, &raw const opts)
     };
     // The kernel that knows the type gets as far as the path and says that it is no regular file
     // (kernel/trace/bpf_trace.c, bpf_uprobe_multi_link_attach); an older one says EINVAL.

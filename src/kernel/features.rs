@@ -15,6 +15,8 @@ pub struct Features {
     pub tcx: bool,
     /// One link attaches to many functions (uprobe.multi, kernel 6.6).
     pub uprobe_multi: bool,
+    /// So does one for entries and returns (uprobe.session, kernel 6.13).
+    pub uprobe_session: bool,
     /// Programs at uprobes are told which of their probes it is (`bpf_get_attach_cookie`, kernel 5.15).
     pub uprobe_cookie: bool,
 }
@@ -25,7 +27,8 @@ impl Features {
         Self {
             btf: bpf::has_btf(),
             tcx: tcx(),
-            uprobe_multi: bpf::links_uprobe_multi(),
+            uprobe_multi: bpf::links_uprobes(libbpf_sys::BPF_TRACE_UPROBE_MULTI),
+            uprobe_session: bpf::links_uprobes(libbpf_sys::BPF_TRACE_UPROBE_SESSION),
             uprobe_cookie: ProgramType::Kprobe
                 .is_helper_supported(libbpf_sys::BPF_FUNC_get_attach_cookie)
                 .unwrap_or(false),

@@ -19,6 +19,9 @@ use super::mmap_events;
 /// How probes are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
+    /// A link without a perf event, by which one program runs at entries and, unless it has said there that it has
+    /// seen enough, at returns (kernel 6.13); needs as the next.
+    Session,
     /// A link without a perf event (kernel 6.6); needs `CAP_BPF` and `CAP_PERFMON`. The programs must
     /// have been loaded for it.
     Multi,
@@ -31,7 +34,9 @@ pub enum Method {
 impl Method {
     /// The best that the kernel has.
     pub fn of(features: &Features) -> Self {
-        if features.uprobe_multi {
+        if features.uprobe_session {
+            Self::Session
+        } else if features.uprobe_multi {
             Self::Multi
         } else if features.uprobe_cookie {
             Self::Linked
@@ -43,8 +48,23 @@ impl Method {
     /// The name in events.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Session => "uprobe.session",
             Self::Multi => "uprobe.multi",
             Self::Linked | Self::Classic => "uprobe",
+        }
+    }
+
+    /// Whether one program serves entries and returns.
+    pub fn is_session(self) -> bool {
+        self == Self::Session
+    }
+
+    /// The type of links, and of the programs for them; `None` where each probe is a perf event.
+    fn link(self) -> Option<libbpf_sys::bpf_attach_type> {
+        match self {
+            Self::Session => Some(libbpf_sys::BPF_TRACE_UPROBE_SESSION),
+            Self::Multi => Some(libbpf_sys::BPF_TRACE_UPROBE_MULTI),
+            Self::Linked | Self::Classic => None,
         }
     }
 
@@ -74,20 +94,20 @@ pub struct Place {
 
 /// Makes `program`, before it is loaded, one that `method` attaches.
 pub fn prepare(program: &mut OpenProgramMut<'_>, method: Method) {
-    if method == Method::Multi {
+    if let Some(link) = method.link() {
         #[allow(unsafe_code)]
         // SAFETY: the program is there, and is not loaded. It fails only for one that is.
         unsafe {
             libbpf_sys::bpf_program__set_expected_attach_type(
                 program.as_libbpf_object().as_ptr(),
-                libbpf_sys::BPF_TRACE_UPROBE_MULTI,
+                link,
             )
         };
     }
 }
 
 /// Attaches `program`, a kprobe program, to `places` in `file`, at entries or at returns: one link for
-/// all of them ([`Method::Multi`]), or one for each.
+/// all of them ([`Method::Multi`]; [`Method::Session`], where `at_return` is to be false), or one for each.
 ///
 /// # Errors
 /// What the kernel says, with the place, by its index; zero if it is not known. If it refuses (EPERM,
@@ -102,16 +122,16 @@ pub fn attach(
 ) -> Result<Vec<OwnedFd>, (io::Error, usize)> {
     // Any thread may attach: what is opened is open in all of them.
     let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
-    match method {
-        Method::Multi => {
+    match method.link() {
+        Some(kind) => {
             let pid = match scope {
                 Scope::All => 0,
                 Scope::Myself => std::process::id(),
             };
-            let link = multi(program, &path, places, at_return, pid).map_err(|err| (err, 0))?;
-            Ok(vec![link])
+            let link = multi(program, &path, places, at_return, pid, kind);
+            Ok(vec![link.map_err(|err| (err, 0))?])
         }
-        Method::Linked | Method::Classic => {
+        None => {
             let pid = match scope {
                 Scope::All => -1,
                 Scope::Myself => 0,
@@ -141,6 +161,7 @@ fn multi(
     places: &[Place],
     at_return: bool,
     pid: u32,
+    kind: libbpf_sys::bpf_attach_type,
 ) -> io::Result<OwnedFd> {
     let offsets: Vec<std::os::raw::c_ulong> = places.iter().map(|place| place.offset).collect();
     let cookies: Vec<u64> = places.iter().map(|place| place.cookie).collect();
@@ -157,12 +178,7 @@ fn multi(
     #[allow(unsafe_code)]
     // SAFETY: path, offsets and cookies outlive the call; the descriptor that it returns is ours.
     unsafe {
-        let fd = libbpf_sys::bpf_link_create(
-            program.as_raw_fd(),
-            0,
-            libbpf_sys::BPF_TRACE_UPROBE_MULTI,
-            &raw const opts,
-        );
+        let fd = libbpf_sys::bpf_link_create(program.as_raw_fd(), 0, kind, &raw const opts);
         if fd < 0 {
             return Err(io::Error::from_raw_os_error(-fd));
         }

@@ -47,7 +47,7 @@ pub fn most_libraries(method: Method) -> usize {
     let functions = (entries + returns) as rlim_t;
     let (others, each) = match method {
         // A program and a link for entries, the same for returns.
-        Method::Multi => (64, 4),
+        Method::Session | Method::Multi => (64, 4),
         // For each function.
         Method::Linked => (64, functions),
         // A program for each as well.

@@ -23,7 +23,7 @@ pub struct Ready {
     /// Those that were found and could not be probed.
     #[serde(flatten)]
     pub skipped: Skips,
-    /// How: `uprobe.multi` or `uprobe`.
+    /// How: `uprobe.session`, `uprobe.multi` or `uprobe`.
     pub method: &'static str,
 }
 

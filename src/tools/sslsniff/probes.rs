@@ -156,7 +156,7 @@ impl Attacher {
     pub fn refused(&self, err: io::Error, function: Function, library: &Path) -> anyhow::Error {
         let what = format!("probe {} in {}", function.name(), library.display());
         let needed: &[_] = match self.method {
-            Method::Multi => &[Capability::Bpf, Capability::Perfmon],
+            Method::Session | Method::Multi => &[Capability::Bpf, Capability::Perfmon],
             Method::Linked | Method::Classic => &[Capability::SysAdmin],
         };
         let err = libbpf_rs::Error::from(err);

@@ -143,7 +143,7 @@ impl<'obj> Watch<'obj> {
         rodata.targ_max_bytes = plan.max_bytes;
         rodata.huge_records = u8::from(plan.huge_records());
         rodata.has_cookie = u8::from(method.has_cookie());
-        rodata.is_preempted = u8::from(method == Method::Multi);
+        rodata.is_preempted = u8::from(matches!(method, Method::Session | Method::Multi));
         rodata.targ_stacks = u8::from(plan.stacks);
         rodata.targ_secrets = u8::from(plan.keys);
         rodata.hold_all = u8::from(Capabilities::effective().has(Capability::Kill));
@@ -167,8 +167,10 @@ impl<'obj> Watch<'obj> {
             program.set_autoload(sockets == Sockets::Functions);
         }
         for program in [&mut progs.any_enters, &mut progs.any_leaves] {
+            program.set_autoload(!method.is_session());
             uprobes::prepare(program, method);
         }
+        progs.any_passes.set_autoload(method.is_session());
         for (_, entry, leave) in classic_programs!(progs, &mut) {
             entry.set_autoload(!method.has_cookie());
             if let Some(leave) = leave {
@@ -312,7 +314,9 @@ impl<'obj> Watch<'obj> {
             })
         };
         let progs = &self.skel.progs;
-        let programs = if self.method.has_cookie() {
+        let programs = if self.method.is_session() {
+            Programs::Any(pair(&progs.any_passes, None)?)
+        } else if self.method.has_cookie() {
             Programs::Any(pair(&progs.any_enters, Some(&progs.any_leaves))?)
         } else {
             let each = classic_programs!(progs, &);
