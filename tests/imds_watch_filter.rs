@@ -616,6 +616,30 @@ mod root {
         assert!(filter.passes(&later), "a later fragment");
     }
 
+    /// Who writes whole frames says what is in them, and the kernel believes it.
+    #[test]
+    fn a_frame_of_the_wrong_type_hides_no_packet() {
+        let endpoints = ["192.0.2.7:80", "[2001:db8::7]:80"].map(|text| text.parse().unwrap());
+        let plan = Plan::new(&[], &endpoints).unwrap();
+        let mut object = MaybeUninit::uninit();
+        let filter = Filter::new(&mut object, &plan);
+        let bad = b"GET / HTTP/1.1\r\n\r\n";
+        let v4 = frame(filter.sender(), [192, 0, 2, 7], 80, bad);
+        let mut v6 = Vec::new();
+        let to: std::net::Ipv6Addr = "2001:db8::7".parse().unwrap();
+        PacketBuilder::ethernet2([0; 6], [0; 6])
+            .ipv6([1; 16], to.octets(), 64)
+            .tcp(4321, 80, 7, 1024)
+            .write(&mut v6, bad)
+            .unwrap();
+        for mut bytes in [v4, v6] {
+            for kind in [[0x08, 0x00], [0x86, 0xdd], [0x08, 0x06]] {
+                bytes[12..14].copy_from_slice(&kind);
+                assert!(filter.passes(&bytes), "{kind:02x?}: {:02x}", bytes[14]);
+            }
+        }
+    }
+
     /// A tag's number may make it the first byte of an IPv4 header, and the source behind it one that is
     /// made of the halves of two endpoints.
     #[test]

@@ -40,32 +40,9 @@ static __always_inline bool is_side_v6(const struct in6_addr *src, const struct 
 				    bpf_ntohs(src->in6_u.u6_addr16[7]));
 }
 
-/* Whether a packet that begins with an IPv4 header may be to or from an endpoint. */
-static __always_inline bool may_concern_v4(struct __sk_buff *skb)
-{
-	struct iphdr *ip = direct_header(skb, struct iphdr);
-	__be32 addresses[2];
-
-	if (ip)
-		return is_side_v4(ip->saddr, ip->daddr);
-	if (bpf_skb_load_bytes(skb, offsetof(struct iphdr, saddr), addresses, sizeof(addresses)))
-		return false;
-	return is_side_v4(addresses[0], addresses[1]);
-}
-
-static __always_inline bool may_concern_v6(struct __sk_buff *skb)
-{
-	struct ipv6hdr *ip = direct_header(skb, struct ipv6hdr);
-	struct in6_addr addresses[2];
-
-	if (ip)
-		return is_side_v6(&ip->saddr, &ip->daddr);
-	if (bpf_skb_load_bytes(skb, offsetof(struct ipv6hdr, saddr), addresses, sizeof(addresses)))
-		return false;
-	return is_side_v6(&addresses[0], &addresses[1]);
-}
-
-/* The same for what may be an IP header at `at`: rare, and so a function of its own. */
+/* Whether what may be an IP header at `at` may be of a packet to or from an endpoint: rare, and so a function of its
+ * own.
+ */
 static __noinline bool may_concern(struct __sk_buff *skb, __u32 at)
 {
 	struct ipv6hdr ip;
@@ -79,6 +56,25 @@ static __noinline bool may_concern(struct __sk_buff *skb, __u32 at)
 	if (version != 6 || bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
 		return false;
 	return is_side_v6(&ip.saddr, &ip.daddr);
+}
+
+/* The same of a packet that is said to begin with an IPv4 header: who writes frames may say anything. */
+static __always_inline bool may_concern_v4(struct __sk_buff *skb)
+{
+	struct iphdr *ip = direct_header(skb, struct iphdr);
+
+	if (!ip || ip->version != 4)
+		return may_concern(skb, 0);
+	return is_side_v4(ip->saddr, ip->daddr);
+}
+
+static __always_inline bool may_concern_v6(struct __sk_buff *skb)
+{
+	struct ipv6hdr *ip = direct_header(skb, struct ipv6hdr);
+
+	if (!ip || ip->version != 6)
+		return may_concern(skb, 0);
+	return is_side_v6(&ip->saddr, &ip->daddr);
 }
 
 #endif
