@@ -32,6 +32,10 @@ pub mod guard_gate {
     include!(concat!(env!("OUT_DIR"), "/guard_gate.skel.rs"));
 }
 
+pub mod guard_sight {
+    include!(concat!(env!("OUT_DIR"), "/guard_sight.skel.rs"));
+}
+
 pub mod imds_watch {
     include!(concat!(env!("OUT_DIR"), "/imds_watch.skel.rs"));
 }

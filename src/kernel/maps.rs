@@ -12,6 +12,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
 /// What is mapped to be executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping<'a> {
@@ -126,10 +128,19 @@ pub fn open(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     if let Ok(file) = open_file(Path::new(&itself)) {
         return Some(file);
     }
-    let path = mapping.path.strip_prefix("/").ok()?;
-    let file = open_file(&Path::new(&format!("/proc/{pid}/root")).join(path)).ok()?;
+    let root = File::open(format!("/proc/{pid}/root")).ok()?;
+    let file = open_in(&root, mapping.path).ok()?;
     let metadata = file.metadata().ok()?;
     (metadata.is_file() && metadata.ino() == mapping.inode).then_some(file)
+}
+
+/// The same as [`open_file`] by a path below this folder: the links on the way are a process's own, and none leads out
+/// of its root (openat2(2), kernel 5.6).
+fn open_in(root: &File, path: &Path) -> io::Result<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    regular(&File::from(openat2(root, path, how)?))
 }
 
 /// Opens a regular file, and nothing else: what a path leads to is looked at before it is opened, as opening a
@@ -139,9 +150,15 @@ pub fn open(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
 /// # Errors
 /// Those of open(2); also if it is no regular file.
 pub fn open_file(path: &Path) -> io::Result<File> {
-    let open =
-        |flags: i32, path: &Path| OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let place = open(libc::O_PATH, path)?;
+    regular(&open_with(libc::O_PATH, path)?)
+}
+
+fn open_with(flags: i32, path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// Opens what this descriptor (O_PATH) is of.
+fn regular(place: &File) -> io::Result<File> {
     if !place.metadata()?.is_file() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -149,7 +166,7 @@ pub fn open_file(path: &Path) -> io::Result<File> {
         ));
     }
     let itself = format!("/proc/self/fd/{}", place.as_raw_fd());
-    open(libc::O_NONBLOCK | libc::O_NOCTTY, Path::new(&itself))
+    open_with(libc::O_NONBLOCK | libc::O_NOCTTY, Path::new(&itself))
 }
 
 #[cfg(test)]
@@ -239,6 +256,26 @@ junk\n\n";
             open_file(&dir.path().join("none")).unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
+    }
+
+    #[test]
+    fn no_link_leads_out_of_a_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = File::open(dir.path()).unwrap();
+        std::fs::write(dir.path().join("file"), "inside").unwrap();
+        for (link, to) in [
+            ("absolute", "/file"),
+            ("up", "../../../file"),
+            ("out", "/etc/passwd"),
+        ] {
+            std::os::unix::fs::symlink(to, dir.path().join(link)).unwrap();
+        }
+        for path in ["file", "/file", "/absolute", "/up"] {
+            let file = open_in(&root, Path::new(path)).unwrap();
+            assert_eq!(io::read_to_string(file).unwrap(), "inside", "{path}");
+        }
+        let err = open_in(&root, Path::new("/out")).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::NotFound);
     }
 
     proptest! {

@@ -245,6 +245,11 @@ fn set_field(bytes: &mut [u8], at: usize, value: &[u8]) {
     }
 }
 
+/// Which bank the gate with these variables asks: 1, 2, or 0 for none.
+pub(super) fn armed(state: &[u8]) -> u8 {
+    State::from_bytes(state).armed
+}
+
 impl State {
     fn from_bytes(bytes: &[u8]) -> Self {
         Self {

@@ -28,6 +28,7 @@ pub mod raw_senders;
 pub mod report;
 pub mod reporter;
 pub(crate) mod run;
+mod sight;
 pub mod statement;
 pub mod status;
 pub mod strangers;

@@ -10,6 +10,7 @@ use libbpf_rs::MapHandle;
 
 use super::gates::{self, Seen, is_gate};
 use super::guard::Guard;
+use super::sight::Sight;
 use super::statement::Statement;
 use crate::kernel::hooks::{self, Attached, How};
 use crate::kernel::interfaces;
@@ -24,7 +25,7 @@ pub struct Stranger {
     side: Side,
     how: How,
     program: Option<u32>,
-    /// Nothing if that cannot be seen.
+    /// Nothing if that cannot be had.
     seen: Option<Seen>,
     /// Whether there is a policy behind it; nothing if that cannot be seen.
     judges: Option<bool>,
@@ -37,6 +38,7 @@ pub struct Stranger {
 /// else keeps the kernel from saying what is attached.
 pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
     let mut found = Vec::new();
+    let sight = Sight::default();
     for interface in interfaces::all()? {
         for side in [Side::Egress, Side::Ingress] {
             let attached = hooks::at(interface.index, side).map_err(|err| {
@@ -44,17 +46,22 @@ pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
             })?;
             for at in attached {
                 let known = at.program.is_some_and(|id| own.contains(&id));
-                if known || !at.name.as_deref().is_some_and(is_gate) {
+                let seen_name = || sight.name(at.program?);
+                if known || !at.name.as_deref().or_else(seen_name).is_some_and(is_gate) {
                     continue;
                 }
                 let seen = at.program.and_then(Seen::of);
+                let judges = match &seen {
+                    Some(seen) => seen.judges(),
+                    None => at.program.and_then(|id| sight.judges(id)),
+                };
                 found.push(Stranger {
                     interface: interface.name.clone(),
                     index: interface.index,
                     side,
                     how: at.how,
                     program: at.program,
-                    judges: seen.as_ref().and_then(Seen::judges),
+                    judges,
                     seen,
                 });
             }
@@ -73,7 +80,7 @@ pub fn judging(strangers: &[Stranger]) -> Option<&str> {
 /// What is a gate of a guard that judges: by its state, as anybody may call a program anything; by its name
 /// where that cannot be seen.
 pub fn gates(strangers: &[Stranger]) -> impl Fn(&Attached) -> bool {
-    let judging = |at: &&Stranger| at.judges == Some(true) || at.seen.is_none();
+    let judging = |at: &&Stranger| at.judges != Some(false);
     let gates = strangers.iter().filter(judging);
     let ids: BTreeSet<u32> = gates.filter_map(|at| at.program).collect();
     move |at| at.program.is_some_and(|id| ids.contains(&id))
@@ -118,6 +125,13 @@ pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
                  not stacked on it: end that process first"
             );
         }
+        if strangers.iter().all(|at| at.seen.is_none()) {
+            bail!(
+                "another guard is in force at {interface}, whose pins are not here: it is pinned in another bpffs, or \
+                 the own of a process that cannot be told from here; a second one is not stacked on it: as root, \
+                 ebpfkit tc-guard status --bpffs FOLDER tells more"
+            );
+        }
         bail!(
             "another guard is in force at {interface}, whose pins are not here: it is pinned in another bpffs, \
              or in one that this mount namespace hides; a second one is not stacked on it: take it away with \
@@ -129,25 +143,30 @@ pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
     let unknown = all.find(|at| at.judges.is_none());
     if let Some(at) = unknown {
         return Ok(Some(format!(
-            "a gate of another guard is at {}; whether it judges cannot be seen without CAP_SYS_ADMIN, so \
-             it stays",
+            "a gate of another guard is at {}; whether it judges cannot be seen without CAP_PERFMON or \
+             CAP_SYS_ADMIN, so it stays",
             at.interface
         )));
     }
     Ok(unseen(own)?.map(|interface| {
         format!(
-            "what a program at {interface} is cannot be seen without CAP_SYS_ADMIN: if it is another guard, both judge"
+            "what a program at {interface} is cannot be seen without CAP_PERFMON or CAP_SYS_ADMIN: if it is another \
+             guard, both judge"
         )
     }))
 }
 
 /// The first interface with a program of which not even the name can be seen, and which is none of `own`.
 fn unseen(own: &BTreeSet<u32>) -> Result<Option<String>> {
+    let sight = Sight::default();
     for interface in interfaces::all()? {
         for side in [Side::Egress, Side::Ingress] {
             let attached = hooks::at(interface.index, side)?;
             let others = |at: &Attached| at.program.is_some_and(|id| !own.contains(&id));
-            if attached.iter().any(|at| at.name.is_none() && others(at)) {
+            let unknown = |at: &Attached| {
+                at.name.is_none() && at.program.and_then(|id| sight.name(id)).is_none()
+            };
+            if attached.iter().any(|at| unknown(at) && others(at)) {
                 return Ok(Some(interface.name));
             }
         }
