@@ -54,6 +54,16 @@ struct {
 	__type(value, __u8);
 } settled SEC(".maps");
 
+/* Whether nobody is stopped for now, as user space does not get on.
+ * Key: 0, 4 bytes. Value: 0 or 1, 4 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} hold_paused SEC(".maps");
+
 /* When an inode was changed last, by another name from 6.6 and from 6.11 on. */
 struct inode___before_6_6 {
 	struct timespec64 i_ctime;
@@ -98,8 +108,12 @@ static __always_inline void hold_for(struct task_struct *task, struct file *open
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct ssl_file file = {};
 	struct ssl_held *record;
+	__u32 zero = 0, *paused;
 
 	if (!opened || !watched(tgid) || !may_hold(task, tgid))
+		return;
+	paused = bpf_map_lookup_elem(&hold_paused, &zero);
+	if (!paused || *paused)
 		return;
 	name_file(BPF_CORE_READ(opened, f_inode), &file);
 	if (bpf_map_lookup_elem(&settled, &file))

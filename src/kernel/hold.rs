@@ -37,10 +37,17 @@ impl Held {
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
+impl Held {
+    /// Lets it go on before this is dropped.
+    pub fn go_on(&self) {
         // It may have been killed meanwhile.
         let _ = signal(&self.process, libc::SIGCONT);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.go_on();
     }
 }
 

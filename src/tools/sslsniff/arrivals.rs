@@ -21,7 +21,7 @@ use super::descriptors;
 use super::discover::{self, FileId, Found, Library, MappedAs, Time};
 use super::event::{Arrived, Skipped, Skips};
 use super::function::Function;
-use super::holds::{Holds, Reader, Waiting};
+use super::holds::{Holds, Waiting};
 pub use super::names::Names;
 use super::probes::Attacher;
 use super::scans::Scans;
@@ -289,7 +289,6 @@ impl Arrivals {
         stop: &Stop,
         arrived: &Sender<Arrived>,
     ) -> Result<()> {
-        let holds = holds.map(Holds::reader).transpose()?;
         let mut swept = Instant::now();
         let mut scans = Scans::default();
         let mut batch = Vec::new();
@@ -300,13 +299,13 @@ impl Arrivals {
         loop {
             let wait = Some(scans.wait(Instant::now(), SWEEP));
             let mut sources = events.as_ref().map_or_else(Vec::new, |events| events.fds());
-            sources.extend(holds.as_ref().map(Reader::fd));
+            sources.extend(holds.map(Holds::fd));
             if stop.wait(&sources, wait)?.stopped {
                 return Ok(());
             }
             // Before the mappings, which the kernel told of before.
-            if let Some(holds) = &holds {
-                self.waiting = holds.take()?;
+            if let Some(holds) = holds {
+                self.waiting = holds.take();
             }
             let mut lost = 0;
             if let Some(events) = &mut events {
@@ -331,12 +330,13 @@ impl Arrivals {
                     unsettled.insert(pid);
                 }
             }
-            if let Some(holds) = &holds {
+            if let Some(holds) = holds {
                 for waiting in self.waiting.drain(..) {
                     if !unsettled.contains(&waiting.pid) {
                         holds.settle(&waiting.file);
                     }
                 }
+                holds.resume();
             }
             let now = Instant::now();
             if scans.is_due(now) {
@@ -346,7 +346,7 @@ impl Arrivals {
                 scans.done(now, Instant::now());
             }
             if swept.elapsed() >= SWEEP {
-                self.sweep(holds.as_ref());
+                self.sweep(holds);
                 swept = Instant::now();
             }
         }
@@ -485,7 +485,7 @@ impl Arrivals {
     }
 
     /// Lets go of libraries that no process maps any more.
-    fn sweep(&mut self, holds: Option<&Reader<'_>>) {
+    fn sweep(&mut self, holds: Option<&Holds>) {
         self.found.refresh();
         self.told_full = false;
         // What was no library may have been written to since.

@@ -2,21 +2,34 @@
 
 //! Processes that the kernel stops because they map a file to execute from it that was not looked into yet
 //! (`sslsniff_hold.bpf.h`): they go on once it was.
+//!
+//! A file may be on a file system that never answers, and anybody can have such a one. So a thread that opens no
+//! file has each process go on after some seconds, and nobody stopped any more until files are looked into again.
 
 use std::cell::RefCell;
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use plain::Plain;
 
 use crate::kernel::bpf;
-use crate::kernel::hold::Held;
+use crate::kernel::hold::{self, Held};
 use crate::kernel::ring::Ring;
+use crate::kernel::stop::Stop;
 use crate::skel::sslsniff::types::{ssl_file, ssl_held};
+
+/// How long a process waits at most.
+const LONGEST: Duration = Duration::from_secs(3);
+/// How often it is looked how long they do.
+const TICK: Duration = Duration::from_millis(200);
 
 #[allow(unsafe_code)]
 // SAFETY: integers with explicit padding: any bytes are a value.
@@ -25,11 +38,32 @@ unsafe impl Plain for ssl_file {}
 // SAFETY: as above.
 unsafe impl Plain for ssl_held {}
 
+/// The maps of the programs that stop processes.
+#[derive(Debug)]
+pub struct Maps {
+    /// The ring that tells of those that were stopped.
+    pub held: MapHandle,
+    /// Files for which nobody is.
+    pub settled: MapHandle,
+    /// Whether anybody is.
+    pub paused: MapHandle,
+}
+
 /// The programs that stop processes. Dropping it stops no more, and has all that wait go on.
 pub struct Holds {
     links: Vec<Link>,
-    held: MapHandle,
-    settled: MapHandle,
+    shared: Arc<Shared>,
+    stop: Stop,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    maps: Maps,
+    /// Who waits, and was not taken over yet.
+    incoming: Mutex<Vec<Waiting>>,
+    /// Readable while there is one.
+    event: EventFd,
+    paused: AtomicBool,
 }
 
 impl fmt::Debug for Holds {
@@ -39,31 +73,66 @@ impl fmt::Debug for Holds {
 }
 
 impl Holds {
-    /// By these attached programs, which tell of processes in one map and look files up in another.
-    pub fn new(links: Vec<Link>, held: MapHandle, settled: MapHandle) -> Self {
-        Self {
-            links,
-            held,
-            settled,
+    /// By these programs, once `attach` has attached them.
+    ///
+    /// # Errors
+    /// Those of `attach`; if no thread or descriptor can be had.
+    pub fn new(maps: Maps, attach: impl FnOnce() -> Result<Vec<Link>>) -> Result<Self> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let shared = Arc::new(Shared {
+            maps,
+            incoming: Mutex::default(),
+            event,
+            paused: AtomicBool::new(false),
+        });
+        let stop = Stop::new()?;
+        let (theirs, stopped) = (Arc::clone(&shared), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("holds".to_owned())
+            .spawn(move || theirs.follow(&stopped))
+            .context("cannot make a thread")?;
+        // From here on dropping it ends the thread.
+        let mut holds = Self {
+            links: Vec::new(),
+            shared,
+            stop,
+            thread: Some(thread),
+        };
+        holds.links = attach()?;
+        Ok(holds)
+    }
+
+    /// It becomes readable when a process waits.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.shared.event.as_fd()
+    }
+
+    /// Who waits since the last time.
+    pub fn take(&self) -> Vec<Waiting> {
+        // There may be none.
+        let _ = self.shared.event.read();
+        std::mem::take(&mut *self.shared.incoming())
+    }
+
+    /// Nobody is to wait for this file any more, as long as it stays what it is.
+    pub fn settle(&self, file: &[u8]) {
+        // Else its next process waits, too.
+        let _ = self.shared.maps.settled.update(file, &[0], MapFlags::ANY);
+    }
+
+    /// The next process is to wait again for each file.
+    pub fn unsettle(&self) {
+        for file in self.shared.maps.settled.keys() {
+            // It may have made room for another.
+            let _ = self.shared.maps.settled.delete(&file);
         }
     }
 
-    /// What reads who waits, in the thread that is to answer.
-    ///
-    /// # Errors
-    /// If the map cannot be mapped.
-    pub fn reader(&self) -> Result<Reader<'_>> {
-        let waiting = Rc::new(RefCell::new(Vec::new()));
-        let found = Rc::clone(&waiting);
-        let ring = Ring::new(&self.held, move |record| {
-            found.borrow_mut().extend(Waiting::of(record));
-            Ok(())
-        })?;
-        Ok(Reader {
-            ring,
-            waiting,
-            settled: &self.settled,
-        })
+    /// Files are looked into: processes may wait for it.
+    pub fn resume(&self) {
+        if self.shared.paused.swap(false, Ordering::Relaxed) {
+            self.shared.pause(false);
+        }
     }
 }
 
@@ -72,48 +141,69 @@ impl Drop for Holds {
         self.links.clear();
         // One may be stopping its process in this moment.
         bpf::wait_for_programs();
-        if let Ok(reader) = self.reader() {
-            // Each goes on as it is dropped.
-            while reader.take().is_ok_and(|waiting| !waiting.is_empty()) {}
+        self.stop.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
+        // Each goes on as it is dropped.
+        self.shared.incoming().clear();
     }
 }
 
-/// Reads who waits.
-#[derive(Debug)]
-pub struct Reader<'a> {
-    ring: Ring<'a>,
-    waiting: Rc<RefCell<Vec<Waiting>>>,
-    settled: &'a MapHandle,
-}
-
-impl Reader<'_> {
-    /// It becomes readable when a process waits.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.ring.fd()
+impl Shared {
+    fn incoming(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who waits since the last time.
-    ///
-    /// # Errors
-    /// If the ring cannot be read.
-    pub fn take(&self) -> Result<Vec<Waiting>> {
-        self.ring.drain()?;
-        Ok(self.waiting.take())
+    fn pause(&self, paused: bool) {
+        let (key, value) = (0_u32.to_ne_bytes(), u32::from(paused).to_ne_bytes());
+        // An entry of an array: it is there.
+        let _ = self.maps.paused.update(&key, &value, MapFlags::ANY);
     }
 
-    /// The next process is to wait again for each file.
-    pub fn unsettle(&self) {
-        for file in self.settled.keys() {
-            // It may have made room for another.
-            let _ = self.settled.delete(&file);
+    /// Reads who waits, and has each go on that does for too long; at the end all of them.
+    fn follow(&self, stop: &Stop) {
+        hold::hurry();
+        let found = Rc::new(RefCell::new(Vec::new()));
+        let new = Rc::clone(&found);
+        let ring = Ring::new(&self.maps.held, move |record| {
+            new.borrow_mut().extend(Waiting::of(record));
+            Ok(())
+        });
+        let Ok(ring) = ring else {
+            // Nobody would have them go on.
+            self.pause(true);
+            return;
+        };
+        let mut all: Vec<(Instant, Weak<Held>)> = Vec::new();
+        loop {
+            let woken = stop.wait(&[ring.fd()], Some(TICK));
+            let stopped = woken.is_ok_and(|woken| woken.stopped);
+            let _ = ring.drain();
+            let now = Instant::now();
+            let new: Vec<Waiting> = found.take();
+            all.extend(
+                new.iter()
+                    .filter_map(Waiting::watch)
+                    .map(|held| (now, held)),
+            );
+            if !new.is_empty() {
+                self.incoming().extend(new);
+                let _ = self.event.write(1);
+            }
+            all.retain(|(_, held)| held.strong_count() > 0);
+            let late = |since: &Instant| stopped || now.duration_since(*since) > LONGEST;
+            if all.iter().any(|(since, _)| late(since)) {
+                self.paused.store(true, Ordering::Relaxed);
+                self.pause(true);
+                for (_, held) in all.drain(..) {
+                    held.upgrade().inspect(|held| held.go_on());
+                }
+            }
+            if stopped {
+                return;
+            }
         }
-    }
-
-    /// Nobody is to wait for this file any more, as long as it stays what it is.
-    pub fn settle(&self, file: &[u8]) {
-        // Else its next process waits, too.
-        let _ = self.settled.update(file, &[0], MapFlags::ANY);
     }
 }
 
@@ -137,5 +227,59 @@ impl Waiting {
             file: record.get(..size_of::<ssl_file>())?.to_vec(),
             held: Held::already(held.pid).ok().map(Arc::new),
         })
+    }
+
+    fn watch(&self) -> Option<Weak<Held>> {
+        self.held.as_ref().map(Arc::downgrade)
+    }
+}
+
+#[cfg(test)]
+mod root {
+    use std::io::ErrorKind;
+    use std::mem::MaybeUninit;
+    use std::path::Path;
+    use std::process::Command;
+
+    use crate::kernel::features::Features;
+    use crate::kernel::uprobes::Method;
+    use crate::tools::sslsniff::plan::Plan;
+    use crate::tools::sslsniff::watch::Watch;
+
+    /// Runs a fresh copy of `true` to its end.
+    fn run_fresh(program: &Path) {
+        let _ = std::fs::remove_file(program);
+        std::fs::copy("/bin/true", program).unwrap();
+        loop {
+            match Command::new(program).status() {
+                // Another test starts something in this moment, which has the copy's descriptor still.
+                Err(err) if err.kind() == ErrorKind::ExecutableFileBusy => {}
+                status => return assert!(status.unwrap().success()),
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_if_files_are_not_looked_into() {
+        let name = format!("hold{}", std::process::id());
+        let mut comm = [0; 16];
+        comm[..name.len()].copy_from_slice(name.as_bytes());
+        let plan = Plan {
+            comms: vec![comm],
+            hold: true,
+            ..Plan::default()
+        };
+        let mut object = MaybeUninit::uninit();
+        let watch = Watch::load(&mut object, &plan, Method::of(&Features::probe())).unwrap();
+        let holds = watch.hold().unwrap().expect("this kernel can");
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join(&name);
+        run_fresh(&program);
+        assert!(!holds.take().is_empty());
+        run_fresh(&program);
+        assert!(holds.take().is_empty());
+        holds.resume();
+        run_fresh(&program);
+        assert!(!holds.take().is_empty());
     }
 }

@@ -14,7 +14,7 @@ use plain::Plain;
 
 use super::event::{Amount, Summary};
 use super::function::Function;
-use super::holds::Holds;
+use super::holds::{Holds, Maps};
 use super::plan::Plan;
 use super::probes::{Attacher, Pair, Programs};
 use super::session::Shown;
@@ -288,16 +288,23 @@ impl<'obj> Watch<'obj> {
         if !self.holds {
             return Ok(None);
         }
-        let mut links = Vec::new();
-        for program in [&self.skel.progs.file_mapped, &self.skel.progs.file_executed] {
-            let needed = [Capability::Perfmon];
-            let link = program.attach();
-            links.push(link.map_err(|err| bpf::explain(err, "hold processes", &needed))?);
-        }
         let maps = &self.skel.maps;
-        let held = MapHandle::try_from(&maps.held)?;
-        let settled = MapHandle::try_from(&maps.settled)?;
-        Ok(Some(Holds::new(links, held, settled)))
+        let maps = Maps {
+            held: MapHandle::try_from(&maps.held)?,
+            settled: MapHandle::try_from(&maps.settled)?,
+            paused: MapHandle::try_from(&maps.hold_paused)?,
+        };
+        let progs = &self.skel.progs;
+        let attach = || {
+            let mut links = Vec::new();
+            for program in [&progs.file_mapped, &progs.file_executed] {
+                let needed = [Capability::Perfmon];
+                let link = program.attach();
+                links.push(link.map_err(|err| bpf::explain(err, "hold processes", &needed))?);
+            }
+            Ok(links)
+        };
+        Holds::new(maps, attach).map(Some)
     }
 
     /// What attaches the programs, from any thread.
