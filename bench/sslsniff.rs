@@ -5,6 +5,8 @@
 //! fewer traps), under sslsniff, and under a bpftrace script that does the same job in part. Needs
 //! root, nginx, wrk, and bpftrace for its row.
 //!
+//! What is written goes to memory (/dev/shm), so that no disk is measured.
+//!
 //! The rows of a size are taken in turn, and each figure is the best of several rounds: the machine's
 //! speed drifts, the ratio less so. All runs in a network namespace of its own.
 
