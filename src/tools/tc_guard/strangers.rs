@@ -80,7 +80,8 @@ pub fn judging(strangers: &[Stranger]) -> Option<&str> {
 /// What is a gate of a guard that judges: by its state, as anybody may call a program anything; by its name
 /// where that cannot be seen.
 pub fn gates(strangers: &[Stranger]) -> impl Fn(&Attached) -> bool {
-    let judging = |at: &&Stranger| at.judges != Some(false);
+    let judging =
+        |at: &&Stranger| at.judges == Some(true) || (at.judges.is_none() && at.seen.is_none());
     let gates = strangers.iter().filter(judging);
     let ids: BTreeSet<u32> = gates.filter_map(|at| at.program).collect();
     move |at| at.program.is_some_and(|id| ids.contains(&id))
