@@ -58,6 +58,52 @@ mod root {
         assert_eq!(close["resumed"], false);
     }
 
+    const LEFT: &str = include_str!("sslsniff/left.py");
+
+    #[test]
+    fn a_connection_that_was_never_freed_ends_with_its_process() {
+        let ended = Place::new().watched_client(LEFT, &["ends"]);
+        let closed = ended.kind("close");
+        assert_eq!(closed.len(), 1, "{closed:?}");
+        assert_eq!(closed[0]["unfreed"], true);
+        assert_eq!(closed[0]["written"], 6);
+    }
+
+    #[test]
+    fn a_connection_ends_as_its_process_becomes_another_program() {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let mut command = place.netns.command(python3());
+        let mut client = Peer::start(command.args(["-c", LEFT, PORT, "executes"]));
+        let pid = client.pid();
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &pid.to_string()]);
+        client.go();
+        tool.wait_for("the close", |event| {
+            event["kind"] == "close" && event["unfreed"] == true
+        });
+        client.go();
+        client.rest();
+        server.rest();
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        assert_eq!(ended.kind("close").len(), 1);
+    }
+
+    #[test]
+    fn a_connection_goes_on_until_all_who_share_it_have_freed_it() {
+        let ended = Place::new().watched_client(LEFT, &["shares"]);
+        let written: Vec<_> = ended
+            .kind("data")
+            .into_iter()
+            .map(|event| (event["connection"].clone(), event["offset"].clone()))
+            .collect();
+        assert_eq!(written, [(json!(1), json!(0)), (json!(1), json!(6))]);
+        let closed = ended.kind("close");
+        assert_eq!(closed.len(), 1, "{closed:?}");
+        assert_eq!(closed[0]["written"], 9);
+        assert!(closed[0].get("unfreed").is_none());
+    }
+
     #[test]
     fn a_call_that_was_under_way_is_not_taken_for_one_without_room() {
         let place = Place::new();

@@ -204,6 +204,8 @@ static __always_inline int passes_in(struct pt_regs *ctx)
 			enter_name(ctx, function, cookie);
 		else if (HAS(SETS_BIO, function))
 			enter_bio(ctx, function);
+		else if (HAS(SHARES, function))
+			share_connection(ctx);
 		else if (HAS(MAKES_RANDOM, function))
 			note_random(ctx, function);
 		else
@@ -336,6 +338,7 @@ DEFINE_ENTRY(clear, SSL_FN_CLEAR)
 DEFINE_ENTRY(set_connect_state, SSL_FN_SET_CONNECT_STATE)
 DEFINE_ENTRY(set_accept_state, SSL_FN_SET_ACCEPT_STATE)
 DEFINE_CALL(gnutls_uncork, GNUTLS_FN_UNCORK)
+DEFINE_ENTRY(up_ref, SSL_FN_UP_REF)
 
 /* Children of watched processes are watched. Args: the parent's and the child's task_struct. */
 SEC("raw_tp/sched_process_fork")
@@ -354,20 +357,52 @@ int process_forks(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/* Tells that the connections of the current process are over, if it had any. Where the ring has no room for that they
+ * stay until others need theirs.
+ */
+static __always_inline void end_connections(__u32 tgid)
+{
+	struct connection none = {};
+	struct ssl_record *record;
+
+	if (bpf_map_delete_elem(&processes, &tgid))
+		return;
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	if (!record)
+		return;
+	describe(record, SSL_EXIT, 0, 0, &none, bpf_ktime_get_boot_ns(), 0);
+	bpf_ringbuf_submit(record, 0);
+}
+
 /* Args: the task_struct of the thread that ends, which is the current one. */
 SEC("raw_tp/sched_process_exit")
 int thread_exits(struct bpf_raw_tracepoint_args *ctx)
 {
+	struct task_struct *task = (struct task_struct *)ctx->args[0];
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	__u32 tgid = pid_tgid >> 32;
 
 	bpf_map_delete_elem(&threads, &pid_tgid);
-	if (targ_pids) {
-		struct task_struct *task = (struct task_struct *)ctx->args[0];
+	if (BPF_CORE_READ(task, signal, live.counter))
+		return 0;
+	/* Its number may be another's next. */
+	if (targ_pids)
+		bpf_map_delete_elem(&pids, &tgid);
+	end_connections(tgid);
+	return 0;
+}
 
-		/* Its number may be another's next. */
-		if (!BPF_CORE_READ(task, signal, live.counter))
-			bpf_map_delete_elem(&pids, &tgid);
-	}
+/* Args: the task_struct of the process that is another program now, the number that its thread had, the
+ * struct linux_binprm.
+ */
+SEC("raw_tp/sched_process_exec")
+int process_executes(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	__u64 before = (__u64)tgid << 32 | (__u32)ctx->args[1];
+
+	/* The calls that it was in never return. */
+	bpf_map_delete_elem(&threads, &before);
+	end_connections(tgid);
 	return 0;
 }

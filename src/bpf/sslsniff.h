@@ -49,6 +49,8 @@ enum ssl_function {
 	SSL_FN_SET_CONNECT_STATE,
 	SSL_FN_SET_ACCEPT_STATE,
 	GNUTLS_FN_UNCORK,
+	/* One more has to free the object until it is freed. */
+	SSL_FN_UP_REF,
 	SSL_FUNCTIONS,
 };
 
@@ -81,6 +83,8 @@ enum ssl_kind {
 	SSL_SECRET,
 	/* The program has given the connection something in place of its socket. */
 	SSL_NO_PEER,
+	/* The process is another program from now on, or is over: its connections are. Of all of them: `ssl` is zero. */
+	SSL_EXIT,
 };
 
 enum ssl_direction {
@@ -135,7 +139,7 @@ struct ssl_record {
 	/* bpf_ktime_get_boot_ns() */
 	__u64 time_ns;
 	/* Address of the SSL object and the time when it was first seen: together with the process
-	 * they name the connection. HELLO: zero, if it is not known whose it is.
+	 * they name the connection. HELLO: zero, if it is not known whose it is. EXIT: zero.
 	 */
 	__u64 ssl;
 	__u64 since_ns;

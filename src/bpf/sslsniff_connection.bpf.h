@@ -213,8 +213,22 @@ static __always_inline bool is_used(const struct connection *connection)
 	       connection->handshake_ns;
 }
 
-/* Of an object that others refer to it only drops a reference; the connection then goes on under
- * another number.
+/* SSL_up_ref(ssl): SSL_free() is called once more until the object is freed. */
+static __always_inline int share_connection(struct pt_regs *ctx)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct connection *connection;
+
+	if (!watched(tgid))
+		return 0;
+	connection = connection_of(tgid, PT_REGS_PARM1(ctx), bpf_ktime_get_boot_ns());
+	if (connection)
+		__sync_fetch_and_add(&connection->shared, 1);
+	return 0;
+}
+
+/* Of an object that others refer to it only drops a reference. Those of a time before the probes came are not
+ * known: the connection then goes on under another number.
  */
 static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, __u32 library)
 {
@@ -231,6 +245,10 @@ static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, 
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (!connection)
 		return 0;
+	if (connection->shared > 0) {
+		__sync_fetch_and_add(&connection->shared, -1);
+		return 0;
+	}
 	/* curl makes an object ready for another connection before it frees it. */
 	is_news = !connection->again || is_used(connection);
 	now = bpf_ktime_get_boot_ns();
@@ -267,6 +285,7 @@ static __always_inline int restart_connection(struct pt_regs *ctx, __u32 functio
 	/* It stays the program's, whichever socket it is. */
 	fresh.read_fd = connection->read_fd;
 	fresh.write_fd = connection->write_fd;
+	fresh.shared = connection->shared;
 	if (connection->handshake_ns && connection->done)
 		fresh.handshake_ns = fresh.since_ns;
 	else if (connection->handshake_ns)

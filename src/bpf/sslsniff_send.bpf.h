@@ -63,10 +63,13 @@ static __always_inline struct connection *connection_of(__u32 tgid, __u64 ssl, _
 	struct connection_key key = { .ssl = ssl, .tgid = tgid };
 	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
 	struct connection fresh = { .since_ns = now };
+	__u8 nothing = 0;
 
 	if (connection)
 		return connection;
 	bpf_map_update_elem(&connections, &key, &fresh, BPF_NOEXIST);
+	/* Without room its connections stay until others need theirs. */
+	bpf_map_update_elem(&processes, &tgid, &nothing, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&connections, &key);
 }
 

@@ -9,7 +9,7 @@
 /* Threads that use TLS at a time, and connections that are followed at a time. */
 #define MAX_THREADS 10240
 #define MAX_CONNECTIONS 65536
-/* Processes that are watched at a time; users, commands. */
+/* Processes that are watched at a time, and that have connections; users, commands. */
 #define MAX_PIDS 65536
 #define MAX_NAMED 1024
 
@@ -159,6 +159,9 @@ struct connection {
 	/* Its object was another connection's. */
 	__u8 again;
 	__u8 pad;
+	/* How many besides one have to free its object. Two that do so at once may both count one, or none. */
+	__s32 shared;
+	__u32 pad_shared;
 };
 
 /* A random number that a call for a connection made, to be sent in its hello. */
@@ -192,9 +195,9 @@ struct {
 	__type(value, struct thread);
 } threads SEC(".maps");
 
-/* Connections, until they are freed. A process that ends without freeing leaves its own behind,
- * so the one that was used least recently makes room.
- * Key: struct connection_key, 16 bytes. Value: struct connection, 64 bytes.
+/* Connections, until they are freed, or user space has heard that their process ended. Programs invent as many
+ * as they like, so the one that was used least recently makes room.
+ * Key: struct connection_key, 16 bytes. Value: struct connection, 72 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -202,6 +205,16 @@ struct {
 	__type(key, struct connection_key);
 	__type(value, struct connection);
 } connections SEC(".maps");
+
+/* Processes that have had connections, until they end: what ends with them is told then.
+ * Key: process id (tgid), 4 bytes. Value: nothing.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PIDS);
+	__type(key, __u32);
+	__type(value, __u8);
+} processes SEC(".maps");
 
 /* What handshakes made up and no socket has passed yet: see sslsniff_socket.bpf.h.
  * Key: struct random_key, 36 bytes. Value: struct random_of, 16 bytes.
@@ -285,6 +298,8 @@ const struct ssl_derived *unused_derived __attribute__((unused));
 const struct ssl_loss_key *unused_loss_key __attribute__((unused));
 const struct ssl_loss *unused_loss __attribute__((unused));
 const struct ssl_held *unused_held __attribute__((unused));
+const struct connection_key *unused_connection_key __attribute__((unused));
+const struct connection *unused_connection __attribute__((unused));
 
 /* What a thread starts with: too large for a program's stack beside the rest. */
 const struct thread new_thread;

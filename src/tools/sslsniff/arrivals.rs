@@ -6,7 +6,6 @@
 //! go, so that the file system that it is on can be too.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::descriptors;
-use super::discover::{self, FileId, Found, Library, MappedAs, Time};
+use super::discover::{self, FileId, Found, Library, MappedAs};
 use super::event::{Arrived, Skipped, Skips};
 use super::function::Function;
 use super::holds::{Holds, Waiting};
@@ -28,37 +27,17 @@ use super::scans::Scans;
 use crate::kernel::hold::{self, Held};
 use crate::kernel::maps::{self, Mapping};
 use crate::kernel::mmap_events::{Mapped, MmapEvents};
-use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::stop::Stop;
 use crate::kernel::uprobes::{Probes, Scope};
+
+use watched::Watched;
+
+mod watched;
 
 /// How often libraries that nobody uses are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
 /// Mappings whose file is remembered.
 const MOST_REMEMBERED: usize = 1 << 16;
-/// A library with its probes.
-#[derive(Debug)]
-struct Watched {
-    number: u32,
-    probes: Probes,
-    /// They are on their way.
-    later: Option<JoinHandle<Probes>>,
-    /// Processes that were seen to map it, if a process is why it is watched; there may be others.
-    users: HashSet<u32>,
-    mapped: Option<MappedAs>,
-    modified: Time,
-}
-
-impl Watched {
-    /// All probes, once they are there.
-    fn into_probes(self) -> Probes {
-        let mut probes = self.probes;
-        if let Some(Ok(later)) = self.later.map(JoinHandle::join) {
-            probes.add(later);
-        }
-        probes
-    }
-}
 
 impl Arrived {
     /// A library that was found, and why it is not probed, if so.
@@ -187,14 +166,7 @@ impl Arrivals {
             .attacher
             .attach(library, number, Scope::All)
             .inspect_err(|_| self.names.remove(number))?;
-        let watched = Watched {
-            number,
-            probes,
-            later: None,
-            users: users.iter().copied().collect(),
-            mapped: library.mapped,
-            modified: library.modified,
-        };
+        let watched = Watched::new(library, number, probes, users);
         self.watched.insert(library.id, watched);
         Ok(())
     }
@@ -218,7 +190,8 @@ impl Arrivals {
     /// in this moment, and its probes come first. A process that waits does so until these are there.
     fn probe_below(&mut self, library: Library, pid: Option<u32>, arrived: &Sender<Arrived>) {
         let number = self.name(&library);
-        let (id, mapped, modified) = (library.id, library.mapped, library.modified);
+        let mut watched = Watched::new(&library, number, Probes::default(), pid.as_slice());
+        let id = library.id;
         let (attacher, arrived) = (Arc::clone(&self.attacher), arrived.clone());
         let held = pid.and_then(|pid| self.keeps(pid));
         let later = std::thread::Builder::new().spawn(move || {
@@ -232,14 +205,7 @@ impl Arrivals {
             let _ = arrived.send(Arrived::of(&library, &attacher, pid, failed));
             probes
         });
-        let watched = Watched {
-            number,
-            probes: Probes::default(),
-            later: later.ok(),
-            users: pid.into_iter().collect(),
-            mapped,
-            modified,
-        };
+        watched.later = later.ok();
         self.watched.insert(id, watched);
     }
 
@@ -493,18 +459,7 @@ impl Arrivals {
         for number in self.gone.drain(..) {
             self.names.remove(number);
         }
-        let mut doubtful: HashMap<MappedAs, FileId> = HashMap::new();
-        for (id, watched) in &mut self.watched {
-            let Some(mapped) = watched.mapped else {
-                continue;
-            };
-            watched
-                .users
-                .retain(|pid| fs::exists(format!("/proc/{pid}")).unwrap_or(true));
-            if watched.users.is_empty() {
-                doubtful.insert(mapped, *id);
-            }
-        }
+        let doubtful = watched::without_users(&mut self.watched);
         if doubtful.is_empty() {
             return;
         }
@@ -513,7 +468,7 @@ impl Arrivals {
             holds.unsettle();
         }
         // Children, which map nothing themselves, and who was there before.
-        let Some(users) = users(&doubtful) else {
+        let Some(users) = watched::users(&doubtful) else {
             return;
         };
         let mut probes = Probes::default();
@@ -531,39 +486,6 @@ impl Arrivals {
             let _ = std::thread::Builder::new().spawn(move || drop(probes));
         }
     }
-}
-
-/// Who maps which of these files; `None` if that cannot be known.
-fn users(files: &HashMap<MappedAs, FileId>) -> Option<HashMap<FileId, HashSet<u32>>> {
-    let mut users: HashMap<FileId, HashSet<u32>> = HashMap::new();
-    for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let read = maps::executable(pid, |mapping| {
-            if let Some(id) = files.get(&(mapping.device, mapping.inode)) {
-                users.entry(*id).or_default().insert(pid);
-            }
-            ControlFlow::Continue(())
-        });
-        match read {
-            Ok(()) => {}
-            // Even root meets a process or two that it may not look into; without that privilege they
-            // are many, and any of them may be a user.
-            Err(err)
-                if err.kind() == io::ErrorKind::PermissionDenied
-                    && !Capabilities::effective().has(Capability::SysPtrace) =>
-            {
-                return None;
-            }
-            Err(_) => {}
-        }
-    }
-    Some(users)
 }
 
 /// The thread at work. Dropping it stops it and waits until all probes are off.

@@ -293,11 +293,14 @@ impl Event for Handshake<'_> {
     }
 }
 
-/// A connection was freed.
+/// A connection was freed, or its process is over.
 #[derive(Debug, Serialize)]
 pub struct Close<'a> {
     /// The connection's number in this run; no other has it.
     pub connection: u64,
+    /// The process ended, or is another program, and had not freed it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unfreed: bool,
     /// Bytes that were read, as far as the connection was seen.
     pub read: u64,
     /// Bytes that were written, likewise.
@@ -333,6 +336,9 @@ impl Event for Close<'_> {
         subject(line, self.who, self.connection)?;
         self.ends.text(line)?;
         line.styled(Style::Dim, "close")?;
+        if self.unfreed {
+            write!(line, " (the program is over)")?;
+        }
         write!(line, ", {} bytes read", self.read)?;
         lost_last(line, self.read_missing)?;
         write!(line, ", {} written", self.written)?;

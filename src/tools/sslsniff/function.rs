@@ -60,11 +60,13 @@ pub enum Function {
     SetAcceptState,
     /// `GnuTLS` 3.1.9
     GnutlsUncork,
+    /// OpenSSL 1.1.0
+    UpRef,
 }
 
 impl Function {
     /// All of them; the order is that of `enum ssl_function`.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::Read,
         Self::Write,
         Self::ReadEx,
@@ -105,6 +107,7 @@ impl Function {
         Self::SetConnectState,
         Self::SetAcceptState,
         Self::GnutlsUncork,
+        Self::UpRef,
     ];
 
     /// The symbol's name.
@@ -150,6 +153,7 @@ impl Function {
             Self::SetConnectState => "SSL_set_connect_state",
             Self::SetAcceptState => "SSL_set_accept_state",
             Self::GnutlsUncork => "gnutls_record_uncork",
+            Self::UpRef => "SSL_up_ref",
         }
     }
 

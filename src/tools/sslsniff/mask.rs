@@ -16,11 +16,14 @@ use crate::output::leading;
 
 /// Headers whose values are secret, in lower case.
 const SECRET: &[&[u8]] = &[
+    b"authentication",
     b"authorization",
     b"bearer",
     b"cookie",
     b"dpop",
     b"sec-websocket-protocol",
+    b"session",
+    b"ticket",
     b"x-amzn-oidc-data",
 ];
 
@@ -29,6 +32,7 @@ const SECRET: &[&[u8]] = &[
 const SECRET_ENDS: &[&[u8]] = &[
     b"-assertion",
     b"-auth",
+    b"-authentication",
     b"-authorization",
     b"-bearer",
     b"-cookie",
@@ -40,6 +44,8 @@ const SECRET_ENDS: &[&[u8]] = &[
     b"-passphrase",
     b"-session",
     b"-session-id",
+    b"-sid",
+    b"-ticket",
     b"apikey",
     b"passwd",
     b"password",
@@ -96,7 +102,6 @@ const SECRET_PARAMETERS: &[&[u8]] = &[
     b"samlresponse",
     b"sig",
     b"signature",
-    b"ticket",
     b"x-amz-signature",
     b"x-goog-signature",
 ];

@@ -253,7 +253,9 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
             .open_screen(output::colored(settings))
             .context("cannot take the terminal over")?;
     }
-    let session = Session::new(sink, style, names, directory).with_views(views);
+    let session = Session::new(sink, style, names, directory)
+        .with_views(views)
+        .with_leftovers(watch.leftovers()?);
     let session = RefCell::new(session);
     let command = match &plan.command {
         None => None,

@@ -104,6 +104,8 @@ pub enum What<'a> {
     },
     /// The connection has another stream in place of its socket.
     NoPeer,
+    /// The process is over, or another program from now on, and its connections with it.
+    Exit,
     /// Bytes that passed a socket as a connection began; it is not known whose if `ssl` is zero.
     Hello {
         /// Where the bytes go.
@@ -229,6 +231,7 @@ pub fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             }
         }
         ssl_kind::SSL_NO_PEER => What::NoPeer,
+        ssl_kind::SSL_EXIT => What::Exit,
         ssl_kind::SSL_HELLO => What::Hello {
             direction: direction()?,
             bytes: payload()?,

@@ -2,24 +2,26 @@
 
 //! From records to lines: numbers the connections, says who is at work on them, and masks.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::sync::Arc;
 
 use time::OffsetDateTime;
 
 use super::arrivals::Names;
-use super::beginning::{self, Beginnings, Known, Whose};
-use super::event::{Close, Data, Ends, Facts, Handshake, MadeIn, Negotiated, Shutdown, Trouble};
-use super::function::Function;
-use super::keylog::{self, Pending};
+use super::beginning::{self, Beginnings, Whose};
+use super::event::{Data, Ends, Facts, Handshake, MadeIn, Negotiated, Shutdown, Trouble};
+use super::keylog;
 use super::mask::Masker;
 use super::payload::Payload;
 use super::places::Places;
-use super::record::{self, Direction, FLAG_GAP, FLAG_LAST, Header, Outcome, Record, What};
+use super::record::{self, Direction, FLAG_GAP, FLAG_LAST, Outcome, Record, What};
 use super::views::Views;
 use crate::output::{Format, Sink};
-use crate::process::{self, Directory, Identity};
+use crate::process::Directory;
+
+use connection::{Connection, start_seen};
+
+mod connection;
 
 /// Connections that are remembered; as many as in the kernel.
 const MOST_CONNECTIONS: usize = 65536;
@@ -50,40 +52,13 @@ pub struct Shown {
     pub malformed: u64,
 }
 
-/// What names a connection to the kernel's side.
-type Key = (u32, u64, u64);
+/// What names a connection to the kernel's side: the process, the object, and the time when it was first seen, in
+/// nanoseconds since the machine started.
+pub type Key = (u32, u64, u64);
 
-#[derive(Debug, Default)]
-struct Connection {
-    number: u64,
-    who: Identity,
-    /// What `who` was made from.
-    cgroup: u64,
-    comm: [u8; 16],
-    /// The library's number, and its path.
-    library: (Option<u32>, Option<Arc<str>>),
-    ends: Ends,
-    facts: Facts,
-    /// No line has what the hellos said yet.
-    untold: bool,
-    trouble: Trouble,
-    /// The library has given a reason.
-    troubled: bool,
-    /// Its socket, if it has none within its calls.
-    socket: Option<u64>,
-    /// A handshake was done.
-    done: bool,
-    /// The random number of the client's hello, and keys that wait for it.
-    random: Option<[u8; 32]>,
-    keys: Vec<Pending>,
-    /// By direction: the next byte's offset, once there was one, and the secrets.
-    next: [Option<u64>; 2],
-    /// By direction: more of a call's bytes are to come.
-    within: [bool; 2],
-    maskers: [Masker; 2],
-    /// The count of records when it was last used.
-    used: u64,
-}
+/// How many bytes a connection has read and written by what the kernel's side knows, which forgets it then; `None` if
+/// that has forgotten it before.
+pub type Leftovers = Box<dyn Fn(Key) -> Option<[u64; 2]>>;
 
 /// A run.
 pub struct Session<W: Write> {
@@ -91,11 +66,12 @@ pub struct Session<W: Write> {
     style: Style,
     libraries: Names,
     directory: Directory,
-    connections: HashMap<Key, Connection>,
+    /// In the order of processes, as the next two: to find what ends with one.
+    connections: BTreeMap<Key, Connection>,
     /// The latest of those by process and pointer: since when it is known.
-    latest: HashMap<(u32, u64), u64>,
+    latest: BTreeMap<(u32, u64), u64>,
     /// Whose a socket is that nobody uses within a call, by process.
-    sockets: HashMap<(u32, u64), Key>,
+    sockets: BTreeMap<(u32, u64), Key>,
     beginnings: Beginnings,
     records: u64,
     shown: Shown,
@@ -103,6 +79,7 @@ pub struct Session<W: Write> {
     encoded: String,
     views: Views,
     places: Option<Places>,
+    leftovers: Option<Leftovers>,
 }
 
 impl<W: Write> std::fmt::Debug for Session<W> {
@@ -121,9 +98,9 @@ impl<W: Write> Session<W> {
             style,
             libraries,
             directory,
-            connections: HashMap::new(),
-            latest: HashMap::new(),
-            sockets: HashMap::new(),
+            connections: BTreeMap::new(),
+            latest: BTreeMap::new(),
+            sockets: BTreeMap::new(),
             beginnings: Beginnings::default(),
             records: 0,
             shown: Shown::default(),
@@ -131,6 +108,16 @@ impl<W: Write> Session<W> {
             encoded: String::new(),
             views: Views::default(),
             places: style.stacks.then(Places::default),
+            leftovers: None,
+        }
+    }
+
+    /// The same, and asks for what is left of connections whose process is over.
+    #[must_use]
+    pub fn with_leftovers(self, leftovers: Leftovers) -> Self {
+        Self {
+            leftovers: Some(leftovers),
+            ..self
         }
     }
 
@@ -186,6 +173,9 @@ impl<W: Write> Session<W> {
             return Ok(());
         };
         let header = &record.header;
+        if record.what == What::Exit {
+            return self.exit(header.pid, header.time_ns, time(header.time_ns));
+        }
         let mut key = (header.pid, header.ssl, header.since_ns);
         self.records += 1;
         if let What::Hello {
@@ -223,17 +213,44 @@ impl<W: Write> Session<W> {
         }
         self.show(key, &record, time(header.time_ns))?;
         if record.what == What::Close {
-            let socket = self.connections.remove(&key).and_then(|one| one.socket);
-            if let Some(socket) = socket {
-                self.sockets.remove(&(header.pid, socket));
-            }
-            self.beginnings.forget(Whose::Connection(key));
-            self.latest.remove(&(header.pid, header.ssl));
+            self.forget(key);
         }
         if header.flags & FLAG_LAST != 0 && header.flags & FLAG_GAP == 0 {
             self.shown.calls += 1;
         }
         Ok(())
+    }
+
+    /// The process is over, or another program: its connections are closed.
+    fn exit(&mut self, pid: u32, now_ns: u64, time: OffsetDateTime) -> io::Result<()> {
+        let all = (pid, 0, 0)..=(pid, u64::MAX, u64::MAX);
+        let keys: Vec<Key> = self.connections.range(all).map(|(key, _)| *key).collect();
+        for key in keys {
+            let left = self.leftovers.as_ref().and_then(|leftovers| leftovers(key));
+            let Some(connection) = self.connections.get(&key) else {
+                continue;
+            };
+            let [read, written] =
+                left.unwrap_or_else(|| connection.next.map(Option::unwrap_or_default));
+            let close = connection.close(read, written, now_ns.saturating_sub(key.2), true);
+            if self.views.close(time, &close, &mut self.sink)? {
+                self.sink.event(time, &close)?;
+            }
+            self.forget(key);
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, key: Key) {
+        let (pid, ssl, since) = key;
+        let socket = self.connections.remove(&key).and_then(|one| one.socket);
+        if let Some(socket) = socket {
+            self.sockets.remove(&(pid, socket));
+        }
+        self.beginnings.forget(Whose::Connection(key));
+        if self.latest.get(&(pid, ssl)) == Some(&since) {
+            self.latest.remove(&(pid, ssl));
+        }
     }
 
     /// Whose a piece is that passed a socket while no call was under way. A client's hello begins another
@@ -294,7 +311,7 @@ impl<W: Write> Session<W> {
             _ => MadeIn::default(),
         };
         match record.what {
-            What::Stack { .. } => Ok(()),
+            What::Stack { .. } | What::Exit => Ok(()),
             What::Handshake { function, outcome } => {
                 let done = outcome == Outcome::Done;
                 connection.untold = false;
@@ -404,19 +421,8 @@ impl<W: Write> Session<W> {
                 self.sink.event(time, &event)
             }
             What::Close => {
-                let [read, written] = connection.next.map(Option::unwrap_or_default);
-                let event = Close {
-                    connection: connection.number,
-                    read: header.offset,
-                    written: header.length,
-                    read_missing: header.offset.saturating_sub(read),
-                    written_missing: header.length.saturating_sub(written),
-                    duration_ns: header.duration_ns,
-                    facts: &connection.facts,
-                    trouble: &connection.trouble,
-                    ends: &connection.ends,
-                    who: &connection.who,
-                };
+                let (read, written) = (header.offset, header.length);
+                let event = connection.close(read, written, header.duration_ns, false);
                 if self.views.close(time, &event, &mut self.sink)? {
                     self.sink.event(time, &event)?;
                 }
@@ -500,76 +506,6 @@ impl<W: Write> Session<W> {
                 Ok(())
             }
         }
-    }
-}
-
-/// A handshake or a hello was seen of a connection: nothing has passed before what was seen of it, if that is
-/// nothing yet.
-fn start_seen(next: [Option<u64>; 2], maskers: &mut [Masker; 2]) {
-    if next == [None, None] {
-        *maskers = Default::default();
-        maskers.iter_mut().for_each(Masker::start_seen);
-    }
-}
-
-impl Connection {
-    /// Brings `who` up to date: a thread, a name or a user may change between two calls.
-    fn identify(&mut self, header: &Header, directory: &mut Directory) {
-        let who = &mut self.who;
-        who.tid = Some(header.tid);
-        who.gid = Some(header.gid);
-        if who.uid != Some(header.uid) || who.user.is_none() {
-            who.uid = Some(header.uid);
-            who.user = directory.user(header.uid);
-        }
-        if self.comm != header.comm {
-            self.comm = header.comm;
-            who.comm = process::comm(&header.comm);
-        }
-        if self.cgroup != header.cgroup {
-            self.cgroup = header.cgroup;
-            if let Some(path) = directory.cgroup(header.cgroup) {
-                who.set_cgroup(&path);
-            }
-        }
-    }
-
-    fn name_library(&mut self, header: &Header, libraries: &Names) {
-        if self.library.0 != Some(header.library) {
-            let function = Function::ALL.get(usize::from(header.function));
-            let path = function.and_then(|function| libraries.get(header.library, *function));
-            self.library = (Some(header.library), path);
-        }
-    }
-
-    /// Adds what its beginning has told so far.
-    fn begun(&mut self, known: Known, views: &mut Views) -> io::Result<()> {
-        self.untold |= beginning::learn(&mut self.facts, &known.facts);
-        if known.trouble.alert.is_some() {
-            self.trouble.alert = known.trouble.alert;
-            self.trouble.alert_from = known.trouble.alert_from;
-        }
-        self.random = known.random.or(self.random);
-        match &self.random {
-            Some(random) => views.settle(random, &mut self.keys),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether it is news.
-    fn learn(&mut self, function: Function, text: &[u8]) -> bool {
-        let before = self.facts.clone();
-        let text = || Some(String::from_utf8_lossy(text).into_owned());
-        match function {
-            Function::Ctrl | Function::SetHostName | Function::GetServername => {
-                self.facts.sni = text();
-            }
-            Function::GetAlpn => self.facts.alpn = text(),
-            Function::GetVersion => self.facts.version = text(),
-            Function::SessionReused => self.facts.resumed = Some(true),
-            _ => {}
-        }
-        self.facts != before
     }
 }
 

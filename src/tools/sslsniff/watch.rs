@@ -17,12 +17,14 @@ use super::function::Function;
 use super::holds::{Holds, Maps};
 use super::plan::Plan;
 use super::probes::{Attacher, Pair, Programs};
-use super::session::Shown;
+use super::session::{Leftovers, Shown};
 use crate::kernel::bpf;
 use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::uprobes::{self, Method};
 use crate::process;
-use crate::skel::sslsniff::types::{ssl_counter, ssl_loss, ssl_loss_key, ssl_lost};
+use crate::skel::sslsniff::types::{
+    connection, connection_key, ssl_counter, ssl_loss, ssl_loss_key, ssl_lost,
+};
 use crate::skel::sslsniff::{SslsniffSkel, SslsniffSkelBuilder};
 
 /// The causes of loss, with their names in events.
@@ -117,6 +119,7 @@ macro_rules! classic_programs {
             (Function::Error, $($what)+ $progs.enter_error, None),
             (Function::ErrorV, $($what)+ $progs.enter_error_v, None),
             (Function::Derive, $($what)+ $progs.enter_derive, Some($($what)+ $progs.leave_derive)),
+            (Function::UpRef, $($what)+ $progs.enter_up_ref, None),
         ]
     };
 }
@@ -256,7 +259,7 @@ impl<'obj> Watch<'obj> {
     /// What the kernel refuses, with the capability that is missing.
     pub fn follow(&mut self) -> Result<Option<String>> {
         let progs = &self.skel.progs;
-        let mut followers = vec![&progs.thread_exits];
+        let mut followers = vec![&progs.thread_exits, &progs.process_executes];
         if self.by_pid {
             followers.push(&progs.process_forks);
         }
@@ -348,6 +351,34 @@ impl<'obj> Watch<'obj> {
         started
     }
 
+    /// What the kernel's side still knows of a connection whose process is over, and then forgets: how many
+    /// bytes were read and written.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn leftovers(&self) -> Result<Leftovers> {
+        let connections = MapHandle::try_from(&self.skel.maps.connections)?;
+        Ok(Box::new(move |(pid, ssl, since_ns)| {
+            let key = connection_key {
+                ssl,
+                tgid: pid,
+                ..connection_key::default()
+            };
+            #[allow(unsafe_code)]
+            // SAFETY: integers without padding of the compiler's.
+            let key = unsafe { plain::as_bytes(&key) };
+            let value = connections.lookup(key, MapFlags::ANY).ok()??;
+            let mut left = connection::default();
+            plain::copy_from_bytes(&mut left, &value).ok()?;
+            // Another one's by now.
+            if left.since_ns != since_ns {
+                return None;
+            }
+            connections.delete(key).ok()?;
+            Some(left.offset)
+        }))
+    }
+
     /// The ring of records; a handle of its own.
     ///
     /// # Errors
@@ -431,6 +462,12 @@ unsafe impl Plain for ssl_loss_key {}
 #[allow(unsafe_code)]
 // SAFETY: as above.
 unsafe impl Plain for ssl_loss {}
+#[allow(unsafe_code)]
+// SAFETY: as above.
+unsafe impl Plain for connection_key {}
+#[allow(unsafe_code)]
+// SAFETY: as above.
+unsafe impl Plain for connection {}
 
 /// What was seen, and what of it was lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -198,6 +198,7 @@ fn closed_connections_make_room_first_and_memory_is_bounded() {
         model.data(START, &data(&nc, number, "read", b"y"));
     }
     let close = Close {
+        unfreed: false,
         connection: 9,
         read: 1,
         written: 0,

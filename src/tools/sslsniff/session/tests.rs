@@ -5,6 +5,8 @@ use serde_json::Value;
 use time::macros::datetime;
 
 use super::super::beginning::tests as hellos;
+use super::super::function::Function;
+use super::super::record::Header;
 use super::super::record::tests::{encode, written};
 use super::*;
 use crate::output::Settings;
@@ -468,4 +470,49 @@ fn a_connection_that_is_given_something_else_has_no_ends_any_more() {
     feed(&mut session, &written(5, 5), b"hello");
     let events = events(session);
     assert!(events[0]["peer"].is_string() && events[1].get("peer").is_none());
+}
+
+#[test]
+fn what_a_process_never_freed_is_closed_as_it_ends_and_no_other() {
+    let left = |key: Key| (key.1 == 0x1000).then_some([3, 7]);
+    let mut session = session(Format::Json, Style::default()).with_leftovers(Box::new(left));
+    for (pid, ssl) in [(7, 0x1000), (7, 0x2000), (9, 0x1000)] {
+        let header = Header {
+            pid,
+            ssl,
+            ..written(0, 5)
+        };
+        feed(&mut session, &header, b"hello");
+    }
+    let exit = Header {
+        kind: 11,
+        ssl: 0,
+        since_ns: 0,
+        time_ns: 100,
+        flags: 0,
+        ..written(0, 0)
+    };
+    // Nothing is left of it for the second.
+    for _ in 0..2 {
+        feed(&mut session, &exit, b"");
+    }
+    assert_eq!(session.connections.len(), 1);
+    assert_eq!(session.latest.len(), 1);
+    let all = events(session);
+    let closed: Vec<_> = all
+        .iter()
+        .filter(|event| event["kind"] == "close")
+        .collect();
+    let of = |event: &Value, name: &str| event[name].as_u64();
+    assert_eq!(closed.len(), 2, "{all:?}");
+    for (event, (number, read, written, missing)) in
+        closed.iter().zip([(1, 3, 7, Some(2)), (2, 0, 5, None)])
+    {
+        assert_eq!(event["unfreed"], true);
+        assert_eq!(of(event, "connection"), Some(number));
+        assert_eq!(of(event, "read"), Some(read));
+        assert_eq!(of(event, "written"), Some(written));
+        assert_eq!(of(event, "written_missing"), missing);
+        assert_eq!(of(event, "duration_ns"), Some(99));
+    }
 }
