@@ -29,6 +29,9 @@
 /* BODY alone. */
 #define SCAN_BODY 0x1000
 
+/* Processors that have a place for what they see. */
+#define SEEN_CPUS 1024
+
 /* An endpoint's mask: the scanner's flags of which a request needs one, if there are any, */
 #define IMDS_HEADERS 0x003fULL
 /* (as many above them say that the request's path is one where that header does not count) */
@@ -38,7 +41,7 @@
 
 /* Packets. concerning = clean + delivered. */
 struct imds_counters {
-	/* All that the filter was shown. */
+	/* All that the filter was shown, but for what processors below SEEN_CPUS count in `seen`. */
 	__u64 seen;
 	/* With payload for an endpoint, or possibly, and answers that go up. */
 	__u64 concerning;

@@ -14,30 +14,63 @@
 extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
 extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
 
-/* The header at skb->data, if it lies in the linear part and can be looked at; else NULL. */
-#define direct_header(skb, type)                                                                 \
-	({                                                                                       \
-		type *_header = NULL;                                                            \
-		if (bpf_ksym_exists(bpf_cast_to_kern_ctx) && bpf_ksym_exists(bpf_rdonly_cast)) { \
-			struct sk_buff *_skb = bpf_cast_to_kern_ctx(skb);                        \
-			if (_skb->len - _skb->data_len >= sizeof(type))                          \
-				_header = bpf_rdonly_cast(_skb->data,                            \
-							  bpf_core_type_id_kernel(type));        \
-		}                                                                                \
-		_header;                                                                         \
+/* At skb->data, if so many bytes are in the linear part and can be looked at; else NULL. */
+#define direct_data(skb, size)                                            \
+	({                                                                \
+		void *_data = NULL;                                       \
+                                                                          \
+		/* Both came with the same kernel. */                     \
+		if (bpf_ksym_exists(bpf_cast_to_kern_ctx)) {              \
+			struct sk_buff *_skb = bpf_cast_to_kern_ctx(skb); \
+                                                                          \
+			if (_skb->len - _skb->data_len >= (size))         \
+				_data = _skb->data;                       \
+		}                                                         \
+		_data;                                                    \
 	})
+
+/* The 64 bits there. Each look at what a cast gives is checked as it is made, which costs more than the look: few and
+ * wide ones are made. Of the kernel's types this is one that is two numbers of 64 bits.
+ */
+#define direct_word(data, at)                                                               \
+	(((struct timespec64 *)bpf_rdonly_cast((data) + (at),                               \
+					       bpf_core_type_id_kernel(struct timespec64))) \
+		 ->tv_sec)
+
+/* 16 bits of an address, as they lie in memory, hashed to 6. The multiplier is one that keeps the known services apart
+ * from networks and hosts that are common.
+ */
+#define ENDPOINT_HASH 0x922b20c3U
+
+enum endpoint_hint {
+	HINT_V4_FIRST,
+	HINT_V6_FIRST,
+	HINT_V6_LAST,
+	ENDPOINT_HINTS,
+};
+
+/* For the first and the last 16 bits of an address, whether any endpoint has some with that hash: a bit each. No
+ * memory but this word is read for most packets.
+ */
+const volatile __u64 endpoint_hints[ENDPOINT_HINTS];
+
+/* In the lowest bit. */
+static __always_inline __u64 hinted(enum endpoint_hint hint, __u64 half)
+{
+	return endpoint_hints[hint] >> (((__u32)half & 0xffff) * ENDPOINT_HASH >> 26);
+}
 
 static __always_inline bool is_side_v4(__be32 src, __be32 dst)
 {
 	return endpoint_possible_v4(bpf_ntohl(dst)) || endpoint_possible_v4(bpf_ntohl(src));
 }
 
-static __always_inline bool is_side_v6(const struct in6_addr *src, const struct in6_addr *dst)
+static __always_inline bool is_side_v6(const struct ipv6hdr *ip)
 {
-	return endpoint_possible_v6(bpf_ntohs(dst->in6_u.u6_addr16[0]),
-				    bpf_ntohs(dst->in6_u.u6_addr16[7])) ||
-	       endpoint_possible_v6(bpf_ntohs(src->in6_u.u6_addr16[0]),
-				    bpf_ntohs(src->in6_u.u6_addr16[7]));
+	const __be16 *src = ip->saddr.in6_u.u6_addr16, *dst = ip->daddr.in6_u.u6_addr16;
+
+	return endpoint_possible_v6(bpf_ntohs(dst[0]), bpf_ntohs(dst[7])) ||
+	       endpoint_possible_v6(bpf_ntohs(src[0]), bpf_ntohs(src[7]));
 }
 
 /* Whether what may be an IP header at `at` may be of a packet to or from an endpoint: rare, and so a function of its
@@ -55,26 +88,45 @@ static __noinline bool may_concern(struct __sk_buff *skb, __u32 at)
 		return is_side_v4(((struct iphdr *)&ip)->saddr, ((struct iphdr *)&ip)->daddr);
 	if (version != 6 || bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
 		return false;
-	return is_side_v6(&ip.saddr, &ip.daddr);
+	return is_side_v6(&ip);
+}
+
+/* The same of what is said to be an IPv6 header at the start, where it cannot be looked at directly. */
+static __noinline bool may_concern_whole_v6(struct __sk_buff *skb)
+{
+	struct ipv6hdr ip;
+
+	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) || ip.version != 6)
+		return may_concern(skb, 0);
+	return is_side_v6(&ip);
 }
 
 /* The same of a packet that is said to begin with an IPv4 header: who writes frames may say anything. */
 static __always_inline bool may_concern_v4(struct __sk_buff *skb)
 {
-	struct iphdr *ip = direct_header(skb, struct iphdr);
+	void *data = direct_data(skb, sizeof(struct iphdr));
+	__u64 both;
 
-	if (!ip || ip->version != 4)
+	if (!data || (direct_word(data, 0) & 0xf0) != 0x40)
 		return may_concern(skb, 0);
-	return is_side_v4(ip->saddr, ip->daddr);
+	both = direct_word(data, offsetof(struct iphdr, saddr));
+	return (hinted(HINT_V4_FIRST, both) | hinted(HINT_V4_FIRST, both >> 32)) & 1 &&
+	       may_concern(skb, 0);
 }
 
+/* The same of IPv6. Its source may be an endpoint only if its last bits may, its destination only if its first may: these
+ * are neighbours.
+ */
 static __always_inline bool may_concern_v6(struct __sk_buff *skb)
 {
-	struct ipv6hdr *ip = direct_header(skb, struct ipv6hdr);
+	void *data = direct_data(skb, sizeof(struct ipv6hdr));
+	__u64 middle;
 
-	if (!ip || ip->version != 6)
-		return may_concern(skb, 0);
-	return is_side_v6(&ip->saddr, &ip->daddr);
+	if (!data || (direct_word(data, 0) & 0xf0) != 0x60)
+		return may_concern_whole_v6(skb);
+	middle = direct_word(data, offsetof(struct ipv6hdr, daddr) - 2);
+	return (hinted(HINT_V6_LAST, middle) | hinted(HINT_V6_FIRST, middle >> 16)) & 1 &&
+	       may_concern_whole_v6(skb);
 }
 
 #endif

@@ -12,6 +12,7 @@ mod ends;
 pub mod event;
 pub mod flow;
 mod guard;
+mod hints;
 pub mod hosts;
 mod live;
 mod names;

@@ -15,6 +15,7 @@ use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{Link, MapCore as _, MapFlags, OpenObject};
 
 use super::event::Summary;
+use super::hints::hints;
 use super::plan::Plan;
 use super::scanner::Scanner;
 use crate::failure::Failure;
@@ -29,6 +30,8 @@ use crate::skel::imds_watch::{ImdsWatchSkel, ImdsWatchSkelBuilder};
 const SOCKET_BUFFER: usize = 16 << 20;
 /// `SNAP_LENGTH` of `imds_watch.h`.
 const SNAP_LENGTH: usize = 131_072;
+/// `struct imds_seen` of `imds_watch.bpf.c`.
+const SEEN_BYTES: usize = 64;
 
 /// What goes up and is recorded besides what has to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -305,6 +308,16 @@ impl<'o> Watch<'o> {
             summary.clean += next();
             summary.delivered += next();
         }
+        let found = self.skel.maps.bss_seen.lookup(&zero, MapFlags::ANY);
+        let Some(seen) = found.context("cannot read the counters")? else {
+            bail!("the counters are gone");
+        };
+        let (places, _) = seen.as_chunks::<SEEN_BYTES>();
+        summary.seen += places
+            .iter()
+            .filter_map(|place| place.first_chunk())
+            .map(|packets| u64::from_ne_bytes(*packets))
+            .sum::<u64>();
         Ok(summary)
     }
 }
@@ -387,6 +400,7 @@ fn load_with<'o>(
     rodata.record_lineage = u8::from(lineage);
     rodata.home_netns = namespace::cookie().unwrap_or_default();
     rodata.endpoint_bits = *plan.table.bitmaps;
+    rodata.endpoint_hints = hints(&plan.table.bitmaps);
     rodata.scan_classes = scanner.classes;
     rodata.scan_table[..scanner.table.len()].copy_from_slice(&scanner.table);
     rodata.scan_start = scanner.start;
