@@ -6,6 +6,7 @@
 mod root {
     use std::cell::RefCell;
     use std::mem::MaybeUninit;
+    use std::net::IpAddr;
     use std::time::Duration;
 
     use ebpfkit::skel::imds_watch::ImdsWatchSkel;
@@ -614,6 +615,51 @@ mod root {
         let mut later = frame(filter.sender(), IMDS, 80, &good);
         later[14 + 7] = u8::try_from(IpFragOffset::ZERO.value() + 9).unwrap();
         assert!(filter.passes(&later), "a later fragment");
+    }
+
+    /// Of an address from which nothing else tells an endpoint's than the endpoint itself.
+    #[test]
+    fn every_endpoint_is_seen_in_both_directions_whoever_speaks_with_it() {
+        let own = ["192.0.2.7", "[2001:db8:7::7]", "203.0.113.0/24"];
+        let own = own.map(|text| format!("{text}:80").parse().unwrap());
+        let plan = Plan::new(&["all".to_owned()], &own).unwrap();
+        let mut object = MaybeUninit::uninit();
+        let filter = Filter::new(&mut object, &plan);
+        let all = || plan.targets.iter().zip(1000..);
+        let mut tried = 0;
+        // Some of these may look like an endpoint's half.
+        for ((target, client), other) in all().flat_map(|one| (1..=8).map(move |n| (one, 25 * n))) {
+            let port = *target.endpoint.ports.start();
+            let segment = |there: bool, payload: &[u8]| {
+                let ethernet = PacketBuilder::ethernet2([0; 6], [0; 6]);
+                let ip = match target.endpoint.address {
+                    IpAddr::V4(address) => {
+                        let (from, to) = ([other; 4], address.octets());
+                        let (from, to) = if there { (from, to) } else { (to, from) };
+                        ethernet.ipv4(from, to, 64)
+                    }
+                    IpAddr::V6(address) => {
+                        let (from, to) = ([other; 16], address.octets());
+                        let (from, to) = if there { (from, to) } else { (to, from) };
+                        ethernet.ipv6(from, to, 64)
+                    }
+                };
+                let tcp = if there {
+                    ip.tcp(client, port, 7, 1024).ack(100)
+                } else {
+                    ip.tcp(port, client, 100, 1024)
+                };
+                let mut bytes = Vec::new();
+                tcp.write(&mut bytes, payload).unwrap();
+                bytes
+            };
+            let request = segment(true, b"GET /latest/user-data HTTP/1.0\r\n\r\n");
+            let answer = segment(false, b"HTTP/1.1 200 OK\r\n\r\n");
+            assert!(filter.passes(&request), "{} {other}", target.endpoint);
+            assert!(filter.passes(&answer), "{} {other}", target.endpoint);
+            tried += 1;
+        }
+        assert!(tried >= 8 * 20, "{tried}");
     }
 
     /// Who writes whole frames says what is in them, and the kernel believes it.
