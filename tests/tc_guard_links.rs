@@ -6,21 +6,17 @@
 mod common;
 
 mod root {
-    use std::ffi::CStr;
     use std::io::{BufRead as _, BufReader, Write as _};
-    use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
     use std::process::{Child, Stdio};
-    use std::sync::mpsc::{Sender, channel};
-    use std::thread::{self, JoinHandle};
+    use std::thread;
     use std::time::{Duration, Instant};
 
-    use ebpfkit::kernel::tc::{Attachment, Method, Side};
+    use ebpfkit::kernel::tc::Side;
     use ebpfkit::kernel::{hooks, interfaces};
     use ebpfkit::skel::guard_gate::types::bss;
-    use ebpfkit::tools::tc_guard::Guard;
-    use libbpf_rs::libbpf_sys;
     use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
+    use super::common::classifier::{Attached, instruction};
     use super::common::tc_guard::{check, finding, start, status, stop};
     use super::common::{
         ALICE, BOB, Background, Bpffs, CLOUD4, CLOUD6, IMDS4, IMDS6, MACHINE4, MACHINE6, Netns,
@@ -89,14 +85,7 @@ mod root {
     }
 
     /// A classifier that lets everything pass, with this tc_index if it is not 0.
-    fn classifier(name: &CStr, tc_index: u16, side: Side) -> OwnedFd {
-        // struct bpf_insn: code, registers (source in the upper half), offset, number.
-        let instruction = |code: u8, registers: u8, offset: u16, number: i32| {
-            u64::from(code)
-                | u64::from(registers) << 8
-                | u64::from(offset) << 16
-                | u64::from(number.cast_unsigned()) << 32
-        };
+    fn marking(tc_index: u16) -> Vec<u64> {
         let set = [
             // r2 = tc_index; *(u32 *)(r1 + 44) = r2: tc_index of struct __sk_buff
             instruction(0xb7, 2, 0, tc_index.into()),
@@ -104,82 +93,15 @@ mod root {
         ];
         // r0 = TC_ACT_UNSPEC; exit
         let pass = [instruction(0xb7, 0, 0, -1), instruction(0x95, 0, 0, 0)];
-        let program = if tc_index == 0 {
+        if tc_index == 0 {
             pass.to_vec()
         } else {
             [set, pass].concat()
-        };
-        let opts = libbpf_sys::bpf_prog_load_opts {
-            sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
-            expected_attach_type: match (Guard::method(), side) {
-                (Method::Clsact, _) => 0,
-                (Method::Tcx, Side::Egress) => libbpf_sys::BPF_TCX_EGRESS,
-                (Method::Tcx, Side::Ingress) => libbpf_sys::BPF_TCX_INGRESS,
-            },
-            ..Default::default()
-        };
-        #[allow(unsafe_code)]
-        // SAFETY: the instructions, the strings and the options outlive the call; the descriptor that it
-        // returns is ours.
-        unsafe {
-            let fd = libbpf_sys::bpf_prog_load(
-                libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
-                name.as_ptr(),
-                c"GPL".as_ptr(),
-                program.as_ptr().cast(),
-                program.len() as libbpf_sys::size_t,
-                (&raw const opts).cast_mut(),
-            );
-            assert!(fd >= 0, "{}", std::io::Error::from_raw_os_error(-fd));
-            OwnedFd::from_raw_fd(fd)
         }
     }
 
-    /// A classifier at an interface, ahead of what was there, until its value goes.
-    struct Attached {
-        end: Option<Sender<()>>,
-        thread: Option<JoinHandle<()>>,
-    }
-
-    impl Attached {
-        fn at(netns: &Netns, interface: &str, side: Side, tc_index: u16) -> Self {
-            Self::called(c"somebody_s", netns, interface, side, tc_index)
-        }
-
-        fn called(
-            called: &'static CStr,
-            netns: &Netns,
-            interface: &str,
-            side: Side,
-            tc_index: u16,
-        ) -> Self {
-            let name = interface.to_owned();
-            let (end, ended) = channel::<()>();
-            let (ready, is_ready) = channel();
-            let thread = netns.enter(move || {
-                let at = interfaces::chosen(&[name]).unwrap().remove(0);
-                let program = classifier(called, tc_index, side);
-                let held = Attachment::new(program.as_fd(), &at, side, Guard::method()).unwrap();
-                ready.send(()).unwrap();
-                // Until the other end has gone.
-                let _ = ended.recv();
-                drop(held);
-            });
-            is_ready.recv().expect("attached");
-            Self {
-                end: Some(end),
-                thread: Some(thread),
-            }
-        }
-    }
-
-    impl Drop for Attached {
-        fn drop(&mut self) {
-            drop(self.end.take());
-            if let Some(thread) = self.thread.take() {
-                let _ = thread.join();
-            }
-        }
+    fn attached(netns: &Netns, interface: &str, side: Side, tc_index: u16) -> Attached {
+        Attached::at(c"somebody_s", marking(tc_index), netns, interface, side)
     }
 
     /// Ten packets are what a limit of one a second lets through at once.
@@ -286,11 +208,11 @@ mod root {
         let at = std::mem::offset_of!(bss, judged);
         let mark = u16::from_ne_bytes(state.unwrap()[at..at + 2].try_into().unwrap());
         assert_ne!(mark, 0);
-        let brought = Attached::at(&container, "eth0", Side::Egress, mark);
+        let brought = attached(&container, "eth0", Side::Egress, mark);
         denied(2);
         drop(brought);
         // It is the right one: the machine's own root may set it, past the side where it is taken off.
-        let set = Attached::at(machine, "vx0", Side::Ingress, mark);
+        let set = attached(machine, "vx0", Side::Ingress, mark);
         python(&container, 0, &send(CLOUD4, 1));
         assert_eq!(far.hear(), "10.217.0.2");
         drop(set);
@@ -313,11 +235,11 @@ mod root {
     fn programs_of_others_stay_before_and_after() {
         let network = Network::new();
         let bpffs = Bpffs::new();
-        let _first = Attached::at(&network.machine, "eth0", Side::Egress, 0);
+        let _first = attached(&network.machine, "eth0", Side::Egress, 0);
         let alone = hooked(&network, Side::Egress);
         assert_eq!(alone.len(), 1, "{alone:?}");
         start(&network, &bpffs, &["--pin"]).stop();
-        let _second = Attached::at(&network.machine, "eth0", Side::Egress, 0);
+        let _second = attached(&network.machine, "eth0", Side::Egress, 0);
         let all = hooked(&network, Side::Egress);
         let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
         // A filter is named as tc names it: with its number behind a colon.
@@ -354,7 +276,7 @@ mod root {
         };
         nothing_is_ahead();
         for (side, named) in [(Side::Egress, "egress"), (Side::Ingress, "ingress")] {
-            let ahead = Attached::at(&network.machine, "eth0", side, 0);
+            let ahead = attached(&network.machine, "eth0", side, 0);
             let shown = status(&network, &bpffs);
             let said = shown["interfaces"][0]["ahead"].as_array().unwrap();
             assert_eq!(said.len(), 1, "{shown}");
@@ -377,7 +299,13 @@ mod root {
         let network = Network::new();
         let bpffs = Bpffs::new();
         let guard = start(&network, &bpffs, &[]);
-        let ahead = Attached::called(c"gate_egress_x", &network.machine, "eth0", Side::Egress, 0);
+        let ahead = Attached::at(
+            c"gate_egress_x",
+            marking(0),
+            &network.machine,
+            "eth0",
+            Side::Egress,
+        );
         let (findings, _) = check(&network, &bpffs);
         let gap = finding(&findings, "order", "gate_egress_x");
         assert_eq!(gap["state"], "gap", "{gap}");

@@ -92,6 +92,7 @@ mod root {
                         audit: false,
                     };
                     let socket = Socket {
+                        there: true,
                         known: true,
                         cgroup: None,
                     };
@@ -201,14 +202,12 @@ mod root {
             frame.drain(..14.min(frame.len()));
             start = Start::Network;
         }
-        // Of what comes in, older kernels cannot say whose it is; what leaves they take for the machine's.
-        let known = if guard.knows_namespaces() {
-            at.netns.is_none()
-        } else {
-            hook != Hook::IngressEth
-        };
+        // With CAP_PERFMON every kernel can say whose it is.
+        assert!(guard.knows_namespaces());
+        let home = at.netns.is_none();
         let socket = Socket {
-            known,
+            there: !(home && hook == Hook::IngressEth),
+            known: home,
             cgroup: at.cgroup,
         };
         let ran = match guard.test_run(hook, &frame, 1) {

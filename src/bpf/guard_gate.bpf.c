@@ -26,8 +26,9 @@ __u8 armed;
 __u16 judged;
 __u16 generation;
 __u64 since_ns;
-/* The guarded network namespace. */
+/* The guarded network namespace: its cookie, and its inode number. */
 __u64 home_netns;
+__u32 home_inode;
 /* The thread that asks for its network namespace's cookie, as bpf_get_current_pid_tgid() has it. */
 __u64 asking;
 

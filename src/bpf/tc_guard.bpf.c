@@ -7,8 +7,8 @@
  * identity and is refused, unless it carries nothing out or was judged as it came in.
  *
  * Beyond those of the headers: bpf_get_socket_uid (4.12), bpf_sk_fullsock (5.1),
- * bpf_skb_cgroup_id (4.18), bpf_sk_storage_get (5.2 in TC, of any socket 5.10), and where there is one
- * bpf_get_netns_cookie (6.15 in TC).
+ * bpf_skb_cgroup_id (4.18), bpf_sk_storage_get (5.2 in TC, of any socket 5.10), and one of
+ * bpf_get_netns_cookie (6.15 in TC) and, with CAP_PERFMON, bpf_probe_read_kernel (5.8 in TC).
  */
 #include "tc_guard_report.bpf.h"
 #include "tc_guard_connect.bpf.h"
@@ -18,14 +18,23 @@
 #define AF_UNSPEC 0
 #define SOCK_RAW 3
 
+/* How a socket's network namespace is found. Programs of their own, as the verifier would find each helper behind a switch
+ * as well when it follows what a CPU might guess.
+ */
+enum netns_by {
+	/* Not at all. */
+	NETNS_UNKNOWN,
+	/* In the socket itself. */
+	NETNS_BY_INODE,
+	/* By the helper for it. */
+	NETNS_BY_COOKIE,
+};
+
 /* Where a program runs, and what it may ask. Constants in each program. */
 struct place {
 	/* Packets arrive from a container, else they leave. */
 	bool ingress;
-	/* bpf_get_netns_cookie() is there: programs of their own, as the verifier would find the helper
-	 * behind a switch as well when it follows what a CPU might guess.
-	 */
-	bool namespaces;
+	enum netns_by netns;
 };
 
 struct owner {
@@ -48,6 +57,21 @@ struct owner {
 	bool raw;
 };
 
+/* Whether the socket is the machine's own, and not a container's. */
+static __always_inline bool is_home(struct __sk_buff *skb, struct bpf_sock *sk, struct place place)
+{
+	/* In memory, where what the verifier knows to be a socket is a number. */
+	struct bpf_sock *volatile at = sk;
+	struct sock *socket;
+
+	if (place.netns == NETNS_BY_COOKIE)
+		return bpf_get_netns_cookie(skb) == home_netns;
+	if (place.netns == NETNS_BY_INODE &&
+	    !bpf_probe_read_kernel(&socket, sizeof(socket), (const void *)&at))
+		return BPF_CORE_READ(socket, __sk_common.skc_net.net, ns.inum) == home_inode;
+	return false;
+}
+
 /* The socket that sent the packet, as far as it says who it is: bpf_get_socket_uid() answers 65534
  * for a packet without one, which is also a user's id.
  */
@@ -58,6 +82,7 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 	struct bpf_sock *sk = skb->sk;
 	struct known_caller *known;
 	__u32 family, type;
+	bool came_in, home;
 	__u64 *group_rules;
 
 	barrier_var(who);
@@ -84,6 +109,16 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 		owner->reason = GUARD_NO_SOCKET;
 		return;
 	}
+	came_in = place.ingress || skb->ingress_ifindex;
+	home = came_in && place.netns == NETNS_UNKNOWN ? true : is_home(skb, sk, place);
+	/* A packet that came in with a socket of the machine's own went to a container before, which has sent it back and
+	 * may have written another one over it: veth and macvlan leave the socket. Who can do so need not be root outside of
+	 * its own network namespace. Where nobody knows whose socket it is it may be this.
+	 */
+	if (came_in && home) {
+		owner->reason = GUARD_NO_SOCKET;
+		return;
+	}
 	owner->socket = true;
 	owner->raw = type == SOCK_RAW;
 	known = bpf_sk_storage_get(&callers, sk, NULL, 0);
@@ -98,12 +133,10 @@ static __always_inline void owner_of(struct __sk_buff *skb, struct place place, 
 			owner->group_rules = *group_rules;
 	}
 	owner->reason = GUARD_FOREIGN_SOCKET;
-	/* "Root" of a rootless container has uid 0 in its sockets' eyes. What arrives on a veth, or has arrived
-	 * and leaves with its socket, is a container's, unless the kernel can tell; a container's macvlan sends
-	 * through the machine's interface with its socket.
+	/* "Root" of a rootless container has uid 0 in its sockets' eyes: what a container's macvlan sends through the
+	 * machine's interface has its socket, too.
 	 */
-	if (place.namespaces ? bpf_get_netns_cookie(skb) != home_netns :
-			       place.ingress || skb->ingress_ifindex)
+	if (place.netns != NETNS_UNKNOWN && !home)
 		return;
 	owner->reason = GUARD_USER;
 	owner->uid = bpf_get_socket_uid(skb);
@@ -385,14 +418,24 @@ int judge_ingress(struct __sk_buff *skb, __u32 network)
 	return judge(skb, network, (struct place){ .ingress = true });
 }
 
-int judge_egress_ns(struct __sk_buff *skb, __u32 network)
+int judge_egress_by_inode(struct __sk_buff *skb, __u32 network)
 {
-	return judge(skb, network, (struct place){ .namespaces = true });
+	return judge(skb, network, (struct place){ .netns = NETNS_BY_INODE });
 }
 
-int judge_ingress_ns(struct __sk_buff *skb, __u32 network)
+int judge_ingress_by_inode(struct __sk_buff *skb, __u32 network)
 {
-	return judge(skb, network, (struct place){ .ingress = true, .namespaces = true });
+	return judge(skb, network, (struct place){ .ingress = true, .netns = NETNS_BY_INODE });
+}
+
+int judge_egress_by_cookie(struct __sk_buff *skb, __u32 network)
+{
+	return judge(skb, network, (struct place){ .netns = NETNS_BY_COOKIE });
+}
+
+int judge_ingress_by_cookie(struct __sk_buff *skb, __u32 network)
+{
+	return judge(skb, network, (struct place){ .ingress = true, .netns = NETNS_BY_COOKIE });
 }
 
 /* A frame with a third VLAN tag: receivers take off any number of them, and it may be for an endpoint. */
@@ -445,16 +488,19 @@ static __always_inline bool concerns(void *at, void *end)
 /* A packet that may concern a guarded endpoint. */
 static __always_inline int guard_packet(struct __sk_buff *skb, __u32 network, struct place place)
 {
-	if (!place.ingress && allowed_before(skb, network)) {
+	if (!place.ingress && !skb->ingress_ifindex && allowed_before(skb, network)) {
 		if (skb->tc_index != (judged ^ GUARD_COUNTED)) {
 			count(GUARD_ALLOWED);
 			skb->tc_index = judged ^ GUARD_COUNTED;
 		}
 		return TC_ACT_UNSPEC;
 	}
-	if (place.namespaces)
-		return place.ingress ? judge_ingress_ns(skb, network) :
-				       judge_egress_ns(skb, network);
+	if (place.netns == NETNS_BY_COOKIE)
+		return place.ingress ? judge_ingress_by_cookie(skb, network) :
+				       judge_egress_by_cookie(skb, network);
+	if (place.netns == NETNS_BY_INODE)
+		return place.ingress ? judge_ingress_by_inode(skb, network) :
+				       judge_egress_by_inode(skb, network);
 	return place.ingress ? judge_ingress(skb, network) : judge_egress(skb, network);
 }
 
@@ -557,6 +603,10 @@ GUARD_PACKETS(egress_ip)
 /* The machine's ends of its containers' veth pairs. */
 GUARD_FRAMES(ingress_eth, .ingress = true)
 
-GUARD_FRAMES(egress_eth_ns, .namespaces = true)
-GUARD_PACKETS(egress_ip_ns, .namespaces = true)
-GUARD_FRAMES(ingress_eth_ns, .ingress = true, .namespaces = true)
+GUARD_FRAMES(egress_eth_by_inode, .netns = NETNS_BY_INODE)
+GUARD_PACKETS(egress_ip_by_inode, .netns = NETNS_BY_INODE)
+GUARD_FRAMES(ingress_eth_by_inode, .ingress = true, .netns = NETNS_BY_INODE)
+
+GUARD_FRAMES(egress_eth_by_cookie, .netns = NETNS_BY_COOKIE)
+GUARD_PACKETS(egress_ip_by_cookie, .netns = NETNS_BY_COOKIE)
+GUARD_FRAMES(ingress_eth_by_cookie, .ingress = true, .netns = NETNS_BY_COOKIE)

@@ -34,8 +34,9 @@ const volatile __u8 enforcing;
 const volatile __u8 silent;
 /* What is allowed is reported too. */
 const volatile __u8 report_allowed;
-/* The cookie of the network namespace whose sockets have the machine's own users. */
+/* The network namespace whose sockets have the machine's own users: its cookie, and its inode number. */
 const volatile __u64 home_netns;
+const volatile __u32 home_inode;
 /* Whether rules name groups. */
 const volatile __u8 any_groups;
 /* Depths at which rules name cgroups, 1 being below the root; then zeros. */

@@ -63,7 +63,16 @@ pub fn tcx() -> bool {
 /// Whether a TC program can ask for a socket's network namespace (`bpf_get_netns_cookie`, there since
 /// kernel 6.15).
 pub fn tc_knows_namespaces() -> bool {
-    let known = ProgramType::SchedCls.is_helper_supported(libbpf_sys::BPF_FUNC_get_netns_cookie);
+    tc_has(libbpf_sys::BPF_FUNC_get_netns_cookie)
+}
+
+/// Whether a TC program can look into a socket (`bpf_probe_read_kernel`, there since kernel 5.8, with CAP_PERFMON).
+pub fn tc_reads_sockets() -> bool {
+    tc_has(libbpf_sys::BPF_FUNC_probe_read_kernel)
+}
+
+fn tc_has(helper: libbpf_sys::bpf_func_id) -> bool {
+    let known = ProgramType::SchedCls.is_helper_supported(helper);
     known.unwrap_or(false)
 }
 

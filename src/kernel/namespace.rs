@@ -2,7 +2,9 @@
 
 //! Network namespaces: this one, and one to try things in.
 
+use std::fs;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
@@ -32,6 +34,14 @@ pub fn cookie() -> Option<u64> {
         )
     };
     (ret == 0 && cookie != 0).then_some(cookie)
+}
+
+/// The number of this thread's network namespace among the inodes of nsfs: no other has it while this one exists; 0 if
+/// nobody says (namespaces(7)).
+pub fn inode() -> u32 {
+    let found = fs::metadata("/proc/thread-self/ns/net");
+    // Of nsfs, where numbers have 32 bits (ns_common.inum).
+    found.map_or(0, |file| u32::try_from(file.ino()).unwrap_or(0))
 }
 
 /// Runs `work` on a thread in a new network namespace, which has a loopback interface that is down

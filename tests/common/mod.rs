@@ -10,6 +10,7 @@
 #![allow(dead_code)]
 
 pub mod cgroups;
+pub mod classifier;
 pub mod dice;
 pub mod tc_guard;
 

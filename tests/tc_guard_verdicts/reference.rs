@@ -84,6 +84,8 @@ pub enum Cgroup {
 /// The socket of a packet.
 #[derive(Debug, Clone, Copy)]
 pub struct Socket {
+    /// Whether it says anything: one of the machine's own does not with a packet that comes in.
+    pub there: bool,
     /// Whether the guard can know its user.
     pub known: bool,
     /// Where it was made; the child is below the parent.
@@ -94,6 +96,9 @@ impl ModelRule {
     /// Whether it is for whoever owns the socket.
     fn is_for(&self, socket: &Socket) -> bool {
         let named = |cgroup| self.cgroups.contains(&cgroup);
+        if !socket.there {
+            return false;
+        }
         (self.root && socket.known)
             || match socket.cgroup {
                 None | Some(Cgroup::Other) => false,
@@ -171,9 +176,9 @@ pub fn reference(frame: &[u8], start: Start, model: &Model, socket: &Socket) -> 
     match transport {
         Transport::Known {
             nothing_out: true,
-            reset: true,
+            reset,
             ..
-        } => Fate::Passes,
+        } if reset || !socket.there => Fate::Passes,
         _ if model.silent => Fate::Dropped,
         Transport::Hidden(_) => Fate::Dropped,
         Transport::Known {

@@ -10,17 +10,19 @@ use libbpf_rs::MapHandle;
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::gates::Home;
 use super::guard::{self, Guard};
 use super::holders::{self, Survey};
 use super::pinned::{self, Found};
 use super::plan::Plan;
+use super::programs::NetnsBy;
 use super::raw_senders::{self, PrivilegedFile, RawSocket};
 use super::run::Place;
 use super::statement::Statement;
 use super::status::{self, InterfaceStatus};
 use super::{NAME, strangers, trial, ways};
 use crate::kernel::tc::Method;
-use crate::kernel::{cgroup, features, pin};
+use crate::kernel::{cgroup, pin};
 use crate::output::{self, Event, Line, Printable, Settings, Style};
 use crate::process::Directory;
 
@@ -139,7 +141,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     findings.extend(file_findings(&raw_senders::files()));
     findings.extend(kernel_findings(
         Guard::method(),
-        features::tc_knows_namespaces(),
+        NetnsBy::of(Home::here()) != NetnsBy::Unknown,
         root.is_some(),
     ));
 
@@ -393,8 +395,9 @@ fn kernel_findings(method: Method, namespaces: bool, cgroup2: bool) -> Vec<Findi
         findings.push(Finding::gap(
             "kernel",
             "TC does not tell the sockets of other network namespaces from the machine's own (kernel \
-             6.15): root of a container on a macvlan or ipvlan passes as root",
-            "give containers veth interfaces, or use a newer kernel",
+             6.15, or CAP_PERFMON): root of a container on a macvlan or ipvlan passes as root, and containers \
+             cannot be allowed by their cgroup",
+            "give the guard CAP_PERFMON, or use a newer kernel",
         ));
     }
     if !cgroup2 {

@@ -110,8 +110,8 @@ pub(super) struct Gates {
 }
 
 impl Gates {
-    /// With the cookie of this network namespace, or 0 where nothing tells it.
-    pub(super) fn load(method: Method, cgroup_root: Option<&Path>) -> Result<(Self, u64)> {
+    /// With what this network namespace is known by.
+    pub(super) fn load(method: Method, cgroup_root: Option<&Path>) -> Result<(Self, Home)> {
         let known = namespace::cookie();
         let mut storage = MaybeUninit::uninit();
         let mut open = GuardGateSkelBuilder::default()
@@ -172,8 +172,12 @@ impl Gates {
             all,
             state: MapHandle::try_from(&maps.bss)?,
         };
-        gates.write(|state| state.home_netns = home_netns)?;
-        Ok((gates, home_netns))
+        let home = Home {
+            cookie: home_netns,
+            inode: namespace::inode(),
+        };
+        gates.write(|state| state.home = home)?;
+        Ok((gates, home))
     }
 
     /// Puts a policy's programs into the slots of a bank.
@@ -229,7 +233,26 @@ pub(super) struct State {
     pub(super) judged: u16,
     pub(super) generation: u16,
     pub(super) since_ns: u64,
-    pub(super) home_netns: u64,
+    pub(super) home: Home,
+}
+
+/// What the guarded network namespace is known by; each 0 where nothing tells it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Home {
+    /// Its cookie: no other has had it since the machine was booted.
+    pub cookie: u64,
+    /// Its number among the inodes of nsfs.
+    pub inode: u32,
+}
+
+impl Home {
+    /// What this thread's network namespace is known by, as far as system calls tell it.
+    pub fn here() -> Self {
+        Self {
+            cookie: namespace::cookie().unwrap_or(0),
+            inode: namespace::inode(),
+        }
+    }
 }
 
 fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -257,7 +280,10 @@ impl State {
             judged: u16::from_ne_bytes(field(bytes, offset_of!(bss, judged))),
             generation: u16::from_ne_bytes(field(bytes, offset_of!(bss, generation))),
             since_ns: u64::from_ne_bytes(field(bytes, offset_of!(bss, since_ns))),
-            home_netns: u64::from_ne_bytes(field(bytes, offset_of!(bss, home_netns))),
+            home: Home {
+                cookie: u64::from_ne_bytes(field(bytes, offset_of!(bss, home_netns))),
+                inode: u32::from_ne_bytes(field(bytes, offset_of!(bss, home_inode))),
+            },
         }
     }
 
@@ -277,7 +303,12 @@ impl State {
         set_field(
             bytes,
             offset_of!(bss, home_netns),
-            &self.home_netns.to_ne_bytes(),
+            &self.home.cookie.to_ne_bytes(),
+        );
+        set_field(
+            bytes,
+            offset_of!(bss, home_inode),
+            &self.home.inode.to_ne_bytes(),
         );
     }
 }
@@ -311,7 +342,7 @@ fn learn_netns(skel: &mut GuardGateSkel<'_>, root: &Path) -> Result<u64> {
     let state = MapHandle::try_from(&skel.maps.bss)?;
     let bytes = state.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)?;
     let state = State::from_bytes(&bytes.unwrap_or_default());
-    Ok(state.home_netns)
+    Ok(state.home.cookie)
 }
 
 /// A descriptor that stays when the object has gone.

@@ -19,7 +19,7 @@ pub use super::gates::Hook;
 use super::gates::{FIRST_BANK, Gate, Gates, SECOND_BANK, needed};
 use super::plan::Plan;
 pub use super::programs::Next;
-use super::programs::{Kept, Programs, Settings};
+use super::programs::{Kept, NetnsBy, Programs, Settings};
 use super::report::{self, Key, Reason, Verdict};
 use crate::failure::Failure;
 use crate::kernel::interfaces::{Interface, Layout};
@@ -76,11 +76,11 @@ impl Guard {
             .into());
         }
         let root = cgroup_root.filter(|_| !plan.packets_only);
-        let (gates, home_netns) = Gates::load(method, root)?;
+        let (gates, home) = Gates::load(method, root)?;
         let settings = Settings {
             method,
-            calls: root.is_some() && home_netns != 0,
-            home_netns,
+            calls: root.is_some() && home.cookie != 0,
+            home,
             judged: random_mark()?,
             generation: 0,
         };
@@ -159,8 +159,8 @@ impl Guard {
         let has_calls = self.gates.program(Hook::Connect4).is_some();
         let settings = Settings {
             method: self.method,
-            calls: has_calls && !plan.packets_only && state.home_netns != 0,
-            home_netns: state.home_netns,
+            calls: has_calls && !plan.packets_only && state.home.cookie != 0,
+            home: state.home,
             judged: state.judged,
             generation: state.generation.wrapping_add(1),
         };
@@ -220,7 +220,7 @@ impl Guard {
     /// If the kernel does not say.
     pub fn facts(&self) -> Result<(u64, u16, u64)> {
         let state = self.gates.read()?;
-        Ok((state.since_ns, state.generation, state.home_netns))
+        Ok((state.since_ns, state.generation, state.home.cookie))
     }
 
     /// The gates' programs, by hook.
@@ -476,7 +476,7 @@ impl Guard {
     pub fn knows_namespaces(&self) -> bool {
         self.gates
             .read()
-            .is_ok_and(|state| state.home_netns != 0 && features::tc_knows_namespaces())
+            .is_ok_and(|state| NetnsBy::of(state.home) != NetnsBy::Unknown)
     }
 }
 

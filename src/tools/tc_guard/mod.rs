@@ -138,7 +138,8 @@ fn try_out() -> Result<Vec<String>> {
     if !guard.knows_namespaces() {
         lost.push(
             "sockets of other network namespaces are not told from the machine's own (kernel \
-             6.15): root of a container on a macvlan or ipvlan passes as root"
+             6.15, or CAP_PERFMON): root of a container on a macvlan or ipvlan passes as root, and containers \
+             cannot be allowed by their cgroup"
                 .to_owned(),
         );
     }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
-use super::gates::{Hook, needed, own, prepare};
+use super::gates::{Home, Hook, needed, own, prepare};
 use super::plan::Plan;
 use super::report::{Key, Verdict};
 use crate::endpoint_table::Table;
@@ -61,14 +61,40 @@ pub(super) struct Programs {
     pub(super) generation: u16,
 }
 
+/// How the packet layer finds the network namespace of a socket: `enum netns_by` of `tc_guard.bpf.c`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetnsBy {
+    /// Not at all: whatever came in has no socket then.
+    Unknown,
+    /// In the socket itself, which takes CAP_PERFMON.
+    Inode,
+    /// By a helper of the kernel (6.15).
+    Cookie,
+}
+
+impl NetnsBy {
+    /// The best that this kernel and these privileges allow.
+    pub fn of(home: Home) -> Self {
+        if home.cookie != 0 && features::tc_knows_namespaces() {
+            Self::Cookie
+        } else if home.inode != 0
+            && Capabilities::effective().has(Capability::Perfmon)
+            && features::tc_reads_sockets()
+        {
+            Self::Inode
+        } else {
+            Self::Unknown
+        }
+    }
+}
+
 /// What programs are loaded for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Settings {
     pub(super) method: Method,
     /// The layer in connect() and sendmsg() is used.
     pub(super) calls: bool,
-    /// The cookie of the guarded network namespace, or 0.
-    pub(super) home_netns: u64,
+    pub(super) home: Home,
     pub(super) judged: u16,
     pub(super) generation: u16,
 }
@@ -164,15 +190,54 @@ impl Programs {
             .open(&mut storage)
             .map_err(|err| bpf::explain(err, "open the guard", needed(method)))?;
         configure(&mut open, plan, settings)?;
-        let namespaces = settings.home_netns != 0 && features::tc_knows_namespaces();
+        let netns = NetnsBy::of(settings.home);
         let progs = &mut open.progs;
         for (hook, program, wanted) in [
-            (Hook::EgressEth, &mut progs.egress_eth, !namespaces),
-            (Hook::EgressIp, &mut progs.egress_ip, !namespaces),
-            (Hook::IngressEth, &mut progs.ingress_eth, !namespaces),
-            (Hook::EgressEth, &mut progs.egress_eth_ns, namespaces),
-            (Hook::EgressIp, &mut progs.egress_ip_ns, namespaces),
-            (Hook::IngressEth, &mut progs.ingress_eth_ns, namespaces),
+            (
+                Hook::EgressEth,
+                &mut progs.egress_eth,
+                netns == NetnsBy::Unknown,
+            ),
+            (
+                Hook::EgressIp,
+                &mut progs.egress_ip,
+                netns == NetnsBy::Unknown,
+            ),
+            (
+                Hook::IngressEth,
+                &mut progs.ingress_eth,
+                netns == NetnsBy::Unknown,
+            ),
+            (
+                Hook::EgressEth,
+                &mut progs.egress_eth_by_inode,
+                netns == NetnsBy::Inode,
+            ),
+            (
+                Hook::EgressEth,
+                &mut progs.egress_eth_by_cookie,
+                netns == NetnsBy::Cookie,
+            ),
+            (
+                Hook::EgressIp,
+                &mut progs.egress_ip_by_inode,
+                netns == NetnsBy::Inode,
+            ),
+            (
+                Hook::EgressIp,
+                &mut progs.egress_ip_by_cookie,
+                netns == NetnsBy::Cookie,
+            ),
+            (
+                Hook::IngressEth,
+                &mut progs.ingress_eth_by_inode,
+                netns == NetnsBy::Inode,
+            ),
+            (
+                Hook::IngressEth,
+                &mut progs.ingress_eth_by_cookie,
+                netns == NetnsBy::Cookie,
+            ),
             (Hook::Connect4, &mut progs.connect4, !perfmon),
             (Hook::Connect6, &mut progs.connect6, !perfmon),
             (Hook::Sendmsg4, &mut progs.sendmsg4, !perfmon),
@@ -212,9 +277,12 @@ impl Programs {
             (Hook::EgressEth, &progs.egress_eth),
             (Hook::EgressIp, &progs.egress_ip),
             (Hook::IngressEth, &progs.ingress_eth),
-            (Hook::EgressEth, &progs.egress_eth_ns),
-            (Hook::EgressIp, &progs.egress_ip_ns),
-            (Hook::IngressEth, &progs.ingress_eth_ns),
+            (Hook::EgressEth, &progs.egress_eth_by_inode),
+            (Hook::EgressEth, &progs.egress_eth_by_cookie),
+            (Hook::EgressIp, &progs.egress_ip_by_inode),
+            (Hook::EgressIp, &progs.egress_ip_by_cookie),
+            (Hook::IngressEth, &progs.ingress_eth_by_inode),
+            (Hook::IngressEth, &progs.ingress_eth_by_cookie),
             (Hook::Connect4, &progs.connect4),
             (Hook::Connect6, &progs.connect6),
             (Hook::Sendmsg4, &progs.sendmsg4),
@@ -245,7 +313,8 @@ fn configure(open: &mut OpenTcGuardSkel<'_>, plan: &Plan, settings: Settings) ->
     rodata.silent = (plan.deny == super::policy::Deny::Drop).into();
     rodata.report_allowed = plan.report_allowed.into();
     rodata.endpoint_bits = *plan.table.bitmaps;
-    rodata.home_netns = settings.home_netns;
+    rodata.home_netns = settings.home.cookie;
+    rodata.home_inode = settings.home.inode;
     rodata.judged = settings.judged;
     rodata.generation = settings.generation;
     rodata.any_groups = (!plan.groups.is_empty()).into();
