@@ -7,6 +7,8 @@ mod common;
 mod root {
     use std::process::{Command, Stdio};
 
+    use ebpfkit::kernel::features;
+
     use super::common::{
         ALICE, BOB, CLOUD4, Ended, IMDS4, IMDS6, MACHINE4, MetadataService, Netns, Network, Tool,
         ebpfkit_path, python3, read_all, sh,
@@ -561,13 +563,14 @@ mod root {
         let network = Network::new();
         let _service = MetadataService::start(&network);
         let machine = &network.machine;
-        // Some kernels take the programs without CAP_PERFMON; where one refuses, it is named.
+        // Some kernels take the programs without CAP_PERFMON, all from 6.15 on; where one refuses, it is named.
         let few = "+bpf,+net_admin";
         let mut doctor = machine.command_with(BOB, few, ebpfkit_path());
         let tried = doctor.args(["doctor", "tc-guard"]).output().unwrap();
         let capabilities = if tried.status.success() {
             few
         } else {
+            assert!(!features::tc_knows_namespaces(), "{tried:?}");
             let said = String::from_utf8_lossy(&tried.stdout);
             assert!(said.contains("CAP_PERFMON is missing"), "{said}");
             "+bpf,+net_admin,+perfmon"

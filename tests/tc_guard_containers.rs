@@ -15,7 +15,7 @@ mod root {
 
     use super::common::{
         ALICE, Background, Ended, IMDS4, IMDS6, MACHINE4, MACHINE6, MetadataService, Netns,
-        Network, Tool, python3, read_all, sh, swept,
+        Network, Tool, ebpfkit_path, python3, read_all, sh, swept,
     };
 
     const V4: &str = "http://169.254.169.254/latest/meta-data/";
@@ -384,6 +384,34 @@ mod root {
         assert_eq!(service.requests().len(), 0);
         // It was the guard that stopped it.
         assert_eq!(say(Some("try\n")), "0");
+    }
+
+    /// Within one, user 1234 may be who is 0 there.
+    #[test]
+    fn users_are_not_named_in_a_network_that_a_user_namespace_owns() {
+        let mut holder = Command::new("unshare");
+        holder.args(["--user", "--map-root-user", "--net", "sh", "-c"]);
+        let holder = holder.arg("echo; read line").stdin(Stdio::piped());
+        let mut holder = Background(holder.stdout(Stdio::piped()).spawn().expect("unshare"));
+        let mut out = BufReader::new(holder.0.stdout.take().unwrap());
+        out.read_line(&mut String::new()).unwrap();
+        let pid = holder.0.id().to_string();
+        let run = |subject: &[&str]| {
+            let mut command = Command::new("nsenter");
+            command.args(["-t", &pid, "-n"]).arg(ebpfkit_path());
+            command.args(["-o", "json"]);
+            command.args(["tc-guard", "run", "--packets-only", "--cloud", "aws"]);
+            command.args(subject);
+            command
+        };
+        let pod = Cgroup::new();
+        for subject in [["--allow-user", "root"], ["--allow-user", "1234"]] {
+            let refused = run(&subject).output().unwrap();
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(said.contains("belongs to a user namespace"), "{said}");
+            assert_eq!(refused.status.code(), Some(3), "{said}");
+        }
+        Tool::run(run(&["--allow-cgroup", &pod.path])).stop();
     }
 
     #[test]

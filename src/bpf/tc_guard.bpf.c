@@ -60,15 +60,17 @@ struct owner {
 /* Whether the socket is the machine's own, and not a container's. */
 static __always_inline bool is_home(struct __sk_buff *skb, struct bpf_sock *sk, struct place place)
 {
-	/* In memory, where what the verifier knows to be a socket is a number. */
-	struct bpf_sock *volatile at = sk;
-	struct sock *socket;
-
 	if (place.netns == NETNS_BY_COOKIE)
 		return bpf_get_netns_cookie(skb) == home_netns;
-	if (place.netns == NETNS_BY_INODE &&
-	    !bpf_probe_read_kernel(&socket, sizeof(socket), (const void *)&at))
-		return BPF_CORE_READ(socket, __sk_common.skc_net.net, ns.inum) == home_inode;
+	if (place.netns == NETNS_BY_INODE) {
+		/* In memory, where what the verifier knows to be a socket is a number. */
+		struct bpf_sock *volatile at = sk;
+		struct sock *socket;
+
+		if (!bpf_probe_read_kernel(&socket, sizeof(socket), (const void *)&at))
+			return BPF_CORE_READ(socket, __sk_common.skc_net.net, ns.inum) ==
+			       home_inode;
+	}
 	return false;
 }
 
@@ -465,24 +467,30 @@ static __noinline int refuse_tags(struct __sk_buff *skb, bool ingress)
 	return enforcing ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
+/* Where headers have their destination (RFC 791, 3.1; RFC 8200, 3). */
+#define IPV4_DESTINATION 16
+#define IPV6_DESTINATION 24
+
 /* Whether the packet whose network header is at `at` may be for a guarded endpoint; one whose
- * header is not in reach of a direct look may.
+ * header is not in reach of a direct look may. Places are constants and no fields: clang 14 adds a field's place in a
+ * register, as it may be another in another kernel, which without CAP_PERFMON is refused.
  */
 static __always_inline bool concerns(void *at, void *end)
 {
-	struct ipv6hdr *ip6 = at;
-	struct iphdr *ip = at;
+	void *destination = at + IPV6_DESTINATION;
+	__u8 version;
 
-	if ((void *)(ip + 1) > end)
+	if (at + sizeof(struct iphdr) > end)
 		return true;
-	if (ip->version == 4)
-		return endpoint_possible_v4(bpf_ntohl(ip->daddr));
-	if (ip->version != 6)
+	version = *(__u8 *)at >> 4;
+	if (version == 4)
+		return endpoint_possible_v4(bpf_ntohl(*(__be32 *)(at + IPV4_DESTINATION)));
+	if (version != 6)
 		return false;
-	if ((void *)(ip6 + 1) > end)
+	if (at + sizeof(struct ipv6hdr) > end)
 		return true;
-	return endpoint_possible_v6(bpf_ntohs(ip6->daddr.in6_u.u6_addr16[0]),
-				    bpf_ntohs(ip6->daddr.in6_u.u6_addr16[7]));
+	return endpoint_possible_v6(bpf_ntohs(*(__be16 *)destination),
+				    bpf_ntohs(*(__be16 *)(destination + 14)));
 }
 
 /* A packet that may concern a guarded endpoint. */

@@ -22,20 +22,21 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// The narrowest that stays the same when the caller is started anew: its service, its container's
-    /// cgroup, else its user. The uid of another network namespace's socket is not the machine's:
+    /// The narrowest that stays the same when the caller is started anew: its container's cgroup, its
+    /// service, else its user. The uid of another network namespace's socket is not the machine's:
     /// `foreign` leaves it out.
     pub fn of(identity: &Identity, foreign: bool) -> Self {
         if let Some(path) = &identity.cgroup {
-            if let Some(unit) = service(path) {
-                return Self::Unit(unit.to_owned());
-            }
+            // First: it may be below the service of what runs all containers.
             if let Some(id) = &identity.container
                 && let Some(end) = path.find(id.as_str())
             {
                 let rest = &path[end..];
                 let end = end + rest.find('/').unwrap_or(rest.len());
                 return Self::Cgroup(path[..end].to_owned());
+            }
+            if let Some(unit) = service(path) {
+                return Self::Unit(unit.to_owned());
             }
             if foreign && path != "/" {
                 return Self::Cgroup(path.clone());
@@ -293,6 +294,11 @@ mod tests {
         assert_eq!(
             of("/system.slice/nginx.service/worker.service", false),
             unit
+        );
+        let pod = format!("/system.slice/containerd.service/kubepods-x.slice:cri-containerd:{ID}");
+        assert_eq!(
+            of(&format!("{pod}/init"), true),
+            Subject::Cgroup(pod.clone())
         );
         let user = Subject::User(7, None);
         assert_eq!(of("/user.slice/user-7.slice/session-1.scope", false), user);

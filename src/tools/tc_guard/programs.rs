@@ -19,7 +19,7 @@ use crate::endpoint_table::Table;
 use crate::failure::Failure;
 use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::tc::Method;
-use crate::kernel::{bpf, cgroup, endpoints as kernel_endpoints, features};
+use crate::kernel::{bpf, cgroup, endpoints as kernel_endpoints, features, namespace};
 use crate::skel::tc_guard::types::guard_report;
 use crate::skel::tc_guard::{OpenTcGuardSkel, TcGuardSkel, TcGuardSkelBuilder};
 
@@ -175,6 +175,14 @@ impl Programs {
             return Err(Failure::blocked(
                 "rules for groups need CAP_PERFMON, to read a process's supplementary groups",
                 "give it, or name users or cgroups instead",
+            )
+            .into());
+        }
+        if !(plan.users.is_empty() && plan.groups.is_empty()) && namespace::has_users_of_its_own() {
+            return Err(Failure::blocked(
+                "this network namespace belongs to a user namespace: its sockets have the numbers that users have \
+                 there, and not the machine's",
+                "name cgroups in place of users and groups",
             )
             .into());
         }
