@@ -5,6 +5,7 @@
 mod common;
 
 mod root {
+    use std::collections::{BTreeMap, BTreeSet};
     use std::fmt::Write as _;
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
@@ -55,6 +56,7 @@ mod root {
              child = os.fork()\n\
              cpus = sorted(os.sched_getaffinity(0))\n\
              os.sched_setaffinity(0, cpus[:1] if child else cpus[-1:])\n\
+             open('/proc/self/comm', 'w').write('parent' if child else 'child')\n\
              if not child:\n\
              \x20   send(to[:1])\n\
              \x20   os.write(w, b'x')\n\
@@ -78,5 +80,18 @@ mod root {
         let parts: Vec<_> = told.clone().filter(|exe| *exe != whole).collect();
         assert!(parts.is_empty(), "{} parts: {:?}", parts.len(), parts[0]);
         assert!(told.count() > 0);
+        // Nor is a caller made of parts of two.
+        let mut callers: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for event in &verdicts {
+            if let (Some(comm), Some(pid)) = (event.get("comm"), event.get("pid")) {
+                let pids = callers.entry(comm.as_str().unwrap()).or_default();
+                pids.insert(pid.as_u64().unwrap());
+            }
+        }
+        callers.remove("sender");
+        assert!(callers.contains_key("parent"), "{callers:?}");
+        assert!(callers.values().all(|pids| pids.len() == 1), "{callers:?}");
+        let pids: BTreeSet<_> = callers.values().flatten().collect();
+        assert_eq!(pids.len(), callers.len(), "{callers:?}");
     }
 }
