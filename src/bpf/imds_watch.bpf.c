@@ -11,11 +11,10 @@
  */
 #include "imds_watch_callers.bpf.h"
 #include "imds_watch_concern.bpf.h"
+#include "imds_watch_pages.bpf.h"
 #include "imds_watch_scan.bpf.h"
 #include "imds_watch_senders.bpf.h"
 
-/* linux/if_packet.h */
-#define PACKET_OUTGOING 4
 /* Has this index in every network namespace. */
 #define LOOPBACK 1
 
@@ -192,6 +191,7 @@ static __always_inline bool is_in_place(struct __sk_buff *skb, const struct pack
 static __always_inline int judge_request(struct __sk_buff *skb, const struct packet *pkt,
 					 struct imds_counters *counters, __u64 mask)
 {
+	__u32 length = SNAP_LENGTH;
 	struct place *place = NULL;
 	struct flow flow;
 	int finding;
@@ -216,6 +216,11 @@ static __always_inline int judge_request(struct __sk_buff *skb, const struct pac
 		finding = UNREADABLE;
 	if (!pkt->fragment && !is_in_place(skb, pkt, &flow, &place))
 		finding = UNREADABLE;
+	/* What is read of it here, and what user space will, says nothing: the missing byte tells that. */
+	if (may_change(skb)) {
+		finding = UNREADABLE;
+		length = pkt->payload + pkt->payload_len - 1;
+	}
 	if (finding == UNREADABLE) {
 		bpf_map_update_elem(&watched, &flow, &one, BPF_ANY);
 	} else if (finding == CLEAN && !pass_all && !bpf_map_lookup_elem(&watched, &flow) &&
@@ -234,7 +239,7 @@ static __always_inline int judge_request(struct __sk_buff *skb, const struct pac
 			place->answer_of = OF_SENT_UP;
 		bpf_map_update_elem(&waiting, &flow, &pkt->ack, BPF_ANY);
 	}
-	return deliver(skb, counters, SNAP_LENGTH);
+	return deliver(skb, counters, length);
 }
 
 /* The service has taken a new connection: the ports may be those of an old one, and it says where

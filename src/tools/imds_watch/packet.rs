@@ -28,7 +28,8 @@ pub enum Packet<'p> {
         /// The bytes.
         payload: &'p [u8],
         /// Whether they can be taken for what the receiver reads: not so in a fragment, with
-        /// urgent data, or where the packet was cut.
+        /// urgent data, or where the packet was cut, as the filter does where its sender can still
+        /// change it; nor where its header does not say how long it is, and so that it was cut.
         reliable: bool,
     },
     /// An IP packet without ports that can be read: a later fragment, or a broken one.
@@ -61,13 +62,14 @@ pub fn decode(bytes: &[u8], protocol: u16, wanted: impl Fn(IpAddr) -> bool) -> O
 
 fn ip(bytes: &[u8]) -> Option<Packet<'_>> {
     let sliced = LaxSlicedPacket::from_ip(bytes).ok()?;
-    let (src, dst, ip): (IpAddr, IpAddr, _) = match sliced.net.as_ref()? {
+    let (src, dst, ip, sized): (IpAddr, IpAddr, _, _) = match sliced.net.as_ref()? {
         LaxNetSlice::Ipv4(v4) => {
             let header = v4.header();
             (
                 header.source_addr().into(),
                 header.destination_addr().into(),
                 v4.payload(),
+                header.total_len() > 0,
             )
         }
         LaxNetSlice::Ipv6(v6) => {
@@ -76,6 +78,7 @@ fn ip(bytes: &[u8]) -> Option<Packet<'_>> {
                 header.source_addr().into(),
                 header.destination_addr().into(),
                 v6.payload(),
+                header.payload_length() > 0,
             )
         }
         LaxNetSlice::Arp(_) => return None,
@@ -91,7 +94,7 @@ fn ip(bytes: &[u8]) -> Option<Packet<'_>> {
         ack: tcp.acknowledgment_number(),
         ends: tcp.fin() || tcp.rst(),
         payload: tcp.payload(),
-        reliable: !ip.fragmented && !ip.incomplete && !tcp.urg(),
+        reliable: sized && !ip.fragmented && !ip.incomplete && !tcp.urg(),
     })
 }
 
@@ -145,6 +148,27 @@ mod tests {
             let wanted = |dst: IpAddr| dst.to_string() == "169.254.169.254";
             is_piece(decode(&bytes, 0x8100, wanted), b"GET");
             assert_eq!(decode(&bytes, 0x0800, wanted), None);
+        }
+    }
+
+    #[test]
+    fn a_packet_that_was_cut_or_hides_that_it_was_is_not_reliable() {
+        let whole = tcp(b"GET");
+        let mut six = Vec::new();
+        PacketBuilder::ipv6([1; 16], [2; 16], 64)
+            .tcp(1234, 80, 99, 1024)
+            .write(&mut six, b"GET")
+            .unwrap();
+        let is_reliable = |bytes: &[u8]| match decode(bytes, 0x0800, |_| true) {
+            Some(Packet::Piece { reliable, .. }) => reliable,
+            other => panic!("{other:?}"),
+        };
+        for (mut bytes, length) in [(whole, 2), (six, 4)] {
+            assert!(is_reliable(&bytes));
+            assert!(!is_reliable(&bytes[..bytes.len() - 1]));
+            // As packets have it that are longer than it can say (BIG TCP).
+            bytes[length..length + 2].copy_from_slice(&[0, 0]);
+            assert!(!is_reliable(&bytes));
         }
     }
 
