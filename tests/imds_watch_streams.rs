@@ -144,14 +144,14 @@ mod root {
                     continue;
                 }
                 let wanted = |address: IpAddr| address == endpoint;
-                let Some(Packet::Piece {
+                let Packet::Piece {
                     src,
                     dst,
                     seq,
                     payload,
                     reliable: true,
                     ..
-                }) = packet::decode(&frame[14..], 0x0800, wanted)
+                } = packet::decode(&frame[14..], wanted)
                 else {
                     panic!("not the packet that was made");
                 };
