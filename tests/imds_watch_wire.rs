@@ -6,9 +6,14 @@
 mod common;
 
 mod root {
-    use serde_json::Value;
+    use std::collections::BTreeSet;
+    use std::process::Command;
 
-    use crate::common::{ALICE, Ended, IMDS4, MetadataService, Network, TOKEN, Tool, python3, sh};
+    use serde_json::{Value, json};
+
+    use crate::common::{
+        ALICE, Ended, IMDS4, MACHINE4, MetadataService, Network, TOKEN, Tool, python3, sh,
+    };
 
     /// Whether this kernel lets a filter see what a packet's bytes are kept in (6.2).
     fn shows_pages() -> bool {
@@ -89,5 +94,104 @@ for _ in range(3):
                 );
             }
         }
+    }
+
+    /// `tell(tags, type, protocol, port)` sends a frame with a request from a port to the service, behind so many tags
+    /// that name no VLAN, as one of that protocol.
+    const FRAMES: &str = r#"
+import socket, struct, sys
+link, at, mine = sys.argv[1:4]
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+def tell(tags, protocol, port, tag=b'\x81\0\0\0', to=None):
+    to = to or at
+    text = b'GET /latest/user-data HTTP/1.1\r\n\r\n'
+    tcp = struct.pack('!HHIIBBHHH', port, 80, 1, 1, 0x50, 0x18, 1024, 0, 0) + text
+    if ':' in to:
+        kind, ends = b'\x86\xdd', [socket.inet_pton(socket.AF_INET6, one) for one in ('fd00:213::2', to)]
+        ip = struct.pack('!IHBB', 0x60000000, len(tcp), 6, 64) + ends[0] + ends[1]
+    else:
+        kind, ends = b'\x08\0', [socket.inet_aton(one) for one in (mine, to)]
+        ip = struct.pack('!BBHHHBBH', 0x45, 0, 20 + len(tcp), 7, 0, 64, 6, 0) + ends[0] + ends[1]
+    macs = bytes.fromhex(link.replace(':', '')) + b'\2\0\0\0\0\1'
+    raw.sendto(macs + tag * tags + kind + ip + tcp, ('eth0', protocol))
+"#;
+
+    /// Runs `calls` of `tell()` on the machine.
+    fn send_frames(network: &Network, calls: &str) {
+        let shown = network.cloud.ip(&["-br", "link", "show", "eth0"]);
+        let link = shown.split_whitespace().nth(2).expect("a link address");
+        let mut command: Command = network.machine.command(python3());
+        let program = format!("{FRAMES}{calls}");
+        sh(command.args(["-c", &program, link, IMDS4, MACHINE4]));
+    }
+
+    fn is_whole(event: &Value) -> bool {
+        event["path"] == "/latest/user-data" && event["findings"].to_string().contains("imdsv1")
+    }
+
+    fn ports<'e>(told: impl Iterator<Item = &'e &'e Value>) -> BTreeSet<u64> {
+        told.filter_map(|event| event["src"].as_str()?.rsplit(':').next()?.parse().ok())
+            .collect()
+    }
+
+    #[test]
+    fn tags_hide_no_request_that_comes_in_however_many_there_are() {
+        let network = Network::new();
+        let tool = Tool::start(
+            &network.cloud,
+            &["imds-watch", "--cloud", "aws", "-i", "eth0"],
+        );
+        send_frames(
+            &network,
+            "for n in range(12): tell(n, 0x8100 if n else 0x0800, 1000 + n)\n",
+        );
+        tool.wait("twelve requests", |tool| tool.count("request") >= 12);
+        let ended = tool.stop();
+        let told = ended.kind("request");
+        let whole = ports(told.iter().filter(|event| is_whole(event)));
+        // One is taken off, and eight are looked behind.
+        assert_eq!(whole, (1000..=1009).collect(), "{ended:#?}");
+        let unread: Vec<_> = told.iter().filter(|event| !is_whole(event)).collect();
+        assert_eq!(unread.len(), 2, "{ended:#?}");
+        for event in unread {
+            assert_eq!(event["findings"], json!(["unparsable"]));
+            assert!(event.get("dst").is_none(), "{event}");
+        }
+        assert_eq!(ended.summary()["delivered"], 12, "{ended:#?}");
+    }
+
+    #[test]
+    fn a_frame_that_leaves_as_one_of_another_kind_is_not_hidden() {
+        let network = Network::new();
+        let tool = Tool::start(
+            &network.machine,
+            &["imds-watch", "--cloud", "aws", "-i", "eth0"],
+        );
+        send_frames(
+            &network,
+            concat!(
+                // With tags that the sender does not tell of.
+                "tell(1, 0x0800, 1001); tell(2, 0x0800, 1002); tell(3, 0x0806, 1003)\n",
+                "tell(1, 0x86dd, 1004, b'\\x88\\xa8\\0\\x07'); tell(1, 0x0806, 1005, b'\\x81\\0\\x45\\0')\n",
+                // And those of which it does.
+                "tell(1, 0x8100, 1006); tell(2, 0x88a8, 1007)\n",
+                // Without the tag that it tells of.
+                "tell(0, 0x8100, 2001); tell(0, 0x88a8, 2002); tell(0, 0x8100, 2003, to='fd00:ec2::254')\n",
+                // What concerns nobody goes, whatever is said of it.
+                "tell(0, 0x8100, 3001, to='10.213.0.9'); tell(1, 0x0800, 3002, to='10.213.0.9')\n",
+                "tell(0, 0x0800, 1008)\n",
+            ),
+        );
+        tool.wait("the last request", |tool| tool.count("request") >= 11);
+        let ended = tool.stop();
+        let told = ended.kind("request");
+        let whole = ports(told.iter().filter(|event| is_whole(event)));
+        assert_eq!(whole, (1001..=1008).collect(), "{ended:#?}");
+        let unread: Vec<_> = told.iter().filter(|event| !is_whole(event)).collect();
+        assert_eq!(unread.len(), 3, "{ended:#?}");
+        for event in unread {
+            assert_eq!(event["findings"], json!(["unparsable"]));
+        }
+        assert_eq!(ended.summary()["delivered"], 11, "{ended:#?}");
     }
 }

@@ -8,9 +8,6 @@
 
 #include "imds_watch_concern.bpf.h"
 
-/* linux/if_packet.h */
-#define PACKET_OUTGOING 4
-
 /* sendfile() and splice() put the pages of a file into the packet, which stay mapped where they were (SHARED_FRAG); a
  * send() with MSG_ZEROCOPY the sender's own. Of the latter a tap gets a copy where the packet leaves, which
  * is no clone any more, as all others are there, and has no flags; where it arrives, what reads it does.
