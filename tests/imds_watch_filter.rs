@@ -218,6 +218,8 @@ mod root {
         }
         let secret = [
             "security-credentials",
+            "service-role-security-credentials",
+            "workload-identities",
             "identity-credentials",
             "user-data",
             "user_data",
@@ -246,6 +248,7 @@ mod root {
             "/metadata/instance",
             "/metadata/instance/compute",
             "/metadata/v1.json",
+            "/metadata/v1/instance/initialization",
             "/opc/v2/instance",
             "/opc/v2/instance/metadata",
         ];
@@ -328,6 +331,9 @@ mod root {
             "v2",
             "v1.json",
             "attested",
+            "workload-identities",
+            "service-role-security-credentials",
+            "metadata/v1/instance/initialization",
         ];
         let path = prop::collection::vec(prop::sample::select(words.to_vec()), 0..5);
         let queries = [
