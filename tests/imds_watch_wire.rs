@@ -12,7 +12,7 @@ mod root {
     use serde_json::{Value, json};
 
     use crate::common::{
-        ALICE, Ended, IMDS4, MACHINE4, MetadataService, Network, TOKEN, Tool, python3, sh,
+        ALICE, Ended, IMDS4, MACHINE4, MetadataService, Netns, Network, TOKEN, Tool, python3, sh,
     };
 
     /// Whether this kernel lets a filter see what a packet's bytes are kept in (6.2).
@@ -96,15 +96,18 @@ for _ in range(3):
         }
     }
 
-    /// `tell(tags, type, protocol, port)` sends a frame with a request from a port to the service, behind so many tags
-    /// that name no VLAN, as one of that protocol.
+    /// `tell(tags, protocol, port)` sends a frame with a request from a port to the service, behind so many tags that
+    /// name no VLAN, as one of that protocol; `paged` makes it long, and puts all but its link header into pages.
     const FRAMES: &str = r#"
 import socket, struct, sys
 link, at, mine = sys.argv[1:4]
 raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-def tell(tags, protocol, port, tag=b'\x81\0\0\0', to=None):
+long = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+long.setsockopt(263, 15, 1)
+EVIL = b'GET /latest/user-data HTTP/1.1\r\n\r\n'
+CLEAN = b'GET /latest/ HTTP/1.1\r\nX-aws-ec2-metadata-token: t\r\n\r\n'
+def tell(tags, protocol, port, tag=b'\x81\0\0\0', to=None, text=EVIL, paged=False):
     to = to or at
-    text = b'GET /latest/user-data HTTP/1.1\r\n\r\n'
     tcp = struct.pack('!HHIIBBHHH', port, 80, 1, 1, 0x50, 0x18, 1024, 0, 0) + text
     if ':' in to:
         kind, ends = b'\x86\xdd', [socket.inet_pton(socket.AF_INET6, one) for one in ('fd00:213::2', to)]
@@ -113,7 +116,13 @@ def tell(tags, protocol, port, tag=b'\x81\0\0\0', to=None):
         kind, ends = b'\x08\0', [socket.inet_aton(one) for one in (mine, to)]
         ip = struct.pack('!BBHHHBBH', 0x45, 0, 20 + len(tcp), 7, 0, 64, 6, 0) + ends[0] + ends[1]
     macs = bytes.fromhex(link.replace(':', '')) + b'\2\0\0\0\0\1'
-    raw.sendto(macs + tag * tags + kind + ip + tcp, ('eth0', protocol))
+    frame = macs + tag * tags + kind + ip + tcp
+    if paged:
+        # A page at least, or all of it is in one piece: what is behind IP's length is padding.
+        head = struct.pack('=BBHHHH', 0, 0, 14, 0, 0, 0)
+        long.sendto(head + frame + bytes(8000 - len(frame)), ('eth0', protocol))
+    else:
+        raw.sendto(frame, ('eth0', protocol))
 "#;
 
     /// Runs `calls` of `tell()` on the machine.
@@ -193,5 +202,91 @@ def tell(tags, protocol, port, tag=b'\x81\0\0\0', to=None):
             assert_eq!(event["findings"], json!(["unparsable"]));
         }
         assert_eq!(ended.summary()["delivered"], 11, "{ended:#?}");
+    }
+
+    #[test]
+    fn what_is_not_in_the_first_piece_of_a_packet_is_read_as_well() {
+        let network = Network::new();
+        for side in [&network.machine, &network.cloud] {
+            side.ip(&["link", "set", "eth0", "mtu", "9000"]);
+        }
+        let tool = Tool::start(
+            &network.machine,
+            &["imds-watch", "--cloud", "aws", "-i", "eth0"],
+        );
+        send_frames(
+            &network,
+            concat!(
+                "v6 = 'fd00:ec2::254'\n",
+                "tell(0, 0x0800, 1, text=CLEAN, paged=True)\n",
+                "tell(0, 0x86dd, 2, text=CLEAN, paged=True, to=v6)\n",
+                "tell(1, 0x8100, 3, text=CLEAN, paged=True)\n",
+                "tell(0, 0x0800, 4, paged=True, to='10.213.0.9')\n",
+                "tell(0, 0x86dd, 5, paged=True, to='fd00:213::9')\n",
+                "tell(0, 0x0800, 1001, paged=True)\n",
+                "tell(0, 0x86dd, 1002, paged=True, to=v6)\n",
+                "tell(1, 0x0800, 1003, paged=True)\n",
+                "tell(2, 0x8100, 1004, paged=True)\n",
+                // Their header is in front of what is seen, and cannot be read: nobody knows where they go.
+                "tell(0, 0x8100, 2001, paged=True)\n",
+                "tell(0, 0x8100, 2002, paged=True, to='10.213.0.9')\n",
+            ),
+        );
+        tool.wait("six requests", |tool| tool.count("request") >= 6);
+        let ended = tool.stop();
+        let told = ended.kind("request");
+        let whole = ports(told.iter().filter(|event| is_whole(event)));
+        assert_eq!(whole, (1001..=1004).collect(), "{ended:#?}");
+        assert_eq!(told.len(), 6, "{ended:#?}");
+        let summary = ended.summary();
+        assert_eq!(
+            (&summary["clean"], &summary["delivered"]),
+            (&json!(3), &json!(6))
+        );
+    }
+
+    /// Nobody but the test sends anything in these namespaces: IPv6 and ARP are off.
+    #[test]
+    fn every_packet_is_counted_once() {
+        let network = Network {
+            machine: Netns::new(),
+            cloud: Netns::new(),
+        };
+        let off = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; \
+                   echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6";
+        for side in [&network.machine, &network.cloud] {
+            sh(side.command("sh").args(["-c", off]));
+        }
+        let peer = network.cloud.name();
+        network.machine.batch(&format!(
+            "link add eth0 type veth peer name eth0 netns {peer}\nlink set eth0 arp off up\n"
+        ));
+        network.cloud.batch("link set eth0 arp off up\n");
+        let tool = Tool::start(
+            &network.machine,
+            &["imds-watch", "--cloud", "aws", "-i", "eth0"],
+        );
+        send_frames(
+            &network,
+            concat!(
+                "for n in range(500):\n",
+                "    tell(0, 0x0800, n + 1, to='10.213.0.9')\n",
+                "    tell(0, 0x86dd, n + 1, to='fd00:213::9')\n",
+                "    tell(0, 0x0806, n + 1, to='10.213.0.9')\n",
+                "    tell(2, 0x8100, n + 1, to='10.213.0.9')\n",
+                "    tell(0, 0x0800, n + 1, text=b'')\n",
+                "    tell(n % 3, 0x8100 if n % 3 else 0x0800, n + 1000, text=CLEAN)\n",
+                "    if n < 300: tell(n % 3, 0x8100 if n % 3 else 0x0800, n + 3000)\n",
+            ),
+        );
+        tool.wait("all requests", |tool| tool.count("request") >= 300);
+        let ended = tool.stop();
+        let count = |name: &str| ended.summary()[name].as_u64().unwrap();
+        assert_eq!(count("seen"), 500 * 6 + 300, "{:#?}", ended.summary());
+        assert_eq!(count("clean"), 500);
+        assert_eq!(count("delivered"), 300);
+        assert_eq!(count("concerning"), 800);
+        assert_eq!(count("requests"), 300);
+        assert_eq!(count("lost"), 0);
     }
 }
