@@ -218,6 +218,8 @@ mod root {
         }
         let secret = [
             "security-credentials",
+            "service-role-security-credentials",
+            "workload-identities",
             "identity-credentials",
             "user-data",
             "user_data",
@@ -246,6 +248,7 @@ mod root {
             "/metadata/instance",
             "/metadata/instance/compute",
             "/metadata/v1.json",
+            "/metadata/v1/instance/initialization",
             "/opc/v2/instance",
             "/opc/v2/instance/metadata",
         ];
@@ -328,6 +331,9 @@ mod root {
             "v2",
             "v1.json",
             "attested",
+            "workload-identities",
+            "service-role-security-credentials",
+            "metadata/v1/instance/initialization",
         ];
         let path = prop::collection::vec(prop::sample::select(words.to_vec()), 0..5);
         let queries = [
@@ -598,17 +604,19 @@ mod root {
             assert!(!filter.passes(&v6(&good, options)));
             assert!(filter.passes(&v6(bad, options)));
         }
-        for tags in [1, 2] {
-            let tagged = |payload: &[u8]| {
-                let mut bytes = frame(filter.sender(), IMDS, 80, payload);
-                // Priority 2 makes the tag's first byte that of an IPv4 header.
-                let tag = [0x81, 0x00, 0x40 + 5, 0x07];
-                bytes.splice(12..12, tag.repeat(tags));
-                bytes
-            };
-            assert!(!filter.passes(&tagged(&good)), "{tags}");
-            assert!(filter.passes(&tagged(bad)), "{tags}");
+        let tagged = |tags, payload: &[u8]| {
+            let mut bytes = frame(filter.sender(), IMDS, 80, payload);
+            // Priority 2 makes the tag's first byte that of an IPv4 header.
+            let tag = [0x81, 0x00, 0x40 + 5, 0x07];
+            bytes.splice(12..12, tag.repeat(tags));
+            bytes
+        };
+        for tags in 1..=8 {
+            assert!(!filter.passes(&tagged(tags, &good)), "{tags}");
+            assert!(filter.length(&tagged(tags, bad)) > 1, "{tags}");
         }
+        // No more are looked behind, and nobody is to read what is there.
+        assert_eq!(filter.length(&tagged(9, &good)), 1);
         let mut first = frame(filter.sender(), IMDS, 80, &good);
         first[14 + 6] |= 0x20;
         assert!(filter.passes(&first), "a first fragment");

@@ -15,7 +15,7 @@ mod root {
     use nix::sys::socket::{MsgFlags, send};
     use serde_json::{Value, json};
 
-    use crate::common::{ALICE, Ended, IMDS4, MetadataService, Network, TOKEN, Tool};
+    use crate::common::{ALICE, Ended, IMDS4, MetadataService, Network, TOKEN, Tool, sh};
 
     fn start(network: &Network, args: &[&str]) -> Tool {
         let mut all = vec!["imds-watch", "--cloud", "aws"];
@@ -268,5 +268,17 @@ mod root {
             assert_eq!(told[0]["findings"], json!(["imdsv1"]));
             assert_eq!(told[0]["status"], 200);
         }
+    }
+
+    /// As much as a socket takes by default before kernel 6.8, from which on each network namespace has a limit of its
+    /// own.
+    #[test]
+    fn the_filter_fits_into_a_socket_of_older_kernels() {
+        let network = Network::new();
+        let limit = "/proc/sys/net/core/optmem_max";
+        let set = format!("[ ! -e {limit} ] || echo 20480 > {limit}");
+        sh(network.machine.command("sh").args(["-c", &set]));
+        let tool = start(&network, &["-i", "eth0"]);
+        assert_eq!(tool.stop().code, Some(0));
     }
 }

@@ -144,14 +144,14 @@ mod root {
                     continue;
                 }
                 let wanted = |address: IpAddr| address == endpoint;
-                let Some(Packet::Piece {
+                let Packet::Piece {
                     src,
                     dst,
                     seq,
                     payload,
                     reliable: true,
                     ..
-                }) = packet::decode(&frame[14..], 0x0800, wanted)
+                } = packet::decode(&frame[14..], wanted)
                 else {
                     panic!("not the packet that was made");
                 };
@@ -608,6 +608,10 @@ mod root {
                         "credentials",
                     ),
                     (
+                        "/computeMetadata/v1/instance/gce-workload-certificates/workload-identities",
+                        "credentials",
+                    ),
+                    (
                         "/computeMetadata/v1/instance/attributes/startup-script",
                         "user-data",
                     ),
@@ -636,7 +640,13 @@ mod root {
                 "/metadata/v1/instance",
                 "Authorization: Bearer t\r\n",
                 "missing-metadata-header",
-                &[("/instance_identity/v1/iam_token", "credentials")],
+                &[
+                    ("/instance_identity/v1/iam_token", "credentials"),
+                    (
+                        "/metadata/v1/instance/initialization?version=2022-03-01",
+                        "user-data",
+                    ),
+                ],
             ),
             (
                 "openstack",
@@ -668,10 +678,16 @@ mod root {
                 "/latest/meta-data/",
                 "",
                 "",
-                &[(
-                    "/latest/meta-data/cam/security-credentials/r",
-                    "credentials",
-                )],
+                &[
+                    (
+                        "/latest/meta-data/cam/security-credentials/r",
+                        "credentials",
+                    ),
+                    (
+                        "/latest/meta-data/cam/service-role-security-credentials/r",
+                        "credentials",
+                    ),
+                ],
             ),
             (
                 "exoscale",

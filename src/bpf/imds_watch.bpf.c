@@ -11,11 +11,10 @@
  */
 #include "imds_watch_callers.bpf.h"
 #include "imds_watch_concern.bpf.h"
+#include "imds_watch_pages.bpf.h"
 #include "imds_watch_scan.bpf.h"
 #include "imds_watch_senders.bpf.h"
 
-/* linux/if_packet.h */
-#define PACKET_OUTGOING 4
 /* Has this index in every network namespace. */
 #define LOOPBACK 1
 
@@ -122,8 +121,7 @@ static __always_inline struct imds_counters *count(void)
 }
 
 /* The first `length` bytes of the packet go up. */
-static __always_inline int deliver(struct __sk_buff *skb, struct imds_counters *counters,
-				   __u32 length)
+static __noinline int deliver(struct __sk_buff *skb, struct imds_counters *counters, __u32 length)
 {
 	counters->concerning++;
 	counters->delivered++;
@@ -192,6 +190,7 @@ static __always_inline bool is_in_place(struct __sk_buff *skb, const struct pack
 static __always_inline int judge_request(struct __sk_buff *skb, const struct packet *pkt,
 					 struct imds_counters *counters, __u64 mask)
 {
+	__u32 length = SNAP_LENGTH;
 	struct place *place = NULL;
 	struct flow flow;
 	int finding;
@@ -216,6 +215,11 @@ static __always_inline int judge_request(struct __sk_buff *skb, const struct pac
 		finding = UNREADABLE;
 	if (!pkt->fragment && !is_in_place(skb, pkt, &flow, &place))
 		finding = UNREADABLE;
+	/* What is read of it here, and what user space will, says nothing: the missing byte tells that. */
+	if (may_change(skb)) {
+		finding = UNREADABLE;
+		length = pkt->payload + pkt->payload_len - 1;
+	}
 	if (finding == UNREADABLE) {
 		bpf_map_update_elem(&watched, &flow, &one, BPF_ANY);
 	} else if (finding == CLEAN && !pass_all && !bpf_map_lookup_elem(&watched, &flow) &&
@@ -234,7 +238,7 @@ static __always_inline int judge_request(struct __sk_buff *skb, const struct pac
 			place->answer_of = OF_SENT_UP;
 		bpf_map_update_elem(&waiting, &flow, &pkt->ack, BPF_ANY);
 	}
-	return deliver(skb, counters, SNAP_LENGTH);
+	return deliver(skb, counters, length);
 }
 
 /* The service has taken a new connection: the ports may be those of an old one, and it says where
@@ -354,22 +358,47 @@ static __always_inline bool comes_again(struct __sk_buff *skb)
 	return skb->ifindex == LOOPBACK && skb->pkt_type == PACKET_OUTGOING;
 }
 
-/* Tags may still be in the packet: the inner one of two, or those that a program wrote itself. How many
- * there are the packet says, and each reading of it that may concern an endpoint counts.
- */
-static __always_inline int judge_behind_tags(struct __sk_buff *skb)
-{
-	int length = 0;
+/* Tags that are looked behind. Linux takes off any number of those that name no VLAN. */
+#define MAX_TAGS 8
 
-	if (comes_again(skb))
-		return 0;
-	if (may_concern(skb, 0))
-		length = imds_judge(skb, 0);
-	if (!length && may_concern(skb, VLAN_HLEN))
-		length = imds_judge(skb, VLAN_HLEN);
-	if (!length && may_concern(skb, 2 * VLAN_HLEN))
-		length = imds_judge(skb, 2 * VLAN_HLEN);
-	return length;
+/* What is not looked into: one byte of it goes up, that nobody reads it there. */
+static __always_inline int deliver_unread(struct __sk_buff *skb)
+{
+	struct imds_counters *counters = count();
+
+	return counters ? deliver(skb, counters, 1) : 0;
+}
+
+/* Tags may still be in the packet: all but the outermost one, or those that a program wrote itself. How many
+ * there are, each one's type says, and each reading that may concern an endpoint counts.
+ * src/tools/imds_watch/packet.rs does the same.
+ */
+static __noinline int judge_frame(struct __sk_buff *skb)
+{
+	bool is_last = false;
+	__u32 at = 0;
+	int tags;
+
+	if (is_misplaced(skb))
+		return deliver_unread(skb);
+	for (tags = 0; tags <= MAX_TAGS; tags++) {
+		__be16 type;
+
+		if (imds_may_concern(skb, at)) {
+			int length = imds_judge(skb, at);
+
+			if (length)
+				return length;
+		}
+		/* Half of a tag is its number, the other half the type of what is behind it. */
+		if (is_last || bpf_skb_load_bytes(skb, at + VLAN_HLEN / 2, &type, sizeof(type)))
+			return 0;
+		is_last = type == bpf_htons(ETH_P_IP) || type == bpf_htons(ETH_P_IPV6);
+		if (!is_last && !is_tag(type))
+			return 0;
+		at += VLAN_HLEN;
+	}
+	return deliver_unread(skb);
 }
 
 /* Counts a packet on a processor that has no place in `seen`. */
@@ -400,14 +429,15 @@ int imds_watch(struct __sk_buff *skb)
 		break;
 	case bpf_htons(ETH_P_8021Q):
 	case bpf_htons(ETH_P_8021AD):
-		return judge_behind_tags(skb);
+		concerns = true;
+		break;
 	default:
 		/* A packet socket's sender may give the protocol any number. */
-		concerns = may_concern(skb, 0);
+		concerns = imds_may_concern(skb, 0) || leaves_tagged(skb);
 	}
 	if (!concerns)
 		return 0;
 	if (comes_again(skb))
 		return 0;
-	return imds_judge(skb, 0);
+	return judge_frame(skb);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Whether a packet may be to or from an endpoint: all that is asked of most packets.
  *
- * Helpers: bpf_skb_load_bytes (4.5); bpf_cast_to_kern_ctx and bpf_rdonly_cast where they are (6.2).
+ * Helpers: bpf_skb_load_bytes (4.5), bpf_skb_load_bytes_relative (4.18); bpf_cast_to_kern_ctx and bpf_rdonly_cast where they are (6.2).
  */
 #ifndef EBPFKIT_IMDS_WATCH_CONCERN_BPF_H
 #define EBPFKIT_IMDS_WATCH_CONCERN_BPF_H
@@ -60,6 +60,17 @@ static __always_inline __u64 hinted(enum endpoint_hint hint, __u64 half)
 	return endpoint_hints[hint] >> (((__u32)half & 0xffff) * ENDPOINT_HASH >> 26);
 }
 
+/* Of both addresses, source first; of the last of the source's bits and the first of the destination's. */
+static __always_inline bool are_hinted_v4(__u64 both)
+{
+	return (hinted(HINT_V4_FIRST, both) | hinted(HINT_V4_FIRST, both >> 32)) & 1;
+}
+
+static __always_inline bool are_hinted_v6(__u64 middle)
+{
+	return (hinted(HINT_V6_LAST, middle) | hinted(HINT_V6_FIRST, middle >> 16)) & 1;
+}
+
 static __always_inline bool is_side_v4(__be32 src, __be32 dst)
 {
 	return endpoint_possible_v4(bpf_ntohl(dst)) || endpoint_possible_v4(bpf_ntohl(src));
@@ -73,10 +84,60 @@ static __always_inline bool is_side_v6(const struct ipv6hdr *ip)
 	       endpoint_possible_v6(bpf_ntohs(src[0]), bpf_ntohs(src[7]));
 }
 
-/* Whether what may be an IP header at `at` may be of a packet to or from an endpoint: rare, and so a function of its
- * own.
+/* linux/if_packet.h */
+#define PACKET_OUTGOING 4
+
+static __always_inline bool is_tag(__be16 type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
+/* The type that stands in an Ethernet frame which leaves: its sender may have told another. Zero if there is none. */
+static __always_inline __be16 frame_type(struct __sk_buff *skb)
+{
+	__be16 type = 0;
+
+	if (skb->pkt_type != PACKET_OUTGOING ||
+	    bpf_skb_load_bytes_relative(skb, ETH_HLEN - sizeof(type), &type, sizeof(type),
+					BPF_HDR_START_MAC))
+		return 0;
+	return type;
+}
+
+/* Whether it leaves with a tag at the start of what is seen here, whatever protocol its sender says it is of. */
+static __noinline bool leaves_tagged(struct __sk_buff *skb)
+{
+	return is_tag(frame_type(skb));
+}
+
+/* Whether it is said to leave with a tag and has none, and may concern an endpoint: the kernel takes the IP header's first
+ * bytes for the tag, and what is seen here begins behind them. Only who writes frames himself makes such a one, and
+ * can keep its header out of what can be read, too.
  */
-static __noinline bool may_concern(struct __sk_buff *skb, __u32 at)
+static __noinline bool is_misplaced(struct __sk_buff *skb)
+{
+	__u64 both;
+	__be16 type;
+
+	if (!is_tag(skb->protocol))
+		return false;
+	type = frame_type(skb);
+	if (type == bpf_htons(ETH_P_IP))
+		return bpf_skb_load_bytes_relative(skb, ETH_HLEN + offsetof(struct iphdr, saddr),
+						   &both, sizeof(both), BPF_HDR_START_MAC) ||
+		       are_hinted_v4(both);
+	if (type == bpf_htons(ETH_P_IPV6))
+		return bpf_skb_load_bytes_relative(skb,
+						   ETH_HLEN + offsetof(struct ipv6hdr, daddr) - 2,
+						   &both, sizeof(both), BPF_HDR_START_MAC) ||
+		       are_hinted_v6(both);
+	return false;
+}
+
+/* Whether what may be an IP header at `at` may be of a packet to or from an endpoint, or is a tag that was not to be
+ * there: rare, and so a function of its own; a global one is verified once, wherever it is asked.
+ */
+__noinline int imds_may_concern(struct __sk_buff *skb, __u32 at)
 {
 	struct ipv6hdr ip;
 	__u8 version;
@@ -86,18 +147,20 @@ static __noinline bool may_concern(struct __sk_buff *skb, __u32 at)
 	version = *(__u8 *)&ip >> 4;
 	if (version == 4)
 		return is_side_v4(((struct iphdr *)&ip)->saddr, ((struct iphdr *)&ip)->daddr);
-	if (version != 6 || bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+	if (version != 6)
+		return !at && leaves_tagged(skb);
+	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
 		return false;
 	return is_side_v6(&ip);
 }
 
-/* The same of what is said to be an IPv6 header at the start, where it cannot be looked at directly. */
+/* imds_may_concern() of what is said to be an IPv6 header at the start, where it cannot be looked at directly. */
 static __noinline bool may_concern_whole_v6(struct __sk_buff *skb)
 {
 	struct ipv6hdr ip;
 
 	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) || ip.version != 6)
-		return may_concern(skb, 0);
+		return imds_may_concern(skb, 0);
 	return is_side_v6(&ip);
 }
 
@@ -108,10 +171,9 @@ static __always_inline bool may_concern_v4(struct __sk_buff *skb)
 	__u64 both;
 
 	if (!data || (direct_word(data, 0) & 0xf0) != 0x40)
-		return may_concern(skb, 0);
+		return imds_may_concern(skb, 0);
 	both = direct_word(data, offsetof(struct iphdr, saddr));
-	return (hinted(HINT_V4_FIRST, both) | hinted(HINT_V4_FIRST, both >> 32)) & 1 &&
-	       may_concern(skb, 0);
+	return are_hinted_v4(both) && imds_may_concern(skb, 0);
 }
 
 /* The same of IPv6. Its source may be an endpoint only if its last bits may, its destination only if its first may: these
@@ -125,8 +187,7 @@ static __always_inline bool may_concern_v6(struct __sk_buff *skb)
 	if (!data || (direct_word(data, 0) & 0xf0) != 0x60)
 		return may_concern_whole_v6(skb);
 	middle = direct_word(data, offsetof(struct ipv6hdr, daddr) - 2);
-	return (hinted(HINT_V6_LAST, middle) | hinted(HINT_V6_FIRST, middle >> 16)) & 1 &&
-	       may_concern_whole_v6(skb);
+	return are_hinted_v6(middle) && may_concern_whole_v6(skb);
 }
 
 #endif

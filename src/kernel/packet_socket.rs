@@ -31,8 +31,6 @@ pub struct Received {
     pub length: usize,
     /// The interface's index in the socket's network namespace.
     pub interface: i32,
-    /// The protocol that the link says the packet is of (`ETH_P_*`).
-    pub protocol: u16,
 }
 
 impl PacketSocket {
@@ -147,7 +145,6 @@ impl PacketSocket {
             return Ok(Some(Received {
                 length,
                 interface: from.sll_ifindex,
-                protocol: u16::from_be(from.sll_protocol),
             }));
         }
         let err = io::Error::last_os_error();

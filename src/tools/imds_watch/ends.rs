@@ -2,13 +2,15 @@
 
 //! Between whom a packet is, and what its sender is told apart by.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::event::Caller;
 
 /// Between whom a packet is.
 #[derive(Debug, Clone, Copy)]
 pub enum Ends {
+    /// Nobody knows.
+    Unknown,
     /// Without ports that could be read.
     Hosts(IpAddr, IpAddr),
     /// With them.
@@ -16,17 +18,19 @@ pub enum Ends {
 }
 
 impl Ends {
-    /// The sender.
+    /// The sender; the unspecified address if nobody knows.
     pub fn src(self) -> IpAddr {
         match self {
+            Self::Unknown => Ipv4Addr::UNSPECIFIED.into(),
             Self::Hosts(src, _) => src,
             Self::Sockets(src, _) => src.ip(),
         }
     }
 
-    /// The receiver.
+    /// The receiver; the unspecified address if nobody knows.
     pub fn dst(self) -> IpAddr {
         match self {
+            Self::Unknown => Ipv4Addr::UNSPECIFIED.into(),
             Self::Hosts(_, dst) => dst,
             Self::Sockets(_, dst) => dst.ip(),
         }
@@ -35,14 +39,15 @@ impl Ends {
     /// Where it goes, with its port.
     pub fn place(self) -> Option<SocketAddr> {
         match self {
-            Self::Hosts(..) => None,
+            Self::Unknown | Self::Hosts(..) => None,
             Self::Sockets(_, dst) => Some(dst),
         }
     }
 
-    /// Both, as lines have them.
+    /// Both, as lines have them; empty if nobody knows.
     pub fn texts(self) -> (String, String) {
         match self {
+            Self::Unknown => (String::new(), String::new()),
             Self::Hosts(src, dst) => (src.to_string(), dst.to_string()),
             Self::Sockets(src, dst) => (src.to_string(), dst.to_string()),
         }

@@ -140,7 +140,7 @@ impl Caller {
 /// A request that came up. It has no header's value, no value of the query, and no body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Seen {
-    /// The endpoint: clouds, or the text that the user gave.
+    /// The endpoint: clouds, or the text that the user gave; empty where it cannot be read.
     pub endpoint: String,
     /// The method.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,9 +164,12 @@ pub struct Seen {
     /// Where it was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
-    /// Address and port of the sender; the address alone where there is no port to be read.
+    /// Address and port of the sender; the address alone where there is no port to be read, and empty
+    /// where there is no address.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub src: String,
-    /// Address and port of the endpoint.
+    /// Address and port of the endpoint, likewise.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub dst: String,
     /// Who opened the connection.
     #[serde(flatten)]
@@ -202,7 +205,11 @@ impl Event for Seen {
         }
         line.write_all(b" by ")?;
         self.caller.text(line)?;
-        let place = format!(" {} > {} ({})", self.src, self.dst, self.endpoint);
+        let place = if self.dst.is_empty() {
+            " between addresses that cannot be read".to_owned()
+        } else {
+            format!(" {} > {} ({})", self.src, self.dst, self.endpoint)
+        };
         line.styled(Style::Dim, Printable(&place))?;
         if let Some(status) = self.status {
             write!(line, " -> {status}")?;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::kernel::interfaces;
 
-/// How often the kernel is asked for them, where one is not known: packets may still come of an
-/// interface that is gone.
+/// How often the kernel is asked for them, where one is wanted: an interface may have got another one, and
+/// packets may still come of one that is gone.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Those that are known.
@@ -34,9 +34,10 @@ impl Names {
         all: impl FnOnce() -> Option<HashMap<i32, String>>,
     ) -> Option<String> {
         let paused = |asked: Instant| now.saturating_duration_since(asked) < PAUSE;
-        if !self.names.contains_key(&index) && !self.asked.is_some_and(paused) {
+        if !self.asked.is_some_and(paused) {
             self.asked = Some(now);
-            self.names = all()?;
+            // Where it does not say, those that were there before are the best that is known.
+            self.names = all().unwrap_or_else(|| std::mem::take(&mut self.names));
         }
         self.names.get(&index).cloned()
     }
@@ -62,5 +63,17 @@ mod tests {
         }
         assert_eq!(find(7, now + PAUSE), None);
         assert_eq!(asked, 2);
+    }
+
+    #[test]
+    fn an_interface_that_is_renamed_has_its_new_name() {
+        let (mut names, now) = (Names::default(), Instant::now());
+        let mut find = |now, name: Option<&str>| {
+            names.find(1, now, || Some(HashMap::from([(1, name?.to_owned())])))
+        };
+        assert_eq!(find(now, Some("eth0")).as_deref(), Some("eth0"));
+        assert_eq!(find(now, Some("wan")).as_deref(), Some("eth0"));
+        assert_eq!(find(now + PAUSE, Some("wan")).as_deref(), Some("wan"));
+        assert_eq!(find(now + 2 * PAUSE, None).as_deref(), Some("wan"));
     }
 }

@@ -14,8 +14,9 @@ use regex_automata::{Anchored, Input, MatchKind};
 /// a cloud or a proxy before it nests it.
 /// Regular expressions; sources are the pages named in [`crate::metadata::CLOUDS`].
 const CREDENTIALS: &[&str] = &[
-    // AWS below iam/, Alibaba below ram/, Tencent below cam/.
+    // AWS below iam/, Alibaba below ram/, Tencent below cam/, there of roles of services, too.
     "security-credentials",
+    "service-role-security-credentials",
     "identity-credentials",
     // AWS below dynamic/; IBM.
     "instance-identity",
@@ -27,6 +28,8 @@ const CREDENTIALS: &[&str] = &[
     "identity",
     "service-accounts/[^/? ]+/token",
     "kube-env",
+    // Below its gce-workload-certificates/: private keys.
+    "workload-identities",
     // WireServer, and its settings of extensions; OpenStack; Huawei.
     "certificates",
     "vmsettings",
@@ -47,11 +50,12 @@ const USER_DATA: &[&str] = &[
 ];
 
 /// Whole paths that hand it out among other things: Azure (from API version 2021-01-01 on); Oracle;
-/// DigitalOcean.
+/// DigitalOcean; IBM.
 const WITH_USER_DATA: &[&str] = &[
     "metadata/instance(/compute)?",
     "opc/v[12]/instance(/metadata)?",
     "metadata/v1\\.json",
+    "metadata/v1/instance/initialization",
 ];
 
 /// Query parameters that hand out credentials: Azure's goal state, and what it names, certificates and
@@ -260,6 +264,7 @@ mod tests {
             "/2021-07-15/meta-data/iam/security-credentials/role",
             "/latest/meta-data/ram/security-credentials/role",
             "/latest/meta-data/cam/security-credentials/role",
+            "/latest/meta-data/cam/service-role-security-credentials/role",
             "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
             "/latest/user-data",
             "/LATEST/User-Data",
@@ -272,6 +277,9 @@ mod tests {
             "/Metadata/instance/compute?api-version=2021-02-01",
             "/metadata/attested/document?api-version=2018-10-01",
             "/metadata/v1.json",
+            "/metadata/v1/instance/initialization?version=2022-03-01",
+            "/metadata/v1/instance/initialization/",
+            "/computeMetadata/v1/instance/gce-workload-certificates/workload-identities",
             "/opc/v2/instance/",
             "/opc/v2/instance/metadata",
             "/machine/?comp=goalstate",
@@ -343,6 +351,9 @@ mod tests {
             "/metadata/instance/network?api-version=2021-02-01",
             "/metadata/instance/compute/name",
             "/metadata/v1.jsonx",
+            "/metadata/v1/instance",
+            "/metadata/v1/instance/initialization/x",
+            "/computeMetadata/v1/instance/gce-workload-certificates/config-status",
             "/computeMetadata/v1/instance/zone",
             "/computeMetadata/v1/instance/attributes/",
             "/computeMetadata/v1/instance/attributes/startup-scripts",

@@ -316,9 +316,7 @@ impl<'p> Reader<'p> {
         self.delivered += 1;
         let bytes = &buffer[..received.length.min(buffer.len())];
         let wanted = |address| self.plan.target(address, None).is_some();
-        let Some(packet) = packet::decode(bytes, received.protocol, wanted) else {
-            return Ok(());
-        };
+        let packet = packet::decode(bytes, wanted);
         let time = OffsetDateTime::now_utc();
         let mut meta = Meta {
             time,
@@ -336,6 +334,10 @@ impl<'p> Reader<'p> {
             }));
         }
         match packet {
+            Packet::Unreadable => {
+                let request = salvage(&[], self.list);
+                self.print(Ends::Unknown, &meta, request, None, sink)
+            }
             Packet::Opaque { src, dst } => {
                 let request = salvage(&[], self.list);
                 self.print(Ends::Hosts(src, dst), &meta, request, None, sink)

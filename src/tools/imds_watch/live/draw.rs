@@ -250,13 +250,12 @@ fn of_request(one: &Kept) -> Pairs {
         .map_or_else(|| "none was seen".to_owned(), |status| status.to_string());
     pairs.push(("answer", status));
     let interface = seen.interface.as_deref().unwrap_or("?");
-    pairs.push((
-        "connection",
-        format!(
-            "{} > {} ({}) at {interface}",
-            seen.src, seen.dst, seen.endpoint
-        ),
-    ));
+    let ends = if seen.dst.is_empty() {
+        "unknown".to_owned()
+    } else {
+        format!("{} > {} ({})", seen.src, seen.dst, seen.endpoint)
+    };
+    pairs.push(("connection", format!("{ends} at {interface}")));
     pairs.extend(process(&seen.caller));
     pairs
 }
