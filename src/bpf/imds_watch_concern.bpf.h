@@ -37,6 +37,12 @@ extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
 					       bpf_core_type_id_kernel(struct timespec64))) \
 		 ->tv_sec)
 
+/* Where an IPv4 header has its addresses (RFC 791, 3.1), and an IPv6 header the last 16 bits of its source, which are followed
+ * by its destination (RFC 8200, 3). Numbers, as the place of a kernel type's field is an instruction more.
+ */
+#define IPV4_ADDRESSES 12
+#define IPV6_MIDDLE 22
+
 /* 16 bits of an address, as they lie in memory, hashed to 6. The multiplier is one that keeps the known services apart
  * from networks and hosts that are common.
  */
@@ -123,13 +129,12 @@ static __noinline bool is_misplaced(struct __sk_buff *skb)
 		return false;
 	type = frame_type(skb);
 	if (type == bpf_htons(ETH_P_IP))
-		return bpf_skb_load_bytes_relative(skb, ETH_HLEN + offsetof(struct iphdr, saddr),
-						   &both, sizeof(both), BPF_HDR_START_MAC) ||
+		return bpf_skb_load_bytes_relative(skb, ETH_HLEN + IPV4_ADDRESSES, &both,
+						   sizeof(both), BPF_HDR_START_MAC) ||
 		       are_hinted_v4(both);
 	if (type == bpf_htons(ETH_P_IPV6))
-		return bpf_skb_load_bytes_relative(skb,
-						   ETH_HLEN + offsetof(struct ipv6hdr, daddr) - 2,
-						   &both, sizeof(both), BPF_HDR_START_MAC) ||
+		return bpf_skb_load_bytes_relative(skb, ETH_HLEN + IPV6_MIDDLE, &both, sizeof(both),
+						   BPF_HDR_START_MAC) ||
 		       are_hinted_v6(both);
 	return false;
 }
@@ -172,7 +177,7 @@ static __always_inline bool may_concern_v4(struct __sk_buff *skb)
 
 	if (!data || (direct_word(data, 0) & 0xf0) != 0x40)
 		return imds_may_concern(skb, 0);
-	both = direct_word(data, offsetof(struct iphdr, saddr));
+	both = direct_word(data, IPV4_ADDRESSES);
 	return are_hinted_v4(both) && imds_may_concern(skb, 0);
 }
 
@@ -186,7 +191,7 @@ static __always_inline bool may_concern_v6(struct __sk_buff *skb)
 
 	if (!data || (direct_word(data, 0) & 0xf0) != 0x60)
 		return may_concern_whole_v6(skb);
-	middle = direct_word(data, offsetof(struct ipv6hdr, daddr) - 2);
+	middle = direct_word(data, IPV6_MIDDLE);
 	return are_hinted_v6(middle) && may_concern_whole_v6(skb);
 }
 
