@@ -414,7 +414,7 @@ impl Arrivals {
         };
         // Under another number it is the same file in another overlayfs.
         let rewritten = discover::mapped_file(pid, mapping)
-            .is_some_and(|(now, modified)| now == id && modified != watched.modified);
+            .is_some_and(|(now, version)| now == id && version != watched.version);
         if rewritten {
             drop(self.unwatch(id));
         }

@@ -441,7 +441,7 @@ fn try_out(method: Method) -> Result<()> {
         offsets: vec![(Function::Read, offset)],
         required: true,
         id: (0, 0),
-        modified: (0, 0),
+        version: ((0, 0), 0),
         mapped: None,
     };
     let mut object = MaybeUninit::uninit();
