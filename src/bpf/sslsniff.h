@@ -179,7 +179,9 @@ struct ssl_record {
 	__u8 flags;
 	/* enum ssl_via: PEER: how the socket was found. */
 	__u8 via;
-	__u8 pad[3];
+	/* Whether the connection has something in place of its socket: who lost NO_PEER knows it by this. */
+	__u8 no_peer;
+	__u8 pad[2];
 	__u8 comm[16];
 };
 
@@ -237,11 +239,11 @@ struct ssl_file {
 	__u32 pad;
 };
 
-/* A process that was stopped because it maps a file. */
-struct ssl_held {
 /* Of a process's ancestors so many are of interest: su in su in sudo. */
 #define SSL_ANCESTORS 4
 
+/* A process that was stopped because it maps a file. */
+struct ssl_held {
 	struct ssl_file file;
 	/* tgid in the initial namespace. */
 	__u32 pid;

@@ -165,13 +165,15 @@ static __always_inline int enter_bio(struct pt_regs *ctx, __u32 function)
 		connection->write_fd = 0;
 	if (!connection->socket)
 		return 0;
+	connection->socket = 0;
+	connection->via = SSL_VIA_CALL;
+	connection->no_peer = 1;
 	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	/* Then each record from now on tells. */
 	if (!record)
 		return 0;
 	describe(record, SSL_NO_PEER, function, key.ssl, connection, bpf_ktime_get_boot_ns(), 0);
 	bpf_ringbuf_submit(record, 0);
-	connection->socket = 0;
-	connection->via = SSL_VIA_CALL;
 	return 0;
 }
 
@@ -286,6 +288,7 @@ static __always_inline int restart_connection(struct pt_regs *ctx, __u32 functio
 	fresh.read_fd = connection->read_fd;
 	fresh.write_fd = connection->write_fd;
 	fresh.shared = connection->shared;
+	fresh.no_peer = connection->no_peer;
 	if (connection->handshake_ns && connection->done)
 		fresh.handshake_ns = fresh.since_ns;
 	else if (connection->handshake_ns)

@@ -75,9 +75,11 @@ static __always_inline void tell_peer(struct sock *sk, __u64 socket, struct conn
 		BPF_CORE_READ_INTO((struct in6_addr *)record->addresses.peer, sk,
 				   __sk_common.skc_v6_daddr);
 	}
+	record->head.no_peer = 0;
 	bpf_ringbuf_submit(record, 0);
 	connection->socket = socket;
 	connection->via = via;
+	connection->no_peer = 0;
 }
 
 /* The socket that the current process has under a descriptor, or NULL. */

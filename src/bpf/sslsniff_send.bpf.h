@@ -99,6 +99,7 @@ static __always_inline void describe(struct ssl_record *head, __u8 kind, __u8 fu
 	head->direction = 0;
 	head->flags = 0;
 	head->via = 0;
+	head->no_peer = connection->no_peer;
 	__builtin_memset(head->pad, 0, sizeof(head->pad));
 	bpf_get_current_comm(head->comm, sizeof(head->comm));
 }

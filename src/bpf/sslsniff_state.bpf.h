@@ -158,7 +158,8 @@ struct connection {
 	__u8 early;
 	/* Its object was another connection's. */
 	__u8 again;
-	__u8 pad;
+	/* The program has given it something in place of its socket, and no socket since. */
+	__u8 no_peer;
 	/* How many besides one have to free its object. Two that do so at once may both count one, or none. */
 	__s32 shared;
 	__u32 pad_shared;
