@@ -93,6 +93,23 @@ mod root {
     }
 
     #[test]
+    fn a_connection_is_closed_by_whichever_thread_frees_it() {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let name = format!("left{}", std::process::id());
+        let mut command = place.netns.command(python3());
+        let mut client = Peer::start(command.args(["-c", LEFT, PORT, "elsewhere", &name]));
+        let tool = Tool::start(&place.netns, &["sslsniff", "-c", &name]);
+        client.go();
+        client.rest();
+        server.rest();
+        let ended = tool.stop();
+        let closed = ended.kind("close");
+        assert_eq!(closed.len(), 1, "{closed:?}");
+        assert!(closed[0].get("unfreed").is_none(), "{closed:?}");
+    }
+
+    #[test]
     fn a_connection_goes_on_until_all_who_share_it_have_freed_it() {
         let ended = Place::new().watched_client(LEFT, &["shares"]);
         let written: Vec<_> = ended

@@ -218,12 +218,14 @@ static __always_inline bool is_used(const struct connection *connection)
 /* SSL_up_ref(ssl): SSL_free() is called once more until the object is freed. */
 static __always_inline int share_connection(struct pt_regs *ctx)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	struct connection *connection;
+	struct connection_key key = {
+		.ssl = PT_REGS_PARM1(ctx),
+		.tgid = bpf_get_current_pid_tgid() >> 32,
+	};
+	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
 
-	if (!watched(tgid))
-		return 0;
-	connection = connection_of(tgid, PT_REGS_PARM1(ctx), bpf_ktime_get_boot_ns());
+	if (!connection && watched(key.tgid))
+		connection = connection_of(key.tgid, key.ssl, bpf_ktime_get_boot_ns());
 	if (connection)
 		__sync_fetch_and_add(&connection->shared, 1);
 	return 0;
@@ -242,8 +244,7 @@ static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, 
 	bool is_news;
 	__u64 now;
 
-	if (!watched(key.tgid))
-		return 0;
+	/* Whichever thread does it: what is known of was watched. */
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (!connection)
 		return 0;
@@ -274,8 +275,7 @@ static __always_inline int restart_connection(struct pt_regs *ctx, __u32 functio
 	};
 	struct connection *connection, fresh = {};
 
-	if (!watched(key.tgid))
-		return 0;
+	/* Whichever thread does it: what is known of was watched. */
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (!connection || !is_used(connection))
 		return 0;
