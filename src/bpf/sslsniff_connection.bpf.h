@@ -110,7 +110,7 @@ static __always_inline int leave_closing(struct pt_regs *ctx, __u32 function)
 	if (!call || ret < 0)
 		return 0;
 	key.ssl = call->ssl;
-	connection = bpf_map_lookup_elem(&connections, &key);
+	connection = known_connection(&key);
 	if (!connection)
 		return 0;
 	now = bpf_ktime_get_boot_ns();
@@ -154,7 +154,7 @@ static __always_inline int enter_bio(struct pt_regs *ctx, __u32 function)
 		.ssl = PT_REGS_PARM1(ctx),
 		.tgid = bpf_get_current_pid_tgid() >> 32,
 	};
-	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+	struct connection *connection = known_connection(&key);
 	struct ssl_record *record;
 
 	if (!connection)
@@ -222,7 +222,7 @@ static __always_inline int share_connection(struct pt_regs *ctx)
 		.ssl = PT_REGS_PARM1(ctx),
 		.tgid = bpf_get_current_pid_tgid() >> 32,
 	};
-	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+	struct connection *connection = known_connection(&key);
 
 	if (!connection && watched(key.tgid))
 		connection = connection_of(key.tgid, key.ssl, bpf_ktime_get_boot_ns());
@@ -245,7 +245,7 @@ static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, 
 	__u64 now;
 
 	/* Whichever thread does it: what is known of was watched. */
-	connection = bpf_map_lookup_elem(&connections, &key);
+	connection = known_connection(&key);
 	if (!connection)
 		return 0;
 	if (connection->shared > 0) {
@@ -276,7 +276,7 @@ static __always_inline int restart_connection(struct pt_regs *ctx, __u32 functio
 	struct connection *connection, fresh = {};
 
 	/* Whichever thread does it: what is known of was watched. */
-	connection = bpf_map_lookup_elem(&connections, &key);
+	connection = known_connection(&key);
 	if (!connection || !is_used(connection))
 		return 0;
 	/* As a handshake begins, OpenSSL clears the object itself. */
@@ -288,6 +288,7 @@ static __always_inline int restart_connection(struct pt_regs *ctx, __u32 functio
 	fresh.read_fd = connection->read_fd;
 	fresh.write_fd = connection->write_fd;
 	fresh.shared = connection->shared;
+	fresh.incarnation = connection->incarnation;
 	fresh.no_peer = connection->no_peer;
 	if (connection->handshake_ns && connection->done)
 		fresh.handshake_ns = fresh.since_ns;

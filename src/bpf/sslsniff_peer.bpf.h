@@ -105,7 +105,7 @@ static __always_inline struct sock *socket_at(__u32 fd)
 __noinline int use_descriptor(__u64 ssl, __u32 function, __u32 library)
 {
 	struct connection_key key = { .ssl = ssl, .tgid = bpf_get_current_pid_tgid() >> 32 };
-	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+	struct connection *connection = known_connection(&key);
 	struct sock *sk;
 	__u64 socket;
 
