@@ -11,6 +11,7 @@ mod root {
 
     use ebpfkit::tools::sslsniff::function::Function;
     use ebpfkit::tools::sslsniff::symbols;
+    use nix::sys::signal::Signal;
     use serde_json::{Value, json};
 
     use super::common::{ALICE, Tool, ebpfkit_path, python3};
@@ -90,6 +91,59 @@ mod root {
         let ended = tool.stop();
         nothing_is_lost(&ended);
         assert_eq!(ended.kind("close").len(), 1);
+    }
+
+    #[test]
+    fn a_connection_is_closed_by_whichever_thread_frees_it() {
+        let place = Place::new();
+        let mut server = place.server(&["echo", &place.pem(), PORT]);
+        let name = format!("left{}", std::process::id());
+        let mut command = place.netns.command(python3());
+        let mut client = Peer::start(command.args(["-c", LEFT, PORT, "elsewhere", &name]));
+        let tool = Tool::start(&place.netns, &["sslsniff", "-c", &name]);
+        client.go();
+        client.rest();
+        server.rest();
+        let ended = tool.stop();
+        let closed = ended.kind("close");
+        assert_eq!(closed.len(), 1, "{closed:?}");
+        assert!(closed[0].get("unfreed").is_none(), "{closed:?}");
+    }
+
+    #[test]
+    fn a_program_s_connection_is_not_taken_for_that_of_the_one_before_it() {
+        let place = Place::new();
+        let next = (PORT.parse::<u16>().unwrap() + 1).to_string();
+        let mut servers = [PORT, &next].map(|port| place.server(&["echo", &place.pem(), port]));
+        // Without randomization both have theirs at the same address.
+        let mut command = place.netns.command("setarch");
+        command.args(["-R", python3(), "-c", LEFT, PORT, "repeats"]);
+        let mut client = Peer::start(command.env("PYTHONHASHSEED", "0"));
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
+        // It hears of the first's end only after all that the second does.
+        tool.signal(Signal::SIGSTOP);
+        client.go();
+        let addresses = [client.line(), client.line()];
+        client.rest();
+        servers.iter_mut().for_each(|server| {
+            server.rest();
+        });
+        tool.signal(Signal::SIGCONT);
+        assert_eq!(addresses[0], addresses[1]);
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let written: Vec<_> = ended
+            .kind("data")
+            .into_iter()
+            .filter(|event| event["direction"] == "write")
+            .map(|event| (event["connection"].clone(), event["offset"].clone()))
+            .collect();
+        assert_eq!(written, [(json!(1), json!(0)), (json!(2), json!(0))]);
+        let closed = ended.kind("close");
+        assert_eq!(closed.len(), 2, "{closed:?}");
+        for close in closed {
+            assert_eq!((&close["read"], &close["written"]), (&json!(6), &json!(6)));
+        }
     }
 
     #[test]

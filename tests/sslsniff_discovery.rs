@@ -125,7 +125,11 @@ mod root {
                 .all(|(here, there)| here.1 + 16 == there.1)
         );
         let tool = Tool::start(&place.netns, &["sslsniff", "--lib", copy.to_str().unwrap()]);
+        let modified = fs::metadata(&copy).unwrap().modified().unwrap();
         fs::write(&copy, &library).unwrap();
+        // As `cp -p` and `touch -r` do, and builds whose times are all the same.
+        let file = fs::File::options().write(true).open(&copy).unwrap();
+        file.set_modified(modified).unwrap();
         let script = format!("{LATE}{}", include_str!("sslsniff/peer.py"));
         let mut command = place.netns.command(python3());
         command.env("LD_LIBRARY_PATH", &folder);

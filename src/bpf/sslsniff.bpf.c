@@ -357,8 +357,8 @@ int process_forks(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* Tells that the connections of the current process are over, if it had any. Where the ring has no room for that they
- * stay until others need theirs.
+/* Tells that the connections of the current process are over, if it had any. Where the ring has no room for that it
+ * is a loss, and they stay until others need theirs: whoever has the number next is another incarnation.
  */
 static __always_inline void end_connections(__u32 tgid)
 {
@@ -368,8 +368,11 @@ static __always_inline void end_connections(__u32 tgid)
 	if (bpf_map_delete_elem(&processes, &tgid))
 		return;
 	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
-	if (!record)
+	if (!record) {
+		count(SSL_SEEN_CALLS, 1);
+		count_lost(SSL_LOST_RING_FULL, 1, 0);
 		return;
+	}
 	describe(record, SSL_EXIT, 0, 0, &none, bpf_ktime_get_boot_ns(), 0);
 	bpf_ringbuf_submit(record, 0);
 }

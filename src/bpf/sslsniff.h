@@ -128,6 +128,8 @@ enum ssl_counter {
 	SSL_LOST_STACKS,
 	/* Keys that could not be read, or that the ring had no room for. */
 	SSL_LOST_KEYS,
+	/* How often a process was not stopped that was to be. */
+	SSL_NOT_HELD,
 	/* + enum ssl_lost */
 	SSL_LOST_CALLS,
 	SSL_LOST_BYTES = SSL_LOST_CALLS + SSL_LOST_CAUSES,
@@ -177,7 +179,9 @@ struct ssl_record {
 	__u8 flags;
 	/* enum ssl_via: PEER: how the socket was found. */
 	__u8 via;
-	__u8 pad[3];
+	/* Whether the connection has something in place of its socket: who lost NO_PEER knows it by this. */
+	__u8 no_peer;
+	__u8 pad[2];
 	__u8 comm[16];
 };
 
@@ -235,12 +239,18 @@ struct ssl_file {
 	__u32 pad;
 };
 
+/* Of a process's ancestors so many are of interest: su in su in sudo. */
+#define SSL_ANCESTORS 4
+
 /* A process that was stopped because it maps a file. */
 struct ssl_held {
 	struct ssl_file file;
 	/* tgid in the initial namespace. */
 	__u32 pid;
-	__u32 pad;
+	/* Which of its ancestors, by bits, were stopped before it was. */
+	__u32 stopped;
+	/* Its parent, and so on: tgids in the initial namespace. */
+	__u32 ancestors[SSL_ANCESTORS];
 };
 
 /* What of a process was lost, by cause. */

@@ -110,7 +110,7 @@ static __always_inline int leave_closing(struct pt_regs *ctx, __u32 function)
 	if (!call || ret < 0)
 		return 0;
 	key.ssl = call->ssl;
-	connection = bpf_map_lookup_elem(&connections, &key);
+	connection = known_connection(&key);
 	if (!connection)
 		return 0;
 	now = bpf_ktime_get_boot_ns();
@@ -154,7 +154,7 @@ static __always_inline int enter_bio(struct pt_regs *ctx, __u32 function)
 		.ssl = PT_REGS_PARM1(ctx),
 		.tgid = bpf_get_current_pid_tgid() >> 32,
 	};
-	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+	struct connection *connection = known_connection(&key);
 	struct ssl_record *record;
 
 	if (!connection)
@@ -165,13 +165,15 @@ static __always_inline int enter_bio(struct pt_regs *ctx, __u32 function)
 		connection->write_fd = 0;
 	if (!connection->socket)
 		return 0;
+	connection->socket = 0;
+	connection->via = SSL_VIA_CALL;
+	connection->no_peer = 1;
 	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	/* Then each record from now on tells. */
 	if (!record)
 		return 0;
 	describe(record, SSL_NO_PEER, function, key.ssl, connection, bpf_ktime_get_boot_ns(), 0);
 	bpf_ringbuf_submit(record, 0);
-	connection->socket = 0;
-	connection->via = SSL_VIA_CALL;
 	return 0;
 }
 
@@ -216,12 +218,14 @@ static __always_inline bool is_used(const struct connection *connection)
 /* SSL_up_ref(ssl): SSL_free() is called once more until the object is freed. */
 static __always_inline int share_connection(struct pt_regs *ctx)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	struct connection *connection;
+	struct connection_key key = {
+		.ssl = PT_REGS_PARM1(ctx),
+		.tgid = bpf_get_current_pid_tgid() >> 32,
+	};
+	struct connection *connection = known_connection(&key);
 
-	if (!watched(tgid))
-		return 0;
-	connection = connection_of(tgid, PT_REGS_PARM1(ctx), bpf_ktime_get_boot_ns());
+	if (!connection && watched(key.tgid))
+		connection = connection_of(key.tgid, key.ssl, bpf_ktime_get_boot_ns());
 	if (connection)
 		__sync_fetch_and_add(&connection->shared, 1);
 	return 0;
@@ -240,9 +244,8 @@ static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, 
 	bool is_news;
 	__u64 now;
 
-	if (!watched(key.tgid))
-		return 0;
-	connection = bpf_map_lookup_elem(&connections, &key);
+	/* Whichever thread does it: what is known of was watched. */
+	connection = known_connection(&key);
 	if (!connection)
 		return 0;
 	if (connection->shared > 0) {
@@ -272,9 +275,8 @@ static __always_inline int restart_connection(struct pt_regs *ctx, __u32 functio
 	};
 	struct connection *connection, fresh = {};
 
-	if (!watched(key.tgid))
-		return 0;
-	connection = bpf_map_lookup_elem(&connections, &key);
+	/* Whichever thread does it: what is known of was watched. */
+	connection = known_connection(&key);
 	if (!connection || !is_used(connection))
 		return 0;
 	/* As a handshake begins, OpenSSL clears the object itself. */
@@ -286,6 +288,8 @@ static __always_inline int restart_connection(struct pt_regs *ctx, __u32 functio
 	fresh.read_fd = connection->read_fd;
 	fresh.write_fd = connection->write_fd;
 	fresh.shared = connection->shared;
+	fresh.incarnation = connection->incarnation;
+	fresh.no_peer = connection->no_peer;
 	if (connection->handshake_ns && connection->done)
 		fresh.handshake_ns = fresh.since_ns;
 	else if (connection->handshake_ns)

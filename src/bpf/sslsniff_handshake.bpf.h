@@ -143,7 +143,7 @@ static __always_inline int error_raised(struct pt_regs *ctx, __u32 function)
 	if (!call)
 		return 0;
 	key.ssl = call->ssl;
-	connection = bpf_map_lookup_elem(&connections, &key);
+	connection = known_connection(&key);
 	/* That a handshake is not done is not why, whoever complains when it is given up. */
 	if (!connection || (call->function == SSL_FN_SHUTDOWN && connection->handshake_ns))
 		return 0;

@@ -6,6 +6,9 @@
  * the mapping that user space reads. What an exec maps is there as the exec is told of. What is mapped
  * otherwise (mprotect, the program's interpreter) is none of this.
  *
+ * Some parents (su, nsenter) stop themselves when their child stops: who the ancestors are is told, too, and
+ * which were stopped before.
+ *
  * Helpers: bpf_send_signal (5.3), bpf_get_current_task (4.8). Both programs are of the type that reads the kernel's
  * memory as C does (5.5).
  */
@@ -28,6 +31,12 @@
 #define MAP_ANONYMOUS 0x20
 #define SIGSTOP 19
 #define MAX_ERRNO 4095
+
+/* linux/sched/signal.h */
+#define SIGNAL_STOP_STOPPED 1
+
+/* How long user space may say nothing, in nanoseconds: it says that it is there twice a second. */
+#define LONGEST_SILENCE 1500000000
 
 /* Files that are known at a time. */
 #define MAX_SETTLED 16384
@@ -54,15 +63,16 @@ struct {
 	__type(value, __u8);
 } settled SEC(".maps");
 
-/* Whether nobody is stopped for now, as user space does not get on.
- * Key: 0, 4 bytes. Value: 0 or 1, 4 bytes.
+/* When user space last said that it is there to let processes go on, as of bpf_ktime_get_boot_ns(). Who has stopped
+ * that stops nobody. Zero: nobody is stopped for now, as user space does not get on.
+ * Key: 0, 4 bytes. Value: nanoseconds, 8 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u32);
-} hold_paused SEC(".maps");
+	__type(value, __u64);
+} hold_alive SEC(".maps");
 
 /* When an inode was changed last, by another name from 6.6 and from 6.11 on. */
 struct inode___before_6_6 {
@@ -102,29 +112,48 @@ static __always_inline bool may_hold(struct task_struct *task, __u32 tgid)
 			    BPF_CORE_READ(task, cred, suid.val) == hold_uid);
 }
 
+/* Whether user space is there to let go on whoever is stopped. */
+static __always_inline bool is_alive(void)
+{
+	__u32 zero = 0;
+	__u64 *alive = bpf_map_lookup_elem(&hold_alive, &zero);
+
+	/* Signed: its clock may be read a little later. */
+	return alive && *alive && (__s64)(bpf_ktime_get_boot_ns() - *alive) < LONGEST_SILENCE;
+}
+
+static __always_inline void name_ancestors(struct task_struct *task, struct ssl_held *record)
+{
+	record->stopped = 0;
+	for (int i = 0; i < SSL_ANCESTORS; i++) {
+		task = BPF_CORE_READ(task, real_parent);
+		record->ancestors[i] = BPF_CORE_READ(task, tgid);
+		if (BPF_CORE_READ(task, signal, flags) & SIGNAL_STOP_STOPPED)
+			record->stopped |= 1U << i;
+	}
+}
+
 /* Stops the current process if this is a file that nobody has looked into. */
 static __always_inline void hold_for(struct task_struct *task, struct file *opened)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct ssl_file file = {};
 	struct ssl_held *record;
-	__u32 zero = 0, *paused;
 
 	if (!opened || !watched(tgid) || !may_hold(task, tgid))
-		return;
-	paused = bpf_map_lookup_elem(&hold_paused, &zero);
-	if (!paused || *paused)
 		return;
 	name_file(BPF_CORE_READ(opened, f_inode), &file);
 	if (bpf_map_lookup_elem(&settled, &file))
 		return;
-	record = bpf_ringbuf_reserve(&held, sizeof(*record), 0);
-	/* So many wait already that one more would wait for long. */
-	if (!record)
+	record = is_alive() ? bpf_ringbuf_reserve(&held, sizeof(*record), 0) : NULL;
+	/* Or so many wait already that one more would wait for long. */
+	if (!record) {
+		count(SSL_NOT_HELD, 1);
 		return;
+	}
 	record->file = file;
 	record->pid = tgid;
-	record->pad = 0;
+	name_ancestors(task, record);
 	if (bpf_send_signal(SIGSTOP))
 		bpf_ringbuf_discard(record, 0);
 	else

@@ -75,9 +75,11 @@ static __always_inline void tell_peer(struct sock *sk, __u64 socket, struct conn
 		BPF_CORE_READ_INTO((struct in6_addr *)record->addresses.peer, sk,
 				   __sk_common.skc_v6_daddr);
 	}
+	record->head.no_peer = 0;
 	bpf_ringbuf_submit(record, 0);
 	connection->socket = socket;
 	connection->via = via;
+	connection->no_peer = 0;
 }
 
 /* The socket that the current process has under a descriptor, or NULL. */
@@ -103,7 +105,7 @@ static __always_inline struct sock *socket_at(__u32 fd)
 __noinline int use_descriptor(__u64 ssl, __u32 function, __u32 library)
 {
 	struct connection_key key = { .ssl = ssl, .tgid = bpf_get_current_pid_tgid() >> 32 };
-	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+	struct connection *connection = known_connection(&key);
 	struct sock *sk;
 	__u64 socket;
 

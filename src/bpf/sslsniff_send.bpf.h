@@ -58,18 +58,56 @@ __noinline int count_lost(__u32 cause, __u64 calls, __u64 bytes)
 	return 0;
 }
 
+/* Which of the processes with this number it is; zero if it is not known, as none was seen, or there was no room. */
+static __always_inline __u64 incarnation_of(__u32 tgid)
+{
+	__u64 *since = bpf_map_lookup_elem(&processes, &tgid);
+
+	return since ? *since : 0;
+}
+
+/* Whether what has this incarnation is the process's that has the number now. What was met when there was no room for
+ * its process is taken for whose it looks. Global, as the functions below.
+ */
+__noinline int is_current(__u32 tgid, __u64 incarnation)
+{
+	return !incarnation || incarnation == incarnation_of(tgid);
+}
+
+/* A connection that is known, and no other's that had its number and address before: another process's, or another
+ * program's.
+ */
+static __always_inline struct connection *known_connection(const struct connection_key *key)
+{
+	struct connection *connection = bpf_map_lookup_elem(&connections, key);
+
+	return connection && is_current(key->tgid, connection->incarnation) ? connection : NULL;
+}
+
+__noinline int meet_connection(__u32 tgid, __u64 ssl, __u64 now)
+{
+	struct connection_key key = { .ssl = ssl, .tgid = tgid };
+	struct connection *before = bpf_map_lookup_elem(&connections, &key);
+	struct connection fresh = { .since_ns = now };
+
+	/* Another thread may have met it in this moment. */
+	if (before && !is_current(tgid, before->incarnation))
+		bpf_map_delete_elem(&connections, &key);
+	/* Without room its connections stay until others need theirs. */
+	bpf_map_update_elem(&processes, &tgid, &now, BPF_NOEXIST);
+	fresh.incarnation = incarnation_of(tgid);
+	bpf_map_update_elem(&connections, &key, &fresh, BPF_NOEXIST);
+	return 0;
+}
+
 static __always_inline struct connection *connection_of(__u32 tgid, __u64 ssl, __u64 now)
 {
 	struct connection_key key = { .ssl = ssl, .tgid = tgid };
-	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
-	struct connection fresh = { .since_ns = now };
-	__u8 nothing = 0;
+	struct connection *connection = known_connection(&key);
 
 	if (connection)
 		return connection;
-	bpf_map_update_elem(&connections, &key, &fresh, BPF_NOEXIST);
-	/* Without room its connections stay until others need theirs. */
-	bpf_map_update_elem(&processes, &tgid, &nothing, BPF_NOEXIST);
+	meet_connection(tgid, ssl, now);
 	return bpf_map_lookup_elem(&connections, &key);
 }
 
@@ -99,6 +137,7 @@ static __always_inline void describe(struct ssl_record *head, __u8 kind, __u8 fu
 	head->direction = 0;
 	head->flags = 0;
 	head->via = 0;
+	head->no_peer = connection->no_peer;
 	__builtin_memset(head->pad, 0, sizeof(head->pad));
 	bpf_get_current_comm(head->comm, sizeof(head->comm));
 }

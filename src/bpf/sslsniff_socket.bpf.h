@@ -294,7 +294,7 @@ static __always_inline int outside_calls(struct sock *sk, bool sends, const stru
 		if (of) {
 			whose.ssl = of->ssl;
 			passage.since_ns = of->since_ns;
-			connection = bpf_map_lookup_elem(&connections, &whose);
+			connection = known_connection(&whose);
 			/* Else it was freed, and another may be at its place. */
 			if (connection && connection->since_ns == passage.since_ns) {
 				passage.ssl = whose.ssl;

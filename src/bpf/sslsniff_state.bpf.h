@@ -158,10 +158,13 @@ struct connection {
 	__u8 early;
 	/* Its object was another connection's. */
 	__u8 again;
-	__u8 pad;
+	/* The program has given it something in place of its socket, and no socket since. */
+	__u8 no_peer;
 	/* How many besides one have to free its object. Two that do so at once may both count one, or none. */
 	__s32 shared;
 	__u32 pad_shared;
+	/* Which of the processes with this number it is of, as `processes` says. */
+	__u64 incarnation;
 };
 
 /* A random number that a call for a connection made, to be sent in its hello. */
@@ -197,7 +200,7 @@ struct {
 
 /* Connections, until they are freed, or user space has heard that their process ended. Programs invent as many
  * as they like, so the one that was used least recently makes room.
- * Key: struct connection_key, 16 bytes. Value: struct connection, 72 bytes.
+ * Key: struct connection_key, 16 bytes. Value: struct connection, 80 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -207,13 +210,14 @@ struct {
 } connections SEC(".maps");
 
 /* Processes that have had connections, until they end: what ends with them is told then.
- * Key: process id (tgid), 4 bytes. Value: nothing.
+ * Key: process id (tgid), 4 bytes. Value: when the first was seen, of this process and program, which tells it from
+ * those that had the number before: bpf_ktime_get_boot_ns(), 8 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_PIDS);
 	__type(key, __u32);
-	__type(value, __u8);
+	__type(value, __u64);
 } processes SEC(".maps");
 
 /* What handshakes made up and no socket has passed yet: see sslsniff_socket.bpf.h.

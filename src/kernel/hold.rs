@@ -37,6 +37,40 @@ impl Held {
     }
 }
 
+/// Lets `pid` go on, whichever process has that number now: where no descriptor is left to hold on to it.
+pub fn let_go(pid: u32) {
+    #[allow(unsafe_code)]
+    // SAFETY: two numbers.
+    let _ = unsafe { libc::kill(pid.cast_signed(), libc::SIGCONT) };
+}
+
+/// A process that may stop itself because a child of it was stopped, as su(1) and nsenter(1) do: they wait until
+/// somebody lets them go on.
+#[derive(Debug)]
+pub struct Parent {
+    /// Its number.
+    pub pid: u32,
+    process: OwnedFd,
+}
+
+impl Parent {
+    /// `pid`, if it is the parent of `child`.
+    pub fn of(child: u32, pid: u32) -> Option<Self> {
+        // Before it is known to be the parent, so that both are the same process.
+        let process = open(pid).ok()?;
+        let stat = fs::read(format!("/proc/{child}/stat")).ok()?;
+        (parent(&stat) == Some(pid)).then_some(Self { pid, process })
+    }
+
+    /// Lets it go on if it is stopped; says whether it was.
+    pub fn go_on_if_stopped(&self) -> bool {
+        let stat = fs::read(format!("/proc/{}/stat", self.pid));
+        // Of another process with this number, which the descriptor knows.
+        stat.is_ok_and(|stat| state(&stat) == Some(b'T'))
+            && signal(&self.process, libc::SIGCONT).is_ok()
+    }
+}
+
 impl Held {
     /// Lets it go on before this is dropped.
     pub fn go_on(&self) {
@@ -99,12 +133,24 @@ pub(super) fn signal(process: &OwnedFd, signal: i32) -> io::Result<()> {
 
 /// Whether the text of a `/proc/PID/stat` is of a process that is stopped (T) or traced (t).
 fn is_stopped(stat: &[u8]) -> bool {
-    // The name before it may have anything in it.
-    let state = stat
-        .iter()
-        .rposition(|byte| *byte == b')')
-        .and_then(|end| stat.get(end + 2));
-    matches!(state, Some(b'T' | b't'))
+    matches!(state(stat), Some(b'T' | b't'))
+}
+
+/// The state in the text of a `/proc/PID/stat`.
+fn state(stat: &[u8]) -> Option<u8> {
+    behind_name(stat)?.first().copied()
+}
+
+/// The number of the parent in the text of a `/proc/PID/stat`.
+fn parent(stat: &[u8]) -> Option<u32> {
+    let fields = str::from_utf8(behind_name(stat)?).ok()?;
+    fields.split(' ').nth(1)?.parse().ok()
+}
+
+/// What follows the name, which may have anything in it.
+fn behind_name(stat: &[u8]) -> Option<&[u8]> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    stat.get(end + 2..)
 }
 
 #[cfg(test)]
@@ -119,6 +165,32 @@ mod tests {
         assert!(is_stopped(b"7 (a) t 1"));
         assert!(!is_stopped(b"7 (a T) S 1"));
         assert!(!is_stopped(b""));
+        assert_eq!(parent(b"7 (a) R) T 1 7"), Some(1));
+        assert_eq!(parent(b"7 (a 2 3"), None);
+    }
+
+    #[test]
+    fn a_parent_that_is_stopped_goes_on_and_nobody_else_is_taken_for_it() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let own = std::process::id();
+        let parent = Parent::of(child.id(), own).unwrap();
+        assert!(!parent.go_on_if_stopped());
+        assert!(Parent::of(own, child.id()).is_none());
+        let mut shell = Command::new("sh")
+            .args(["-c", "sleep 100 & echo $!; kill -STOP $$; kill $!"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut out = std::io::BufReader::new(shell.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+        let parent = Parent::of(line.trim().parse().unwrap(), shell.id()).unwrap();
+        while !parent.go_on_if_stopped() {
+            std::thread::yield_now();
+        }
+        assert!(shell.wait().unwrap().success());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

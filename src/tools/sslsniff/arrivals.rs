@@ -20,7 +20,7 @@ use super::descriptors;
 use super::discover::{self, FileId, Found, Library, MappedAs};
 use super::event::{Arrived, Skipped, Skips};
 use super::function::Function;
-use super::holds::{Holds, Waiting};
+use super::holds::{Holds, Pauses, Waiting};
 pub use super::names::Names;
 use super::probes::Attacher;
 use super::scans::Scans;
@@ -222,6 +222,7 @@ impl Arrivals {
     ) -> Result<Following> {
         let (sender, arrived) = channel();
         let stopped = stop.clone();
+        let pauses = holds.as_ref().map(Holds::pauses);
         let thread = std::thread::Builder::new()
             .name("libraries".to_owned())
             .spawn(move || {
@@ -243,6 +244,7 @@ impl Arrivals {
         Ok(Following {
             stop: stop.clone(),
             arrived,
+            pauses,
             thread: Some(thread),
         })
     }
@@ -412,7 +414,7 @@ impl Arrivals {
         };
         // Under another number it is the same file in another overlayfs.
         let rewritten = discover::mapped_file(pid, mapping)
-            .is_some_and(|(now, modified)| now == id && modified != watched.modified);
+            .is_some_and(|(now, version)| now == id && version != watched.version);
         if rewritten {
             drop(self.unwatch(id));
         }
@@ -493,6 +495,7 @@ impl Arrivals {
 pub struct Following {
     stop: Stop,
     arrived: Receiver<Arrived>,
+    pauses: Option<Pauses>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
@@ -500,6 +503,11 @@ impl Following {
     /// What has arrived since the last time.
     pub fn arrived(&self) -> impl Iterator<Item = Arrived> + '_ {
         self.arrived.try_iter()
+    }
+
+    /// How often it came to it that processes were not held any more, as files were not looked into in time.
+    pub fn pauses(&self) -> u64 {
+        self.pauses.as_ref().map_or(0, Pauses::times)
     }
 
     /// Stops, and waits until all probes are off.

@@ -3,9 +3,11 @@
 //! The cgroups that a person means by a path, a unit's name or a container's id.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
+use crate::kernel::cgroup;
 use crate::process;
 
 /// As many as the kernel's side has room for (`MAX_CGROUPS`).
@@ -43,8 +45,16 @@ pub fn resolve(text: &str, mount: Option<&Path>) -> Result<Vec<PathBuf>, Failure
             folder.display()
         )));
     }
+    if let Some(unit) = unit(mount, text) {
+        return Ok(vec![unit]);
+    }
     let mut found = Vec::new();
     search(mount, Path::new("/"), text, 0, &mut found);
+    // Whoever has a part of the tree may call a folder as another's container is called.
+    let is_root_s = |folder: &PathBuf| fs::metadata(folder).is_ok_and(|one| one.uid() == 0);
+    if found.iter().any(is_root_s) {
+        found.retain(is_root_s);
+    }
     if found.is_empty() {
         return Err(Failure::usage(format!(
             "--cgroup {text:?}: no unit of this name and no container of this id is running, and a \
@@ -52,6 +62,18 @@ pub fn resolve(text: &str, mount: Option<&Path>) -> Result<Vec<PathBuf>, Failure
         )));
     }
     Ok(found)
+}
+
+/// The unit of this name, where the system manager has it.
+fn unit(mount: &Path, text: &str) -> Option<PathBuf> {
+    if matches!(text, "" | "." | "..") || text.contains('/') {
+        return None;
+    }
+    let names = [text.to_owned(), format!("{text}.service")];
+    let found = names
+        .iter()
+        .find_map(|name| cgroup::find_unit(mount, name))?;
+    Some(mount.join(found.trim_start_matches('/')))
 }
 
 fn search(mount: &Path, at: &Path, text: &str, depth: usize, found: &mut Vec<PathBuf>) {
@@ -69,15 +91,13 @@ fn search(mount: &Path, at: &Path, text: &str, depth: usize, found: &mut Vec<Pat
     }
 }
 
-/// Whether `text` means the cgroup at `path`.
+/// Whether `text` means the container whose cgroup is at `path`.
 fn means(text: &str, path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    let Some(name) = name else { return false };
-    if name == text || name.strip_suffix(".service") == Some(text) {
-        return true;
-    }
     text.len() >= SHORTEST_ID
-        && process::container_of(&path.to_string_lossy()).is_some_and(|id| id.starts_with(text))
+        && path
+            .file_name()
+            .and_then(|name| process::container_of(name.to_str()?))
+            .is_some_and(|id| id.starts_with(text))
 }
 
 #[cfg(test)]
@@ -91,7 +111,16 @@ mod tests {
         let id = "0123456789abcdef".repeat(4);
         let nginx = "system.slice/nginx.service";
         let container = format!("system.slice/docker-{id}.scope");
-        for folder in [nginx, "user.slice/a.slice", &format!("{container}/inner")] {
+        // Whoever may make folders there may call them anything.
+        let user = "user.slice/user-7.slice/user@7.service/app.slice/";
+        for folder in [
+            nginx,
+            "user.slice/a.slice",
+            &format!("{container}/inner"),
+            &format!("{nginx}/nginx.service"),
+            &format!("{user}nginx.service"),
+            &format!("{user}forged.service"),
+        ] {
             fs::create_dir_all(mount.path().join(folder)).unwrap();
         }
         let found = |text: &str| resolve(text, Some(mount.path()));
@@ -114,6 +143,8 @@ mod tests {
             &id[..11],
             "/../etc",
             "nginx.socket",
+            "forged.service",
+            "forged",
         ] {
             let err = found(wrong).unwrap_err();
             assert!(err.to_string().contains(&format!("{wrong:?}")), "{err}");

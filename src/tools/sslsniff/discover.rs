@@ -38,8 +38,8 @@ pub struct Library {
     pub required: bool,
     /// Which file it is.
     pub id: FileId,
-    /// When its content was changed last.
-    pub modified: Time,
+    /// Which version of the file that is.
+    pub version: Version,
     /// How a process maps it, if that is how it was found: it concerns nobody once no process does.
     pub mapped: Option<MappedAs>,
 }
@@ -49,6 +49,10 @@ pub type FileId = (u64, u64);
 
 /// A time of a file's: seconds and nanoseconds, as stat(2) has them.
 pub type Time = (i64, i64);
+
+/// When a file was changed last, by the clock that nobody sets back (ctime), and its size: the time of its content (mtime)
+/// is what `touch -r` and `cp -p` say.
+pub type Version = (Time, u64);
 
 /// Device and inode, as `/proc/PID/maps` has them: overlayfs and btrfs have others there.
 pub type MappedAs = ((u32, u32), u64);
@@ -165,7 +169,7 @@ impl Found {
             offsets,
             required: true,
             id,
-            modified: modified(&metadata),
+            version: version(&metadata),
             mapped: None,
         });
         Ok(())
@@ -309,7 +313,7 @@ impl Found {
             offsets,
             required,
             id,
-            modified: modified(&metadata),
+            version: version(&metadata),
             mapped,
         });
         Some(Some(id))
@@ -321,14 +325,14 @@ fn id_of(metadata: &Metadata) -> FileId {
     (metadata.dev(), metadata.ino())
 }
 
-fn modified(metadata: &Metadata) -> Time {
-    (metadata.mtime(), metadata.mtime_nsec())
+fn version(metadata: &Metadata) -> Version {
+    ((metadata.ctime(), metadata.ctime_nsec()), metadata.size())
 }
 
-/// Which file a process maps there, and when its content was changed last; `None` if it cannot be opened.
-pub(super) fn mapped_file(pid: u32, mapping: &Mapping<'_>) -> Option<(FileId, Time)> {
+/// Which file a process maps there, and which version of it; `None` if it cannot be opened.
+pub(super) fn mapped_file(pid: u32, mapping: &Mapping<'_>) -> Option<(FileId, Version)> {
     let metadata = open_mapping(pid, mapping)?.metadata().ok()?;
-    Some((id_of(&metadata), modified(&metadata)))
+    Some((id_of(&metadata), version(&metadata)))
 }
 
 /// All processes.

@@ -431,6 +431,9 @@ pub struct Summary {
     /// Keys that were lost as the ring was full, or could not be read (`--keylog`).
     #[serde(skip_serializing_if = "is_zero")]
     pub lost_keys: u64,
+    /// How often a program was not stopped that mapped a file which was not looked into (`--hold`).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub not_held: u64,
     /// Connections that were seen.
     pub connections: u64,
     /// The exit status of the command, if it ended by itself.
@@ -479,6 +482,9 @@ impl Event for Summary {
         }
         if self.missed_children > 0 {
             write!(line, "; {} children not watched", self.missed_children)?;
+        }
+        if self.not_held > 0 {
+            write!(line, "; {} times a program was not held", self.not_held)?;
         }
         match (self.command_status, self.command_signal) {
             (Some(status), _) => write!(line, "; the command ended with status {status}"),

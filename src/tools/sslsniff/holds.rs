@@ -8,9 +8,9 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,16 +20,23 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use plain::Plain;
 
+use family::{Ancestors, Family};
+
 use crate::kernel::bpf;
+use crate::kernel::clock;
 use crate::kernel::hold::{self, Held};
 use crate::kernel::ring::Ring;
 use crate::kernel::stop::Stop;
 use crate::skel::sslsniff::types::{ssl_file, ssl_held};
 
+mod family;
+
 /// How long a process waits at most.
 const LONGEST: Duration = Duration::from_secs(3);
-/// How often it is looked how long they do.
-const TICK: Duration = Duration::from_millis(200);
+/// How often the kernel's side is told that this one is there.
+const BEAT: Duration = Duration::from_millis(500);
+/// How often it is looked whether parents have stopped themselves.
+const LOOK: Duration = Duration::from_millis(50);
 
 #[allow(unsafe_code)]
 // SAFETY: integers with explicit padding: any bytes are a value.
@@ -45,8 +52,8 @@ pub struct Maps {
     pub held: MapHandle,
     /// Files for which nobody is.
     pub settled: MapHandle,
-    /// Whether anybody is.
-    pub paused: MapHandle,
+    /// When this side was there last.
+    pub alive: MapHandle,
 }
 
 /// The programs that stop processes. Dropping it stops no more, and has all that wait go on.
@@ -63,7 +70,32 @@ struct Shared {
     incoming: Mutex<Vec<Waiting>>,
     /// Readable while there is one.
     event: EventFd,
-    paused: AtomicBool,
+    pause: Mutex<Pause>,
+}
+
+/// Whether processes are stopped, in step with the kernel's map.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pause {
+    paused: bool,
+    /// How often they were not any more.
+    times: u64,
+}
+
+/// What others may know of it.
+#[derive(Clone)]
+pub struct Pauses(Arc<Shared>);
+
+impl Pauses {
+    /// How often it came to it that processes were not stopped any more, as files were not looked into in time.
+    pub fn times(&self) -> u64 {
+        self.0.pause().times
+    }
+}
+
+impl fmt::Debug for Pauses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pauses").field(&self.times()).finish()
+    }
 }
 
 impl fmt::Debug for Holds {
@@ -83,8 +115,9 @@ impl Holds {
             maps,
             incoming: Mutex::default(),
             event,
-            paused: AtomicBool::new(false),
+            pause: Mutex::default(),
         });
+        shared.beat();
         let stop = Stop::new()?;
         let (theirs, stopped) = (Arc::clone(&shared), stop.clone());
         let thread = std::thread::Builder::new()
@@ -130,9 +163,12 @@ impl Holds {
 
     /// Files are looked into: processes may wait for it.
     pub fn resume(&self) {
-        if self.shared.paused.swap(false, Ordering::Relaxed) {
-            self.shared.pause(false);
-        }
+        self.shared.set_paused(false);
+    }
+
+    /// What others may know of it, from any thread.
+    pub fn pauses(&self) -> Pauses {
+        Pauses(Arc::clone(&self.shared))
     }
 }
 
@@ -155,10 +191,32 @@ impl Shared {
         self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pause(&self, paused: bool) {
-        let (key, value) = (0_u32.to_ne_bytes(), u32::from(paused).to_ne_bytes());
+    fn pause(&self) -> MutexGuard<'_, Pause> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_paused(&self, paused: bool) {
+        let mut pause = self.pause();
+        if paused == pause.paused {
+            return;
+        }
+        pause.paused = paused;
+        pause.times += u64::from(paused);
+        self.say(*pause);
+    }
+
+    /// Says that this side is there.
+    fn beat(&self) {
+        self.say(*self.pause());
+    }
+
+    fn say(&self, pause: Pause) {
+        let alive = if pause.paused { 0 } else { clock::boot_ns() };
         // An entry of an array: it is there.
-        let _ = self.maps.paused.update(&key, &value, MapFlags::ANY);
+        let _ = self
+            .maps
+            .alive
+            .update(&0_u32.to_ne_bytes(), &alive.to_ne_bytes(), MapFlags::ANY);
     }
 
     /// Reads who waits, and has each go on that does for too long; at the end all of them.
@@ -172,39 +230,67 @@ impl Shared {
         });
         let Ok(ring) = ring else {
             // Nobody would have them go on.
-            self.pause(true);
+            self.set_paused(true);
             return;
         };
-        let mut all: Vec<(Instant, Weak<Held>)> = Vec::new();
+        let mut all: Vec<Followed> = Vec::new();
+        let mut family = Family::default();
         loop {
-            let woken = stop.wait(&[ring.fd()], Some(TICK));
+            let tick = if all.is_empty() && family.is_empty() {
+                BEAT
+            } else {
+                LOOK
+            };
+            let woken = stop.wait(&[ring.fd()], Some(tick));
             let stopped = woken.is_ok_and(|woken| woken.stopped);
             let _ = ring.drain();
             let now = Instant::now();
-            let new: Vec<Waiting> = found.take();
-            all.extend(
-                new.iter()
-                    .filter_map(Waiting::watch)
-                    .map(|held| (now, held)),
-            );
-            if !new.is_empty() {
-                self.incoming().extend(new);
+            for (waiting, ancestors) in found.take() {
+                all.extend(waiting.watch().map(|held| Followed {
+                    since: now,
+                    held,
+                    ancestors,
+                }));
+                self.incoming().push(waiting);
                 let _ = self.event.write(1);
             }
-            all.retain(|(_, held)| held.strong_count() > 0);
-            let late = |since: &Instant| stopped || now.duration_since(*since) > LONGEST;
-            if all.iter().any(|(since, _)| late(since)) {
-                self.paused.store(true, Ordering::Relaxed);
-                self.pause(true);
-                for (_, held) in all.drain(..) {
-                    held.upgrade().inspect(|held| held.go_on());
+            let late = |one: &Followed| stopped || now.duration_since(one.since) > LONGEST;
+            if all.iter().any(late) {
+                if !stopped {
+                    self.set_paused(true);
+                }
+                for one in &all {
+                    one.held.upgrade().inspect(|held| held.go_on());
                 }
             }
-            if stopped {
-                return;
+            for one in all.extract_if(.., |one| late(one) || one.held.strong_count() == 0) {
+                family.add(one.ancestors, now);
             }
+            family.look(all.iter().map(|one| &one.ancestors), now);
+            if stopped {
+                break;
+            }
+            self.beat();
+        }
+        // Who was let go in this moment has a parent that may be about to stop itself.
+        for _ in 0..LAST_LOOKS {
+            if family.is_empty() {
+                break;
+            }
+            std::thread::sleep(LOOK);
+            family.look(std::iter::empty(), Instant::now());
         }
     }
+}
+
+/// How often parents are looked at once the end has come.
+const LAST_LOOKS: u32 = 5;
+
+/// A process that waits, as the thread that has it go on knows it.
+struct Followed {
+    since: Instant,
+    held: Weak<Held>,
+    ancestors: Ancestors,
 }
 
 /// A process that was stopped. It goes on once this and all that was cloned from `held` are dropped.
@@ -214,24 +300,36 @@ pub struct Waiting {
     pub pid: u32,
     /// What it waits for: a key of the map of files.
     pub file: Vec<u8>,
-    /// What keeps it; `None` if it has ended.
+    /// What keeps it; `None` if it has ended, or goes on already.
     pub held: Option<Arc<Held>>,
 }
 
 impl Waiting {
-    /// `struct ssl_held`
-    fn of(record: &[u8]) -> Option<Self> {
+    /// `struct ssl_held`, with its ancestors.
+    fn of(record: &[u8]) -> Option<(Self, Ancestors)> {
         let held: &ssl_held = plain::from_bytes(record).ok()?;
-        Some(Self {
+        let ancestors = Ancestors::of(held.pid, &held.ancestors, held.stopped);
+        let waiting = Self {
             pid: held.pid,
             file: record.get(..size_of::<ssl_file>())?.to_vec(),
-            held: Held::already(held.pid).ok().map(Arc::new),
-        })
+            held: take_over(held.pid, Held::already(held.pid)).map(Arc::new),
+        };
+        Some((waiting, ancestors))
     }
 
     fn watch(&self) -> Option<Weak<Held>> {
         self.held.as_ref().map(Arc::downgrade)
     }
+}
+
+/// What keeps a process that was stopped; `None` if it has ended, or goes on at once, as no descriptor is left.
+fn take_over(pid: u32, held: io::Result<Held>) -> Option<Held> {
+    held.inspect_err(|err| {
+        if err.raw_os_error() != Some(libc::ESRCH) {
+            hold::let_go(pid);
+        }
+    })
+    .ok()
 }
 
 #[cfg(test)]
@@ -241,6 +339,7 @@ mod root {
     use std::path::Path;
     use std::process::Command;
 
+    use super::*;
     use crate::kernel::features::Features;
     use crate::kernel::uprobes::Method;
     use crate::tools::sslsniff::plan::Plan;
@@ -260,6 +359,17 @@ mod root {
     }
 
     #[test]
+    fn whoever_there_is_no_descriptor_for_goes_on_at_once() {
+        let mut child = Command::new("sleep").arg("0").spawn().unwrap();
+        let pid = child.id();
+        let held = Held::stop(pid).unwrap();
+        std::mem::forget(held);
+        let none = io::Error::from_raw_os_error(libc::EMFILE);
+        assert!(take_over(pid, Err(none)).is_none());
+        assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
     fn nobody_waits_for_ever_if_files_are_not_looked_into() {
         let name = format!("hold{}", std::process::id());
         let mut comm = [0; 16];
@@ -276,8 +386,10 @@ mod root {
         let program = dir.path().join(&name);
         run_fresh(&program);
         assert!(!holds.take().is_empty());
+        assert_eq!(holds.pauses().times(), 1);
         run_fresh(&program);
         assert!(holds.take().is_empty());
+        assert!(watch.totals().unwrap().not_held() > 0);
         holds.resume();
         run_fresh(&program);
         assert!(!holds.take().is_empty());

@@ -84,6 +84,32 @@ impl Losses {
     }
 }
 
+/// What was told so far of programs that were not stopped (`--hold`).
+#[derive(Debug, Default)]
+pub struct NotHeld {
+    pauses: u64,
+    times: u64,
+}
+
+impl NotHeld {
+    /// Says how often it came to a pause, and how often a program was not stopped, where either is news.
+    pub fn report<W: Write>(&mut self, pauses: u64, times: u64, sink: &Sink<W>) {
+        if std::mem::replace(&mut self.pauses, pauses) != pauses {
+            sink.note(
+                "--hold: files could not be looked into for too long: all programs that waited go on, and none is \
+                 stopped until files can be looked into again",
+            );
+        }
+        let before = std::mem::replace(&mut self.times, times);
+        if before != times {
+            sink.note(&format!(
+                "--hold: {} times a program was not stopped that was to be; its first calls may be missed",
+                times.saturating_sub(before)
+            ));
+        }
+    }
+}
+
 fn minus(now: Amount, before: Amount) -> Amount {
     Amount {
         calls: now.calls.saturating_sub(before.calls),

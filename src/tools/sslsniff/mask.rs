@@ -9,130 +9,17 @@
 //! compressed (RFC 7541): the payloads of the frames that carry them are masked as a whole.
 
 pub(super) mod http2;
+mod names;
 
 use http2::Frames;
+pub use names::is_secret_name;
+use names::{
+    LONGEST_NAME, folded, is_name_letter, is_other_method, is_secret, is_secret_parameter,
+    may_start_message, starts_message, starts_other_request,
+};
+pub(super) use names::{METHODS, starts_answer, starts_request};
 
 use crate::output::leading;
-
-/// Headers whose values are secret, in lower case.
-const SECRET: &[&[u8]] = &[
-    b"authentication",
-    b"authorization",
-    b"bearer",
-    b"cookie",
-    b"dpop",
-    b"sec-websocket-protocol",
-    b"session",
-    b"ticket",
-    b"x-amzn-oidc-data",
-];
-
-/// How the names of other such headers end, in lower case: `X-Aws-Ec2-Metadata-Token`, `X-Api-Key`,
-/// `X-CSRFToken`.
-const SECRET_ENDS: &[&[u8]] = &[
-    b"-assertion",
-    b"-auth",
-    b"-authentication",
-    b"-authorization",
-    b"-bearer",
-    b"-cookie",
-    b"-credential",
-    b"-credentials",
-    b"-jwt",
-    b"-key",
-    b"-pass",
-    b"-passphrase",
-    b"-session",
-    b"-session-id",
-    b"-sid",
-    b"-ticket",
-    b"apikey",
-    b"passwd",
-    b"password",
-    b"secret",
-    b"sessionid",
-    b"token",
-];
-
-/// Headers whose names end so and whose values are known to everybody (RFC 6455).
-const PUBLIC: &[&[u8]] = &[b"sec-websocket-key", b"surrogate-key", b"idempotency-key"];
-
-/// Of a longer name the end is compared; longer than any of the names and ends above.
-const LONGEST_NAME: usize = 32;
-
-/// Methods that start a request: those of RFC 9110, RFC 5789, WebDAV (RFC 4918, 3253, 5323), and
-/// what caches and RFC 10008 add.
-pub(super) const METHODS: [&str; 22] = [
-    "GET",
-    "HEAD",
-    "POST",
-    "PUT",
-    "DELETE",
-    "CONNECT",
-    "OPTIONS",
-    "TRACE",
-    "PATCH",
-    "PROPFIND",
-    "PROPPATCH",
-    "MKCOL",
-    "COPY",
-    "MOVE",
-    "LOCK",
-    "UNLOCK",
-    "REPORT",
-    "SEARCH",
-    "MKCALENDAR",
-    "PURGE",
-    "QUERY",
-    "BIND",
-];
-
-/// Parameters of a query whose values are secret, besides those that are named as a secret header
-/// is: keys, codes, assertions and signatures of OAuth 2 (RFC 6749 and 7521), of SAML and CAS, of signed URLs
-/// of AWS, Azure and Google.
-const SECRET_PARAMETERS: &[&[u8]] = &[
-    b"assertion",
-    b"auth",
-    b"code",
-    b"jwt",
-    b"key",
-    b"otp",
-    b"pass",
-    b"pwd",
-    b"samlresponse",
-    b"sig",
-    b"signature",
-    b"x-amz-signature",
-    b"x-goog-signature",
-];
-
-/// Whether the parameter of this name, in lower case and with dashes, has a secret value. Of `user[token]` and
-/// `token[]` that is told by the innermost name.
-fn is_secret_parameter(name: &[u8]) -> bool {
-    let name = name
-        .rsplit(|letter| matches!(letter, b'[' | b']'))
-        .find(|part| !part.iter().all(u8::is_ascii_digit))
-        .unwrap_or_default();
-    is_secret(name) || SECRET_PARAMETERS.contains(&name)
-}
-
-/// `letter` as names are compared.
-fn folded(letter: u8) -> u8 {
-    match letter {
-        b'_' => b'-',
-        letter => letter.to_ascii_lowercase(),
-    }
-}
-
-/// Whether the header of this name has a secret value.
-pub fn is_secret_name(name: &[u8]) -> bool {
-    let name: Vec<u8> = name
-        .trim_ascii()
-        .iter()
-        .map(|letter| folded(*letter))
-        .collect();
-    is_secret(&name)
-}
 
 /// What is shown in place of a secret of so many bytes.
 pub fn hidden(length: usize) -> String {
@@ -149,57 +36,6 @@ pub fn query(target: &mut String) {
     lines.mask(&mut bytes);
     // Whole values are replaced by ASCII.
     *target = String::from_utf8_lossy(&bytes).into_owned();
-}
-
-/// Whether a request of HTTP/1 starts so.
-pub(super) fn starts_request(bytes: &[u8]) -> bool {
-    METHODS.iter().any(|method| {
-        bytes
-            .strip_prefix(method.as_bytes())
-            .is_some_and(|rest| rest.first() == Some(&b' '))
-    })
-}
-
-/// Whether an answer of HTTP/1 starts so.
-pub(super) fn starts_answer(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"HTTP/1.")
-}
-
-/// Whether a message of HTTP/1 starts so.
-fn starts_message(bytes: &[u8]) -> bool {
-    starts_request(bytes) || starts_answer(bytes)
-}
-
-/// Whether a message of HTTP/1 starts so, or may do so with more bytes.
-fn may_start_message(bytes: &[u8]) -> bool {
-    let begins = |whole: &[u8]| whole.starts_with(bytes);
-    starts_message(bytes)
-        || begins(b"HTTP/1.")
-        || METHODS.iter().any(|method| begins(method.as_bytes()))
-}
-
-/// Whether it may be in a header's name.
-fn is_name_letter(byte: u8) -> bool {
-    // Without branches, so that many are looked at in one step.
-    ((byte | 0x20).wrapping_sub(b'a') < 26)
-        | (byte.wrapping_sub(b'0') < 10)
-        | (byte == b'-')
-        | (byte == b'_')
-        | (byte == b'.')
-}
-
-/// Whether the header of this name, in lower case, has a secret value.
-fn is_secret(name: &[u8]) -> bool {
-    let name = without_number(name);
-    SECRET.contains(&name)
-        || SECRET_ENDS.iter().any(|end| name.ends_with(end)) && !PUBLIC.contains(&name)
-}
-
-/// A name without the number at its end, as that of the second of several.
-fn without_number(name: &[u8]) -> &[u8] {
-    let digits = name.iter().rev().take_while(|one| one.is_ascii_digit());
-    let start = &name[..name.len() - digits.count()];
-    start.strip_suffix(b"-").unwrap_or(start)
 }
 
 /// What replaces a secret byte.
@@ -242,7 +78,7 @@ impl Masker {
             }
         }
         self.next = offset.wrapping_add(bytes.len() as u64);
-        if starts && starts_message(bytes) {
+        if starts && (starts_message(bytes) || starts_other_request(bytes)) {
             self.lines.start_message();
             self.frames.message();
         }
@@ -276,6 +112,10 @@ enum At {
     Missing,
     /// At the start of a line after a secret value, which may continue it (RFC 9112, obs-fold).
     Fold,
+    /// Behind what may be an unknown method: before a target, or in blanks after a name.
+    Other,
+    /// The same, in what may be the scheme of a whole URL.
+    OtherScheme,
     /// In a request's target, in what may be the scheme of a whole URL.
     Scheme,
     /// In what may be a user and a password before the host of one.
@@ -356,10 +196,13 @@ impl Lines {
             self.name.copy_within(self.length - room..self.length, 0);
             self.length = room;
         }
-        for letter in letters {
-            self.name[self.length] = folded(*letter);
-            self.length += 1;
-        }
+        self.name[self.length..self.length + letters.len()].copy_from_slice(letters);
+        self.length += letters.len();
+    }
+
+    /// The name as names are compared.
+    fn folded_name(&self) -> ([u8; LONGEST_NAME], usize) {
+        (self.name.map(folded), self.length)
     }
 
     /// Adds a letter to the name of a parameter, in which any may be written as a number.
@@ -388,7 +231,9 @@ impl Lines {
         let mut masked = false;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if std::mem::take(&mut self.ended) && may_start_message(rest) {
+            if std::mem::take(&mut self.ended)
+                && (may_start_message(rest) || starts_other_request(rest))
+            {
                 self.start_message();
             }
             let within = usize::try_from(self.body)
@@ -436,7 +281,8 @@ impl Lines {
 
     /// The name of a header is at its end.
     fn end_name(&mut self) {
-        let name = &self.name[..self.length];
+        let (name, length) = self.folded_name();
+        let name = &name[..length];
         if name == b"content-length" {
             self.announced = 0;
             self.at = At::Length;
@@ -456,6 +302,33 @@ impl Lines {
         } else if letter == b'/' && !name.ends_with(b":/") {
             self.at = At::Target;
         }
+    }
+
+    /// Goes on behind what may be a method that is not known: only what starts as a path or a whole URL does is a
+    /// target.
+    fn other(&mut self, letter: u8) {
+        if self.at == At::Other {
+            self.length = 0;
+            if letter == b'/' {
+                self.at = At::Target;
+                return;
+            }
+        }
+        let first = self.length == 0;
+        self.push(&[letter]);
+        let name = &self.name[..self.length];
+        let goes_on = match letter {
+            b'/' => name.ends_with(b":/"),
+            b':' | b'+' | b'-' | b'.' | b'0'..=b'9' => !first,
+            letter => letter.is_ascii_alphabetic(),
+        };
+        self.at = if name.ends_with(b"://") {
+            At::User
+        } else if goes_on {
+            At::OtherScheme
+        } else {
+            At::Rest
+        };
     }
 
     /// Masks what is before the host of a URL; says how many bytes it and the host are, and whether there was
@@ -494,7 +367,7 @@ impl Lines {
             (At::Name, b'\n') if self.length == 0 => self.end_head(),
             (_, b'\n') => self.start(),
             (At::Name, b'\r') if self.length == 0 => self.at = At::Empty,
-            (At::Name | At::Blank, b':') => self.end_name(),
+            (At::Name | At::Blank | At::Other, b':') => self.end_name(),
             (At::Length, b' ' | b'\t' | b'\r') => {}
             (At::Length, b'0'..=b'9') => {
                 let digit = u64::from(*byte - b'0');
@@ -504,7 +377,11 @@ impl Lines {
                 self.at = At::Scheme;
                 self.length = 0;
             }
-            (At::Name | At::Blank, b' ' | b'\t') if self.length > 0 => self.at = At::Blank,
+            (At::Name, b' ') if is_other_method(&self.name[..self.length]) => self.at = At::Other,
+            (At::Name | At::Blank | At::Other, b' ' | b'\t') if self.length > 0 => {
+                self.at = At::Blank;
+            }
+            (At::Other | At::OtherScheme, letter) => self.other(letter),
             (At::Scheme | At::Target | At::Parameter | At::ParameterValue, b' ') => {
                 self.at = At::Rest;
             }
@@ -519,7 +396,8 @@ impl Lines {
             (At::Scheme, letter) => self.scheme(letter),
             (At::Target, _) => {}
             (At::Parameter, b'=') => {
-                let secret = is_secret_parameter(&self.name[..self.length]);
+                let (name, length) = self.folded_name();
+                let secret = is_secret_parameter(&name[..length]);
                 self.at = if secret {
                     At::ParameterValue
                 } else {

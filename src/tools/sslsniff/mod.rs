@@ -54,7 +54,7 @@ use self::command::Running;
 use self::discover::{Found, Library, Places};
 use self::event::Ready;
 use self::function::Function;
-use self::losses::Losses;
+use self::losses::{Losses, NotHeld};
 use self::notes::{explain_events, nothing_to_watch, report, tell, tell_unwatched};
 use self::plan::Plan;
 use self::session::Session;
@@ -329,6 +329,7 @@ fn follow(
     stop: &Stop,
 ) -> Result<Totals> {
     let mut losses = Losses::default();
+    let mut not_held = NotHeld::default();
     let records = watch.records()?;
     let wall = Cell::new(Wall::default());
     let ring = Ring::new(&records, |record| {
@@ -351,9 +352,12 @@ fn follow(
         }
         if looked.elapsed() >= LOSS_INTERVAL {
             looked = Instant::now();
-            if watch.totals()?.any_lost() {
-                losses.report(watch.losses()?, session.borrow_mut().sink())?;
-                session.borrow_mut().sink().flush()?;
+            let totals = watch.totals()?;
+            let mut session = session.borrow_mut();
+            not_held.report(following.pauses(), totals.not_held(), session.sink());
+            if totals.any_lost() {
+                losses.report(watch.losses()?, session.sink())?;
+                session.sink().flush()?;
             }
         }
         if session.borrow_mut().views().tick()? {
@@ -437,7 +441,7 @@ fn try_out(method: Method) -> Result<()> {
         offsets: vec![(Function::Read, offset)],
         required: true,
         id: (0, 0),
-        modified: (0, 0),
+        version: ((0, 0), 0),
         mapped: None,
     };
     let mut object = MaybeUninit::uninit();

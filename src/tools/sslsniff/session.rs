@@ -200,6 +200,10 @@ impl<W: Write> Session<W> {
         }
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.used = self.records;
+            // Also if the record that said so was lost.
+            if header.no_peer != 0 {
+                connection.ends = Ends::default();
+            }
             connection.identify(header, &mut self.directory);
             if !record.what.is_aside() {
                 connection.name_library(header, &self.libraries);

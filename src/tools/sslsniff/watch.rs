@@ -295,7 +295,7 @@ impl<'obj> Watch<'obj> {
         let maps = Maps {
             held: MapHandle::try_from(&maps.held)?,
             settled: MapHandle::try_from(&maps.settled)?,
-            paused: MapHandle::try_from(&maps.hold_paused)?,
+            alive: MapHandle::try_from(&maps.hold_alive)?,
         };
         let progs = &self.skel.progs;
         let attach = || {
@@ -406,6 +406,7 @@ impl<'obj> Watch<'obj> {
             missed_children: self.counter(ssl_counter::SSL_MISSED_CHILDREN.0)?,
             lost_stacks: self.counter(ssl_counter::SSL_LOST_STACKS.0)?,
             lost_keys: self.counter(ssl_counter::SSL_LOST_KEYS.0)?,
+            not_held: self.counter(ssl_counter::SSL_NOT_HELD.0)?,
             lost: [Amount::default(); 3],
         };
         for (amount, (cause, _)) in totals.lost.iter_mut().zip(CAUSES) {
@@ -477,6 +478,7 @@ pub struct Totals {
     missed_children: u64,
     lost_stacks: u64,
     lost_keys: u64,
+    not_held: u64,
     /// In the order of [`CAUSES`].
     lost: [Amount; 3],
 }
@@ -485,6 +487,11 @@ impl Totals {
     /// Whether anything was lost.
     pub fn any_lost(&self) -> bool {
         self.lost != [Amount::default(); 3]
+    }
+
+    /// How often a process was not stopped that was to be.
+    pub fn not_held(&self) -> u64 {
+        self.not_held
     }
 
     /// What was lost for the cause of this index.
@@ -510,6 +517,7 @@ impl Totals {
             missed_children: self.missed_children,
             lost_stacks: self.lost_stacks,
             lost_keys: self.lost_keys,
+            not_held: self.not_held,
             connections: shown.connections,
             ..Summary::default()
         }

@@ -8,7 +8,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::thread::JoinHandle;
 
-use super::super::discover::{FileId, Library, MappedAs, Time};
+use super::super::discover::{FileId, Library, MappedAs, Version};
 use crate::kernel::maps;
 use crate::kernel::privileges::{Capabilities, Capability};
 use crate::kernel::uprobes::Probes;
@@ -23,7 +23,7 @@ pub(super) struct Watched {
     /// Processes that were seen to map it, if a process is why it is watched; there may be others.
     pub users: HashSet<u32>,
     mapped: Option<MappedAs>,
-    pub modified: Time,
+    pub version: Version,
 }
 
 impl Watched {
@@ -35,7 +35,7 @@ impl Watched {
             later: None,
             users: users.iter().copied().collect(),
             mapped: library.mapped,
-            modified: library.modified,
+            version: library.version,
         }
     }
 

@@ -90,6 +90,49 @@ fn secret_parameters_of_a_request_are_masked_and_others_are_not() {
 }
 
 #[test]
+fn a_target_is_masked_whatever_its_method_and_no_other_text_is() {
+    for (line, masked) in [
+        ("ACL /?access_token=abc", "ACL /?access_token=***"),
+        (
+            "M-SEARCH /x?token=a HTTP/1.1",
+            "M-SEARCH /x?token=* HTTP/1.1",
+        ),
+        ("X_Y!2 /x?a=b&sig=c#key=d", "X_Y!2 /x?a=b&sig=*#key=*"),
+        (
+            "MERGE http://u:p@h/?code=a&b",
+            "MERGE http://***@h/?code=*&b",
+        ),
+        ("COOKIE : a", "COOKIE : *"),
+        ("COOKIE  : a", "COOKIE  : *"),
+        ("Acl /?access_token=abc", "Acl /?access_token=abc"),
+        ("THE word?token=abc", "THE word?token=abc"),
+        ("A: /?token=abc", "A: /?token=abc"),
+        ("42 /?token=abc", "42 /?token=abc"),
+        ("I  /?token=abc", "I  /?token=abc"),
+        ("I a/b?token=abc", "I a/b?token=abc"),
+        ("I a:b@c://d@e", "I a:b@c://d@e"),
+    ] {
+        let line = format!("{line}\r\nHost: a?token=b\r\n").into_bytes();
+        for size in [line.len(), 1, 3] {
+            let shown = text(&pieces(&line, &[size]));
+            // Cut where a password may be, more is masked.
+            if !line.starts_with(b"MERGE") || size == line.len() {
+                assert_eq!(shown, format!("{masked}\r\nHost: a?token=b\r\n"), "{size}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_looked_at_as_a_name_has_all_letters_of_a_token_and_no_end_of_one() {
+    for byte in 0..=u8::MAX {
+        let of_token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let few_others = b",@\\]}\x7f".contains(&byte);
+        assert_eq!(is_name_letter(byte), of_token || few_others, "{byte}");
+    }
+}
+
+#[test]
 fn a_password_in_a_request_s_url_is_masked_and_its_host_is_not() {
     for (line, masked) in [
         (
@@ -204,6 +247,11 @@ fn a_request_that_follows_a_body_without_an_end_of_line_is_masked() {
             calls(&[head, body, request]),
             format!("{head}{body}{masked}")
         );
+        let (other, masked) = (request.replace("GET", "ACL"), masked.replace("GET", "ACL"));
+        assert_eq!(
+            calls(&[head, body, &other]),
+            format!("{head}{body}{masked}")
+        );
     }
     // It may as well be the rest of a value.
     assert_eq!(
@@ -312,6 +360,15 @@ fn names_that_say_what_they_hold_are_masked() {
         "ClientSecret",
         "X_SessionId",
         "Cookie ",
+        "X-GitHub-OTP",
+        "X-Auth-Code",
+        "X-Passcode",
+        "X-PIN",
+        "PHPSESSID",
+        "X~Api~Token",
+        "X+Token",
+        "X|Api|Key",
+        "!Authorization",
         "Authorization \t",
         &long,
     ] {

@@ -65,6 +65,26 @@ fn a_call_is_a_line_with_all_that_is_known() {
 }
 
 #[test]
+fn a_peer_is_not_shown_any_more_once_any_record_says_that_there_is_none() {
+    let mut session = session(Format::Json, Style::default());
+    let time = datetime!(2026-01-02 03:04:05 UTC);
+    session.record(&record::tests::socket(2), |_| time).unwrap();
+    feed(&mut session, &written(0, 1), b"a");
+    let none = Header {
+        no_peer: 1,
+        ..written(1, 1)
+    };
+    feed(&mut session, &none, b"b");
+    session.record(&record::tests::socket(2), |_| time).unwrap();
+    feed(&mut session, &written(2, 1), b"c");
+    let peers: Vec<bool> = events(session)
+        .iter()
+        .map(|event| event.get("peer").is_some())
+        .collect();
+    assert_eq!(peers, [true, false, true]);
+}
+
+#[test]
 fn a_connection_that_starts_anew_without_a_handshake_shows_no_rest_of_a_secret() {
     for (handshake, shown) in [(false, "***\r\nA: b"), (true, "def\r\nA: b")] {
         let mut session = session(Format::Json, Style::default());
