@@ -110,18 +110,20 @@ mod root {
         assert!(closed[0].get("unfreed").is_none(), "{closed:?}");
     }
 
-    #[test]
-    fn a_program_s_connection_is_not_taken_for_that_of_the_one_before_it() {
+    /// What is told of a process that is two programs one after the other, if both have a connection at the same address.
+    fn two_at_one_address() -> Option<super::common::Ended> {
         let place = Place::new();
         let next = (PORT.parse::<u16>().unwrap() + 1).to_string();
         let mut servers = [PORT, &next].map(|port| place.server(&["echo", &place.pem(), port]));
-        // Without randomization both have theirs at the same address.
+        // Without randomization, and without what one leaves for the other, the addresses are mostly the same.
         let mut command = place.netns.command("setarch");
         command.args(["-R", python3(), "-c", LEFT, PORT, "repeats"]);
-        let mut client = Peer::start(command.env("PYTHONHASHSEED", "0"));
+        command.envs([("PYTHONHASHSEED", "0"), ("PYTHONDONTWRITEBYTECODE", "1")]);
+        let mut client = Peer::start(&mut command);
         let tool = Tool::start(&place.netns, &["sslsniff", "-p", &client.pid().to_string()]);
         // It hears of the first's end only after all that the second does.
         tool.signal(Signal::SIGSTOP);
+        client.go();
         client.go();
         let addresses = [client.line(), client.line()];
         client.rest();
@@ -129,8 +131,14 @@ mod root {
             server.rest();
         });
         tool.signal(Signal::SIGCONT);
-        assert_eq!(addresses[0], addresses[1]);
         let ended = tool.stop();
+        (addresses[0] == addresses[1]).then_some(ended)
+    }
+
+    #[test]
+    fn a_program_s_connection_is_not_taken_for_that_of_the_one_before_it() {
+        let ended = (0..10).find_map(|_| two_at_one_address());
+        let ended = ended.expect("the same address twice");
         nothing_is_lost(&ended);
         let written: Vec<_> = ended
             .kind("data")

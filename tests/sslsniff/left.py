@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """A client that does not free its connection as others do, for tests/sslsniff_calls.rs.
 
-    left.py PORT HOW [NAME]     waits for a line and sends abcdef to an echo and reads it; then
+    left.py PORT HOW [NAME]     waits for "go" and sends abcdef to an echo and reads it; then
                                 ends       ends without freeing the connection
                                 executes   becomes a program that waits for a line
                                 elsewhere  frees it in a thread of another name than the main one's, which is NAME
-                                repeats    becomes this program, for the next port, with ends
+                                repeats    becomes this program, for the next port, and ends
                                 shares     takes a reference, drops one, does so with ghi, drops the last
 """
 import ctypes
@@ -22,8 +22,8 @@ for name in ["TLS_client_method", "SSL_CTX_new", "SSL_new"]:
 
 if len(sys.argv) > 3:
     open("/proc/self/comm", "w").write(sys.argv[3])
-if sys.argv[2] != "follows":
-    sys.stdin.readline()
+# "go\n", and no more of what is there.
+os.read(0, 3)
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 tls = ctypes.c_void_p(lib.SSL_new(ctypes.c_void_p(lib.SSL_CTX_new(ctypes.c_void_p(lib.TLS_client_method())))))
 assert lib.SSL_set_fd(tls, connection.fileno()) == 1
