@@ -169,6 +169,12 @@ static __noinline bool may_concern_whole_v6(struct __sk_buff *skb)
 	return is_side_v6(&ip);
 }
 
+/* is_side_v4() of both addresses, for those few that look like an endpoint's. */
+static __noinline bool are_possible_v4(__u64 both)
+{
+	return is_side_v4(both, both >> 32);
+}
+
 /* The same of a packet that is said to begin with an IPv4 header: who writes frames may say anything. */
 static __always_inline bool may_concern_v4(struct __sk_buff *skb)
 {
@@ -178,7 +184,7 @@ static __always_inline bool may_concern_v4(struct __sk_buff *skb)
 	if (!data || (direct_word(data, 0) & 0xf0) != 0x40)
 		return imds_may_concern(skb, 0);
 	both = direct_word(data, IPV4_ADDRESSES);
-	return are_hinted_v4(both) && imds_may_concern(skb, 0);
+	return are_hinted_v4(both) && are_possible_v4(both);
 }
 
 /* The same of IPv6. Its source may be an endpoint only if its last bits may, its destination only if its first may: these
