@@ -61,7 +61,7 @@ pub(super) struct Programs {
     pub(super) generation: u16,
 }
 
-/// How the packet layer finds the network namespace of a socket: `enum netns_by` of `tc_guard.bpf.c`.
+/// How the packet layer finds the network namespace of a socket: `enum netns_by` of `tc_guard_owner.bpf.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetnsBy {
     /// Not at all: whatever came in has no socket then.
