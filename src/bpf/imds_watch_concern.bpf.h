@@ -42,6 +42,9 @@ extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
  */
 #define IPV4_ADDRESSES 12
 #define IPV6_MIDDLE 22
+/* Its source, and the last 64 bits of its destination. */
+#define IPV6_SOURCE 8
+#define IPV6_LAST 32
 
 /* 16 bits of an address, as they lie in memory, hashed to 6. The multiplier is one that keeps the known services apart
  * from networks and hosts that are common.
@@ -175,6 +178,15 @@ static __noinline bool are_possible_v4(__u64 both)
 	return is_side_v4(both, both >> 32);
 }
 
+/* The same of the IPv6 header there. */
+static __noinline bool are_possible_v6(const void *data, __u64 middle)
+{
+	__u64 first = direct_word(data, IPV6_SOURCE), last = direct_word(data, IPV6_LAST);
+
+	return endpoint_possible_v6(bpf_ntohs(middle >> 16), bpf_ntohs(last >> 48)) ||
+	       endpoint_possible_v6(bpf_ntohs(first), bpf_ntohs(middle));
+}
+
 /* The same of a packet that is said to begin with an IPv4 header: who writes frames may say anything. */
 static __always_inline bool may_concern_v4(struct __sk_buff *skb)
 {
@@ -198,7 +210,7 @@ static __always_inline bool may_concern_v6(struct __sk_buff *skb)
 	if (!data || (direct_word(data, 0) & 0xf0) != 0x60)
 		return may_concern_whole_v6(skb);
 	middle = direct_word(data, IPV6_MIDDLE);
-	return are_hinted_v6(middle) && may_concern_whole_v6(skb);
+	return are_hinted_v6(middle) && are_possible_v6(data, middle);
 }
 
 #endif
