@@ -80,17 +80,34 @@ static __always_inline bool are_hinted_v6(__u64 middle)
 	return (hinted(HINT_V6_LAST, middle) | hinted(HINT_V6_FIRST, middle >> 16)) & 1;
 }
 
-static __always_inline bool is_side_v4(__be32 src, __be32 dst)
+/* Whether either address may be an endpoint's, of which both are given, source first. A function of its own, as few
+ * packets get here, and as the program has to stay small.
+ */
+static __noinline bool are_possible_v4(__u64 both)
 {
-	return endpoint_possible_v4(bpf_ntohl(dst)) || endpoint_possible_v4(bpf_ntohl(src));
+	return endpoint_possible_v4(bpf_ntohl(both >> 32)) || endpoint_possible_v4(bpf_ntohl(both));
+}
+
+/* The same of IPv6, of which these are given, each 16 bits: the source's last and the destination's first, as they follow
+ * each other, and the source's first and the destination's last.
+ */
+static __noinline bool are_possible_v6(__u32 inner, __u32 outer)
+{
+	return endpoint_possible_v6(bpf_ntohs(inner >> 16), bpf_ntohs(outer >> 16)) ||
+	       endpoint_possible_v6(bpf_ntohs(outer), bpf_ntohs(inner));
+}
+
+/* Where the addresses are, in memory. */
+static __always_inline bool is_side_v4(const struct iphdr *ip)
+{
+	return are_possible_v4((__u64)ip->daddr << 32 | ip->saddr);
 }
 
 static __always_inline bool is_side_v6(const struct ipv6hdr *ip)
 {
 	const __be16 *src = ip->saddr.in6_u.u6_addr16, *dst = ip->daddr.in6_u.u6_addr16;
 
-	return endpoint_possible_v6(bpf_ntohs(dst[0]), bpf_ntohs(dst[7])) ||
-	       endpoint_possible_v6(bpf_ntohs(src[0]), bpf_ntohs(src[7]));
+	return are_possible_v6((__u32)dst[0] << 16 | src[7], (__u32)dst[7] << 16 | src[0]);
 }
 
 /* linux/if_packet.h */
@@ -154,7 +171,7 @@ __noinline int imds_may_concern(struct __sk_buff *skb, __u32 at)
 		return false;
 	version = *(__u8 *)&ip >> 4;
 	if (version == 4)
-		return is_side_v4(((struct iphdr *)&ip)->saddr, ((struct iphdr *)&ip)->daddr);
+		return is_side_v4((struct iphdr *)&ip);
 	if (version != 6)
 		return !at && leaves_tagged(skb);
 	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
@@ -172,22 +189,7 @@ static __noinline bool may_concern_whole_v6(struct __sk_buff *skb)
 	return is_side_v6(&ip);
 }
 
-/* is_side_v4() of both addresses, for those few that look like an endpoint's. */
-static __noinline bool are_possible_v4(__u64 both)
-{
-	return is_side_v4(both, both >> 32);
-}
-
-/* The same of the IPv6 header there. */
-static __noinline bool are_possible_v6(const void *data, __u64 middle)
-{
-	__u64 first = direct_word(data, IPV6_SOURCE), last = direct_word(data, IPV6_LAST);
-
-	return endpoint_possible_v6(bpf_ntohs(middle >> 16), bpf_ntohs(last >> 48)) ||
-	       endpoint_possible_v6(bpf_ntohs(first), bpf_ntohs(middle));
-}
-
-/* The same of a packet that is said to begin with an IPv4 header: who writes frames may say anything. */
+/* The same as imds_may_concern() of a packet that is said to begin with an IPv4 header: who writes frames may say anything. */
 static __always_inline bool may_concern_v4(struct __sk_buff *skb)
 {
 	void *data = direct_data(skb, sizeof(struct iphdr));
@@ -210,7 +212,9 @@ static __always_inline bool may_concern_v6(struct __sk_buff *skb)
 	if (!data || (direct_word(data, 0) & 0xf0) != 0x60)
 		return may_concern_whole_v6(skb);
 	middle = direct_word(data, IPV6_MIDDLE);
-	return are_hinted_v6(middle) && are_possible_v6(data, middle);
+	return are_hinted_v6(middle) &&
+	       are_possible_v6(middle, (direct_word(data, IPV6_LAST) >> 48 << 16) |
+					       (direct_word(data, IPV6_SOURCE) & 0xffff));
 }
 
 #endif
