@@ -4,8 +4,10 @@
 //! should ask for any more: one list, from which both the scanner in the kernel and the check in
 //! user space are made.
 
+use std::sync::{Mutex, PoisonError};
+
 use anyhow::{Context as _, Result};
-use regex_automata::dfa::{Automaton as _, StartKind, dense};
+use regex_automata::hybrid::dfa::{Cache, DFA};
 use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, MatchKind};
 
@@ -200,10 +202,12 @@ fn is_below(path: &str, prefix: &str) -> bool {
         && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
 }
 
-/// Recognises targets by expressions that are compared from their start.
+/// Recognises targets by expressions that are compared from their start. The automaton is made as far as it is walked:
+/// few targets get here, and all of it takes longer than the rest of a start.
 #[derive(Debug)]
 pub struct Targets {
-    dfa: dense::DFA<Vec<u32>>,
+    dfa: DFA,
+    cache: Mutex<Cache>,
 }
 
 impl Targets {
@@ -220,15 +224,13 @@ impl Targets {
     /// # Errors
     /// If an expression is wrong.
     pub fn new(patterns: &[String]) -> Result<Self> {
-        let config = dense::Config::new()
-            .start_kind(StartKind::Anchored)
-            .match_kind(MatchKind::All);
-        let dfa = dense::Builder::new()
-            .configure(config)
+        let dfa = DFA::builder()
+            .configure(DFA::config().match_kind(MatchKind::All))
             .syntax(syntax::Config::new().unicode(false).utf8(false))
             .build_many(patterns)
             .context("cannot compile the list of paths")?;
-        Ok(Self { dfa })
+        let cache = Mutex::new(dfa.create_cache());
+        Ok(Self { dfa, cache })
     }
 
     /// The places in the list of the expressions that `target`, a path and perhaps a query, has.
@@ -236,8 +238,11 @@ impl Targets {
         let text = format!("{} ", target.replace(' ', "+"));
         let input = Input::new(&text).anchored(Anchored::Yes);
         let mut found = regex_automata::PatternSet::new(self.dfa.pattern_len());
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         // An error means a byte that this automaton cannot judge; there is none.
-        let _ = self.dfa.try_which_overlapping_matches(&input, &mut found);
+        let _ = self
+            .dfa
+            .try_which_overlapping_matches(&mut cache, &input, &mut found);
         found.iter().map(|pattern| pattern.as_usize()).collect()
     }
 

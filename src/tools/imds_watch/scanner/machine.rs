@@ -3,14 +3,12 @@
 //! From patterns to a table that a few instructions per byte can follow: for each state and class of
 //! bytes the next state and the flags that it raises. regex-automata compiles the patterns.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use anyhow::{Context as _, Result, ensure};
-use regex_automata::dfa::{Automaton as _, StartKind, dense};
-use regex_automata::util::alphabet::Unit;
+use anyhow::{Context as _, Result, bail, ensure};
+use regex_automata::nfa::thompson::{NFA, State, Transition, WhichCaptures};
 use regex_automata::util::primitives::StateID;
 use regex_automata::util::syntax;
-use regex_automata::{Anchored, Input, MatchKind};
 
 use super::{END, ENTRIES, HOST, LINE, Patterns, SERVICE, STATE_BITS, SUSPICIOUS, Scanner};
 
@@ -25,58 +23,60 @@ pub(super) struct Machine {
 const DEAD: usize = 0;
 
 impl Machine {
+    /// All patterns at once, each anchored at the start.
+    ///
+    /// The states are sets of regex-automata's. Its own way to make them asks for each set and class of bytes anew where
+    /// that leads, which was most of what a start took.
     pub(super) fn of(patterns: &Patterns) -> Result<Self> {
         let expressions: Vec<_> = patterns.iter().map(|(expression, _)| expression).collect();
-        let config = dense::Config::new()
-            .match_kind(MatchKind::All)
-            .start_kind(StartKind::Anchored)
-            .accelerate(false);
-        let dfa = dense::Builder::new()
-            .configure(config)
+        let nfa = NFA::compiler()
+            .configure(NFA::config().which_captures(WhichCaptures::None))
             .syntax(syntax::Config::new().unicode(false).utf8(false))
             .build_many(&expressions)
             .context("cannot compile the scanner")?;
-        let start = dfa
-            .start_state_forward(&Input::new("").anchored(Anchored::Yes))
-            .context("the scanner has no start")?;
-        // One byte for each class stands for all of its class.
-        let of = dfa.byte_classes();
-        let bytes: Vec<u8> = of.representatives(..).filter_map(Unit::as_u8).collect();
-        let classes = std::array::from_fn(|byte| usize::from(of.get(byte.to_le_bytes()[0])));
+        // Neighbours are of one class or of the next.
+        let class_of = nfa.byte_classes();
+        let classes = class_of.alphabet_len();
+        let mut sets = Sets::new(&nfa);
+        let start = sets.number(&[nfa.start_anchored()])?;
         let mut machine = Self {
             next: vec![[DEAD; 256]],
             flags: vec![0],
-            start: 1,
+            start,
         };
-        let mut numbers: HashMap<StateID, usize> = HashMap::from([(start, 1)]);
-        let mut order = vec![start];
-        let mut at = 0;
-        while let Some(state) = order.get(at).copied() {
-            at += 1;
-            let leads: Vec<_> = bytes
-                .iter()
-                .map(|byte| {
-                    let next = dfa.next_state(state, *byte);
-                    if dfa.is_dead_state(next) || dfa.is_quit_state(next) {
-                        return DEAD;
-                    }
-                    *numbers.entry(next).or_insert_with(|| {
-                        order.push(next);
-                        order.len()
-                    })
-                })
-                .collect();
-            machine.next.push(classes.map(|class| leads[class]));
-            // regex-automata reports a match one byte late; the end of input brings it forward.
-            let end = dfa.next_eoi_state(state);
-            let matched = if dfa.is_match_state(end) {
-                dfa.match_len(end)
-            } else {
-                0
+        let mut leads: Vec<Vec<StateID>> = vec![Vec::new(); classes];
+        for state in 1.. {
+            let Some(set) = sets.all.get(state) else {
+                break;
             };
-            machine.flags.push((0..matched).fold(0, |all, index| {
-                all | patterns[dfa.match_pattern(end, index).as_usize()].1
-            }));
+            leads.iter_mut().for_each(Vec::clear);
+            let mut flags = 0;
+            let mut lead = |on: &Transition| {
+                let [first, last] = [on.start, on.end].map(|byte| usize::from(class_of.get(byte)));
+                for lead in &mut leads[first..=last] {
+                    lead.push(on.next);
+                }
+            };
+            for part in set {
+                match nfa.state(*part) {
+                    State::ByteRange { trans } => lead(trans),
+                    State::Sparse(all) => all.transitions.iter().for_each(&mut lead),
+                    State::Match { pattern_id } => flags |= patterns[pattern_id.as_usize()].1,
+                    other => bail!("the scanner has no use for {other:?}"),
+                }
+            }
+            machine.flags.push(flags);
+            // Few classes lead to another set than the one before.
+            let mut numbers = vec![DEAD; classes];
+            for class in 0..classes {
+                numbers[class] = match class.checked_sub(1) {
+                    Some(before) if leads[before] == leads[class] => numbers[before],
+                    _ => sets.number(&leads[class])?,
+                };
+            }
+            let row = |byte| numbers[usize::from(class_of.get(byte))];
+            let bytes: [u8; 256] = std::array::from_fn(|byte| byte.to_le_bytes()[0]);
+            machine.next.push(bytes.map(row));
         }
         Ok(machine)
     }
@@ -108,20 +108,13 @@ impl Machine {
 
     /// The same with the dead state in the place of those that lead to no end of a head.
     pub(super) fn pruned(mut self) -> Self {
-        let mut alive: Vec<bool> = self
-            .flags
-            .iter()
-            .map(|flags| flags & u32::from(END) != 0)
-            .collect();
-        loop {
-            let more: Vec<_> = (0..self.next.len())
-                .filter(|state| !alive[*state] && self.next[*state].iter().any(|next| alive[*next]))
-                .collect();
-            if more.is_empty() {
-                break;
-            }
-            for state in more {
-                alive[state] = true;
+        let before = self.before();
+        let mut alive = vec![false; self.next.len()];
+        let ends = |state: &usize| self.flags[*state] & u32::from(END) != 0;
+        let mut more: Vec<_> = (0..self.next.len()).filter(ends).collect();
+        while let Some(state) = more.pop() {
+            if !std::mem::replace(&mut alive[state], true) {
+                more.extend(&before[state]);
             }
         }
         for next in self.next.iter_mut().flatten() {
@@ -140,36 +133,81 @@ impl Machine {
         self
     }
 
+    /// For each state those that lead to it.
+    fn before(&self) -> Vec<Vec<usize>> {
+        let mut before = vec![Vec::new(); self.next.len()];
+        for (state, row) in self.next.iter().enumerate() {
+            for next in row {
+                if before[*next].last() != Some(&state) {
+                    before[*next].push(state);
+                }
+            }
+        }
+        before
+    }
+
     /// The same with as few states as there can be (Moore's algorithm): a state is as another if
-    /// they raise the same flags and lead to the same.
+    /// they raise the same flags and lead to the same. Of each group that turns out to be several, one keeps its number,
+    /// and those that lead to the others are looked at again.
     pub(super) fn minimized(&self) -> Self {
         let (classes, count) = self.classes();
         let bytes: Vec<usize> = (0..count)
             .filter_map(|class| classes.iter().position(|of| usize::from(*of) == class))
             .collect();
-        let mut groups: Vec<usize> = vec![0; self.next.len()];
-        let mut count = 0;
-        loop {
-            // In order: most differ in what is compared first, and none is hashed whole.
-            let mut known: BTreeMap<(u32, usize, Vec<usize>), usize> = BTreeMap::new();
-            groups = (0..self.next.len())
-                .map(|state| {
-                    let row = &self.next[state];
-                    let leads = bytes.iter().map(|byte| groups[row[*byte]]).collect();
-                    let fresh = known.len();
-                    *known
-                        .entry((self.flags[state], groups[state], leads))
-                        .or_insert(fresh)
-                })
-                .collect();
-            if known.len() == count {
-                break;
+        let before = self.before();
+        let mut numbers = HashMap::new();
+        let mut sizes = Vec::new();
+        let mut groups = Vec::with_capacity(self.flags.len());
+        for flags in &self.flags {
+            let group = *numbers.entry(*flags).or_insert(sizes.len());
+            if group == sizes.len() {
+                sizes.push(0);
             }
-            count = known.len();
+            sizes[group] += 1;
+            groups.push(group);
+        }
+        let mut moved: Vec<usize> = (0..groups.len()).collect();
+        while !moved.is_empty() {
+            let leading: BTreeSet<usize> = moved
+                .iter()
+                .flat_map(|state| before[*state].iter().copied())
+                .collect();
+            let mut looked_at = vec![0; sizes.len()];
+            for state in &leading {
+                looked_at[groups[*state]] += 1;
+            }
+            let mut kept: Vec<bool> = looked_at
+                .iter()
+                .zip(&sizes)
+                .map(|(at, of)| at < of)
+                .collect();
+            let mut parts: HashMap<(usize, Vec<usize>), usize> = HashMap::new();
+            let mut moves = Vec::new();
+            for state in leading {
+                let (row, group) = (&self.next[state], groups[state]);
+                let leads = bytes.iter().map(|byte| groups[row[*byte]]).collect();
+                let part = *parts.entry((group, leads)).or_insert_with(|| {
+                    if std::mem::replace(&mut kept[group], true) {
+                        sizes.push(0);
+                        sizes.len() - 1
+                    } else {
+                        group
+                    }
+                });
+                if part != group {
+                    moves.push((state, part));
+                }
+            }
+            for (state, part) in &moves {
+                sizes[groups[*state]] -= 1;
+                sizes[*part] += 1;
+                groups[*state] = *part;
+            }
+            moved = moves.into_iter().map(|(state, _)| state).collect();
         }
         let mut minimal = Self {
-            next: vec![[DEAD; 256]; count],
-            flags: vec![0; count],
+            next: vec![[DEAD; 256]; sizes.len()],
+            flags: vec![0; sizes.len()],
             start: groups[self.start],
         };
         for (state, group) in groups.iter().enumerate() {
@@ -213,5 +251,62 @@ impl Machine {
             table,
             start,
         })
+    }
+}
+
+/// Sets of an NFA's states, numbered as they are found. The empty one is the dead state.
+struct Sets<'a> {
+    nfa: &'a NFA,
+    /// In order.
+    all: Vec<Vec<StateID>>,
+    numbers: HashMap<Vec<StateID>, usize>,
+    /// The same by what was asked.
+    asked: HashMap<Vec<StateID>, usize>,
+    /// When each state was met last, counted by questions.
+    met: Vec<usize>,
+}
+
+impl<'a> Sets<'a> {
+    fn new(nfa: &'a NFA) -> Self {
+        Self {
+            nfa,
+            all: vec![Vec::new()],
+            numbers: HashMap::from([(Vec::new(), DEAD)]),
+            asked: HashMap::from([(Vec::new(), DEAD)]),
+            met: vec![0; nfa.states().len()],
+        }
+    }
+
+    /// The number of the set of these states and of all that they lead to without a byte.
+    fn number(&mut self, states: &[StateID]) -> Result<usize> {
+        if let Some(known) = self.asked.get(states) {
+            return Ok(*known);
+        }
+        let question = self.asked.len();
+        let mut set = Vec::new();
+        let mut more = states.to_vec();
+        while let Some(state) = more.pop() {
+            if std::mem::replace(&mut self.met[state.as_usize()], question) == question {
+                continue;
+            }
+            match self.nfa.state(state) {
+                State::Union { alternates } => more.extend(alternates.iter()),
+                State::BinaryUnion { alt1, alt2 } => more.extend([alt1, alt2]),
+                State::Fail => {}
+                State::Look { .. } => bail!("the scanner has no use for assertions"),
+                _ => set.push(state),
+            }
+        }
+        set.sort_unstable();
+        let number = match self.numbers.get(&set) {
+            Some(known) => *known,
+            None => {
+                self.numbers.insert(set.clone(), self.all.len());
+                self.all.push(set);
+                self.all.len() - 1
+            }
+        };
+        self.asked.insert(states.to_vec(), number);
+        Ok(number)
     }
 }
