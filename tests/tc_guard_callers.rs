@@ -142,8 +142,14 @@ mod root {
         rules.iter().any(allowed) || rules.iter().all(|rule| rule.audit)
     }
 
-    /// The reference: what becomes of a call.
-    fn expected(rules: &[Rule], case: &Case, made: Place, used: Place) -> &'static str {
+    /// The reference: what becomes of a call, where denials on the way are answered or not.
+    fn expected(
+        rules: &[Rule],
+        answered: bool,
+        case: &Case,
+        made: Place,
+        used: Place,
+    ) -> &'static str {
         let protocol = if case.tcp { 6 } else { 17 };
         let to = case.address.to_canonical();
         let about: Vec<&Rule> = rules
@@ -156,17 +162,20 @@ mod root {
         // At the call it counts who makes it and where; on the way, who has made the socket, and where.
         if !may(&about, case.uid, case, used) {
             "refused"
+        } else if !may(&about, case.maker, case, made) && (answered || !case.tcp) {
+            "dropped"
         } else if case.tcp {
             "called"
-        } else if !may(&about, case.maker, case, made) {
-            "dropped"
         } else {
             "sent"
         }
     }
 
-    fn toml(rules: &[Rule], cgroups: &Cgroups) -> String {
-        let mut text = "deny = \"drop\"\ninterfaces = [\"eth0\"]\n".to_owned();
+    fn toml(rules: &[Rule], answered: bool, cgroups: &Cgroups) -> String {
+        let mut text = "interfaces = [\"eth0\"]\n".to_owned();
+        if !answered {
+            text.push_str("deny = \"drop\"\n");
+        }
         for rule in rules {
             let endpoints: Vec<_> = rule.endpoints.iter().map(ToString::to_string).collect();
             let places: Vec<_> = rule
@@ -207,11 +216,12 @@ mod root {
         network: &Network,
         cgroups: &Cgroups,
         rules: &[Rule],
+        answered: bool,
         batches: &[(Place, Place, Vec<Case>)],
     ) -> Vec<Vec<String>> {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("policy.toml");
-        fs::write(&config, toml(rules, cgroups)).unwrap();
+        fs::write(&config, toml(rules, answered, cgroups)).unwrap();
         let config = config.to_str().unwrap();
         let guard = Tool::start(&network.machine, &["tc-guard", "run", "--config", config]);
         let mut command = network.machine.command(python3());
@@ -260,7 +270,8 @@ mod root {
         network.machine.ip(&["link", "set", "eth0", "arp", "off"]);
         let mut dice = Dice(0x6361_6c6c);
         let mut fates = std::collections::BTreeMap::new();
-        for _ in 0..policies {
+        for policy in 0..policies {
+            let answered = policy % 2 == 0;
             let rules = rules(&mut dice);
             let batches: Vec<_> = (0..batches)
                 .map(|_| {
@@ -268,25 +279,31 @@ mod root {
                     (dice.pick(PLACES), dice.pick(PLACES), cases)
                 })
                 .collect();
-            let seen = try_policy(&network, &cgroups, &rules, &batches);
+            let seen = try_policy(&network, &cgroups, &rules, answered, &batches);
             assert_eq!(seen.len(), batches.len());
             for ((made, used, cases), seen) in batches.iter().zip(&seen) {
                 assert_eq!(seen.len(), cases.len());
                 for (case, seen) in cases.iter().zip(seen) {
-                    let expected = expected(&rules, case, *made, *used);
+                    let expected = expected(&rules, answered, case, *made, *used);
                     assert_eq!(
                         seen, expected,
                         "{case:?} made {made:?}, used {used:?}: {rules:#?}"
                     );
-                    *fates.entry(expected).or_insert(0) += 1;
+                    *fates.entry((case.tcp, expected)).or_insert(0) += 1;
                 }
             }
         }
+        let kinds = [
+            (false, "refused"),
+            (false, "dropped"),
+            (false, "sent"),
+            (true, "refused"),
+            (true, "dropped"),
+            (true, "called"),
+        ];
         let enough = |fate| fates.get(fate).is_some_and(|count| *count >= 5);
         assert!(
-            ["refused", "called", "dropped", "sent"]
-                .into_iter()
-                .all(enough),
+            kinds.iter().all(enough),
             "the generator is one-sided: {fates:?}"
         );
     }

@@ -3,7 +3,8 @@
 
 Reads batches as JSON, one in a line: where sockets are made and where they are used (files to write "0" to), and for
 each socket its protocol, its maker's uid, the caller's uid, gid and groups, an address and a port. Prints for each batch
-what became of the calls: "refused" or "dropped", else "sent"; of TCP, which is not sent by, "refused" or "called".
+what became of the calls: "refused" or "dropped", else "sent"; of TCP, of which only a packet that is answered tells
+what became of it, "called" for the latter.
 """
 
 import errno
@@ -41,20 +42,28 @@ def make(case):
     return made
 
 
+# By ICMP, by ICMPv6 and by a reset: each is there when the call returns, as no network was in between.
+ANSWERS = (errno.EHOSTUNREACH, errno.EACCES, errno.ECONNREFUSED)
+
+
+def is_answered(made):
+    return made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in ANSWERS
+
+
 def use(case, made):
     become(case["uid"], case["gid"], case["groups"])
     error = made.connect_ex((case["address"], case["port"]))
     if error == errno.EPERM:
         return "refused"
-    if case["tcp"] and error in (0, errno.EINPROGRESS, errno.ECONNREFUSED):
-        return "called"
+    if case["tcp"] and error in (errno.EINPROGRESS, errno.ECONNREFUSED):
+        return "dropped" if error == errno.ECONNREFUSED or is_answered(made) else "called"
     if error:
         return os.strerror(error)
     try:
         made.send(b"x")
     except OSError as err:
         return "dropped" if err.errno == errno.ENOBUFS else str(err)
-    return "sent"
+    return "dropped" if is_answered(made) else "sent"
 
 
 for line in sys.stdin:
