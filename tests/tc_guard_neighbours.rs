@@ -16,9 +16,9 @@ mod root {
     use nix::unistd::Pid;
     use serde_json::Value;
 
-    use super::common::tc_guard::{V4, allowed, finding, start, status, stderr, tc_guard};
+    use super::common::tc_guard::{V4, allowed, finding, start, status, stderr, stop, tc_guard};
     use super::common::{
-        ALICE, BOB, Background, Bpffs, IMDS4, MetadataService, Netns, Network, ebpfkit_path,
+        ALICE, BOB, Background, Bpffs, IMDS4, MetadataService, Netns, Network, Tool, ebpfkit_path,
         python3,
     };
 
@@ -34,13 +34,9 @@ mod root {
         Background(child)
     }
 
-    #[test]
-    fn a_user_who_takes_the_guard_s_name_keeps_none_out_and_is_not_signalled() {
-        let network = Network::new();
-        let _service = MetadataService::start(&network);
-        let bpffs = Bpffs::new();
-        // Listening, and in the queue of another socket as well.
-        let taken = python(
+    /// Another user has the guard's name: he listens at it, and has it in the queue of another socket as well.
+    fn take_the_name(network: &Network) -> Background {
+        python(
             &network.machine,
             ALICE,
             "import array, socket, sys\n\
@@ -51,7 +47,50 @@ mod root {
              a.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [s.fileno()]))])\n\
              print('here', flush=True)\n\
              sys.stdin.read()\n",
-        );
+        )
+    }
+
+    #[test]
+    fn of_guards_that_start_at_once_none_is_stacked_on_another() {
+        let network = Network::new();
+        let (bpffs, other) = (Bpffs::new(), Bpffs::new());
+        let _taken = take_the_name(&network);
+        let bob = BOB.to_string();
+        let mut begun = 0;
+        for round in 0..6 {
+            let pins = round % 2 == 0;
+            let run = |bpffs: &Bpffs, pins: bool| {
+                let mut command = network.machine.command(ebpfkit_path());
+                command.args(["-o", "json", "tc-guard", "run", "--bpffs", bpffs.text()]);
+                command.args(["--cloud", "aws", "--allow-user", &bob]);
+                command.args(pins.then_some("--pin"));
+                Tool::spawn(command)
+            };
+            let guards = [run(&bpffs, pins), run(&other, false)];
+            let ready = guards.each_ref().map(Tool::becomes_ready);
+            assert_ne!(ready, [true; 2], "both guard");
+            for (guard, ready) in guards.into_iter().zip(ready) {
+                if ready {
+                    begun += 1;
+                    guard.stop();
+                } else {
+                    let said = guard.ended().stderr;
+                    assert!(said.contains("is not stacked"), "{said}");
+                }
+            }
+            if pins && ready[0] {
+                stop(&network, &bpffs);
+            }
+        }
+        assert!(begun > 0, "none ever began");
+    }
+
+    #[test]
+    fn a_user_who_takes_the_guard_s_name_keeps_none_out_and_is_not_signalled() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        let taken = take_the_name(&network);
         let guard = start(&network, &bpffs, &["--pin"]);
         assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
         assert_eq!(status(&network, &bpffs)["state"], "pinned");

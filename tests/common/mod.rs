@@ -547,6 +547,20 @@ impl Tool {
         }
     }
 
+    /// Waits until it says that it is ready, or has ended; whether it is ready.
+    pub fn becomes_ready(&self) -> bool {
+        let start = Instant::now();
+        loop {
+            // What it said before its end has been read then.
+            let ended = self.readers.iter().all(JoinHandle::is_finished);
+            if self.count("ready") > 0 || ended {
+                return !ended;
+            }
+            assert!(start.elapsed() < PATIENCE, "{}", self.stderr());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("running").id()
     }

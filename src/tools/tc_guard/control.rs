@@ -129,7 +129,7 @@ pub fn stop(args: &StopArgs, settings: Settings) -> Result<()> {
     if !pinned::shelf(&bpffs)?.exists() {
         // A start that was killed before it made the shelf has left filters, before kernel 6.6; one that is
         // under way has attached some, too.
-        let strangers = strangers::find(&BTreeSet::new()).unwrap_or_default();
+        let strangers = strangers::settled(&BTreeSet::new()).unwrap_or_default();
         if pinned::process(Some(&bpffs)).is_some() || strangers::sweep(&strangers)? == 0 {
             return Err(nothing_here(Some(&bpffs)));
         }

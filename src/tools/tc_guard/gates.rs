@@ -101,6 +101,8 @@ pub(super) struct Gate {
 /// The banks of the slots, as `armed` of guard_gate.bpf.c has them.
 pub(super) const FIRST_BANK: u8 = 1;
 pub(super) const SECOND_BANK: u8 = 2;
+/// How many there are.
+const BANKS: usize = 2;
 
 /// What stays attached.
 pub(super) struct Gates {
@@ -353,6 +355,31 @@ pub(super) fn own(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// The name of what a guard says of itself, as a map.
 pub const STATEMENT: &str = "statement";
 
+/// What there is behind a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    /// Nothing that judges or ever will: its guard has ended, and the kernel has emptied its slot.
+    Nothing,
+    /// A policy that is not in force: its guard begins, or goes.
+    Waiting,
+    /// A policy in force.
+    Judging,
+}
+
+impl Behind {
+    /// By the bank that is armed, and by which banks have a program.
+    pub fn of(armed: u8, held: [bool; BANKS]) -> Self {
+        let bank = armed.checked_sub(FIRST_BANK);
+        if bank.is_some_and(|bank| held.get(usize::from(bank)) == Some(&true)) {
+            Self::Judging
+        } else if armed == 0 && held.contains(&true) {
+            Self::Waiting
+        } else {
+            Self::Nothing
+        }
+    }
+}
+
 /// What can be seen of a gate by its program id, whosever it is, which takes CAP_SYS_ADMIN.
 #[derive(Debug)]
 pub struct Seen {
@@ -373,20 +400,21 @@ impl Seen {
         Some(State::from_bytes(&state))
     }
 
-    /// Whether there is a policy behind it that judges.
-    pub fn judges(&self) -> Option<bool> {
-        if self.state()?.armed == 0 {
-            return Some(false);
+    /// What there is behind it.
+    pub fn behind(&self) -> Option<Behind> {
+        let armed = self.state()?.armed;
+        let mut held = [false; BANKS];
+        for (bank, held) in (FIRST_BANK..).zip(&mut held) {
+            *held = self.judge(bank)?.is_some();
         }
-        // The kernel has emptied it if nobody holds it any more.
-        Some(self.judge()?.is_some())
+        Some(Behind::of(armed, held))
     }
 
-    /// The program id of the policy in force.
-    fn judge(&self) -> Option<Option<u32>> {
-        let bank = self.state()?.armed.checked_sub(1)?;
+    /// The program id of the policy in a bank.
+    fn judge(&self, bank: u8) -> Option<Option<u32>> {
         let slot = named(&self.maps, |name| name.starts_with("slot_"))?;
-        let behind = slot.lookup(&u32::from(bank).to_ne_bytes(), MapFlags::ANY);
+        let index = u32::from(bank.checked_sub(FIRST_BANK)?);
+        let behind = slot.lookup(&index.to_ne_bytes(), MapFlags::ANY);
         let id = |bytes: Vec<u8>| bytes.first_chunk().copied().map(u32::from_ne_bytes);
         Some(behind.ok()?.and_then(id))
     }
@@ -394,7 +422,7 @@ impl Seen {
     /// What a guard that is not pinned says of itself, and the table of what it reports.
     pub fn said(&self) -> Option<(&MapHandle, MapHandle)> {
         let statement = named(&self.maps, |name| name == STATEMENT)?;
-        let judge = program::maps(self.judge()??).ok()?;
+        let judge = program::maps(self.judge(self.state()?.armed)??).ok()?;
         let mut judge = judge.into_iter();
         Some((statement, judge.find(|map| map.name() == "reports")?))
     }

@@ -107,6 +107,7 @@ impl Hold {
             ));
         }
         let (packets, calls) = attach(&guard, plan, &interfaces, cgroup_root)?;
+        strangers::clear(&pinned::gate_ids(&guard)?)?;
         guard.arm()?;
         Ok(Self {
             guard,
@@ -153,6 +154,7 @@ impl Hold {
                 let notes = strangers::clear(&BTreeSet::new())?;
                 let guard = Guard::load(plan, Guard::method(), cgroup_root)?;
                 let (packets, calls) = attach(&guard, plan, &interfaces, cgroup_root)?;
+                strangers::clear(&pinned::gate_ids(&guard)?)?;
                 pinned.keep(&guard, packets, &calls, statement)?;
                 guard.arm()?;
                 (guard, interfaces, false, notes)

@@ -270,7 +270,7 @@ impl Pinned {
         left.iter().try_for_each(Filter::remove)?;
         self.shelf.remove(&self.lock)?;
         // A process that was killed before it had pinned anything has left filters that no pin names.
-        strangers::sweep(&strangers::find(&BTreeSet::new())?).map(drop)
+        strangers::sweep(&strangers::settled(&BTreeSet::new())?).map(drop)
     }
 
     /// The statement of the policy in force.

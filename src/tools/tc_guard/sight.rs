@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
 //! The programs of the machine as a program in the kernel sees them (`guard_sight.bpf.c`), for a guard without
-//! CAP_SYS_ADMIN: their names, and whether a policy is behind those that are gates.
+//! CAP_SYS_ADMIN: their names, and what is behind those that are gates.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use libbpf_rs::Iter;
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use plain::Plain;
 
-use super::gates;
+use super::gates::{self, Behind};
 use crate::skel::guard_sight::GuardSightSkelBuilder;
 use crate::skel::guard_sight::types::seen_program;
 
@@ -25,7 +25,7 @@ unsafe impl Plain for seen_program {}
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Program {
     name: String,
-    judges: Option<bool>,
+    behind: Option<Behind>,
 }
 
 /// Looks when it is asked first, and then remembers.
@@ -40,9 +40,9 @@ impl Sight {
         self.programs().get(&id).map(|one| one.name.as_str())
     }
 
-    /// Whether program `id`, a gate, has a policy behind it; `None` if that is not to be known.
-    pub fn judges(&self, id: u32) -> Option<bool> {
-        self.programs().get(&id).and_then(|one| one.judges)
+    /// What there is behind program `id`, a gate; `None` if that is not to be known.
+    pub fn behind(&self, id: u32) -> Option<Behind> {
+        self.programs().get(&id).and_then(|one| one.behind)
     }
 
     fn programs(&self) -> &HashMap<u32, Program> {
@@ -75,10 +75,11 @@ impl Program {
         let known = seen.has_state != 0 && seen.has_slot != 0;
         Self {
             name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
-            judges: known.then(|| {
-                let bank = gates::armed(&seen.state).checked_sub(1);
-                let behind = bank.and_then(|bank| seen.behind.get(usize::from(bank)));
-                behind.is_some_and(|behind| *behind != 0)
+            behind: known.then(|| {
+                Behind::of(
+                    gates::armed(&seen.state),
+                    seen.behind.map(|behind| behind != 0),
+                )
             }),
         }
     }

@@ -4,11 +4,14 @@
 //! another bpffs, or of one that was killed.
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, RandomState};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use libbpf_rs::MapHandle;
 
-use super::gates::{self, Seen, is_gate};
+use super::gates::{self, Behind, Seen, is_gate};
 use super::guard::Guard;
 use super::sight::Sight;
 use super::statement::Statement;
@@ -16,6 +19,11 @@ use crate::kernel::hooks::{self, Attached, How};
 use crate::kernel::interfaces;
 use crate::kernel::tc::Side;
 use crate::kernel::{bpf, text};
+
+/// In this time a guard that begins is armed, or one that was killed is gone from the kernel.
+const SOON: Duration = Duration::from_millis(1000);
+/// Between two looks whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A gate of another guard.
 #[derive(Debug)]
@@ -27,8 +35,14 @@ pub struct Stranger {
     program: Option<u32>,
     /// Nothing if that cannot be had.
     seen: Option<Seen>,
-    /// Whether there is a policy behind it; nothing if that cannot be seen.
-    judges: Option<bool>,
+    /// Nothing if that cannot be seen.
+    behind: Option<Behind>,
+}
+
+impl Stranger {
+    fn judges(&self) -> bool {
+        self.behind == Some(Behind::Judging)
+    }
 }
 
 /// All gates at interfaces here but those with the program ids `own`.
@@ -51,9 +65,9 @@ pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
                     continue;
                 }
                 let seen = at.program.and_then(Seen::of);
-                let judges = match &seen {
-                    Some(seen) => seen.judges(),
-                    None => at.program.and_then(|id| sight.judges(id)),
+                let behind = match &seen {
+                    Some(seen) => seen.behind(),
+                    None => at.program.and_then(|id| sight.behind(id)),
                 };
                 found.push(Stranger {
                     interface: interface.name.clone(),
@@ -61,7 +75,7 @@ pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
                     side,
                     how: at.how,
                     program: at.program,
-                    judges,
+                    behind,
                     seen,
                 });
             }
@@ -72,16 +86,20 @@ pub fn find(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
 
 /// The interface at which one of them judges, if any does.
 pub fn judging(strangers: &[Stranger]) -> Option<&str> {
+    first(strangers, Behind::Judging)
+}
+
+/// The first interface with a gate of another that has this behind it.
+fn first(strangers: &[Stranger], behind: Behind) -> Option<&str> {
     let mut all = strangers.iter();
-    all.find(|at| at.judges == Some(true))
+    all.find(|at| at.behind == Some(behind))
         .map(|at| at.interface.as_str())
 }
 
 /// What is a gate of a guard that judges: by its state, as anybody may call a program anything; by its name
 /// where that cannot be seen.
 pub fn gates(strangers: &[Stranger]) -> impl Fn(&Attached) -> bool {
-    let judging =
-        |at: &&Stranger| at.judges == Some(true) || (at.judges.is_none() && at.seen.is_none());
+    let judging = |at: &&Stranger| at.judges() || (at.behind.is_none() && at.seen.is_none());
     let gates = strangers.iter().filter(judging);
     let ids: BTreeSet<u32> = gates.filter_map(|at| at.program).collect();
     move |at| at.program.is_some_and(|id| ids.contains(&id))
@@ -94,7 +112,7 @@ pub fn is_of_a_process(strangers: &[Stranger]) -> bool {
 }
 
 fn text_of(strangers: &[Stranger]) -> Option<(&MapHandle, MapHandle)> {
-    let mut judging = strangers.iter().filter(|at| at.judges == Some(true));
+    let mut judging = strangers.iter().filter(|at| at.judges());
     judging.find_map(|at| at.seen.as_ref()?.said())
 }
 
@@ -111,13 +129,34 @@ pub fn said(strangers: &[Stranger]) -> Result<Option<(Statement, MapHandle)>> {
     read.transpose()
 }
 
+/// The same once those that begin or go have done so, which takes them less than [`SOON`]. Of two that wait for each
+/// other one gives up before the other.
+///
+/// # Errors
+/// Those of [`find`].
+pub fn settled(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
+    let start = Instant::now();
+    let more = RandomState::new().hash_one(0) % SOON.as_millis() as u64;
+    let patience = SOON + Duration::from_millis(more);
+    loop {
+        let strangers = find(own)?;
+        if first(&strangers, Behind::Waiting).is_none() || start.elapsed() > patience {
+            return Ok(strangers);
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
 /// Makes room for a guard whose gates have the program ids `own`: takes away what [`sweep`] does. What is to be
 /// told of it is the value.
 ///
+/// A guard asks before it has attached its gates, and once more between that and the moment it is armed: of two that
+/// begin at once, one sees the other then, whoever of them comes first.
+///
 /// # Errors
-/// If another guard judges here, and what the kernel says.
+/// If another guard judges or begins here, and what the kernel says.
 pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
-    let strangers = find(own)?;
+    let strangers = settled(own)?;
     if let Some(interface) = judging(&strangers) {
         if is_of_a_process(&strangers) {
             bail!(
@@ -139,9 +178,16 @@ pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
              ebpfkit tc-guard stop --bpffs FOLDER"
         );
     }
+    if let Some(interface) = first(&strangers, Behind::Waiting) {
+        bail!(
+            "another guard is about to begin at {interface}, and a second one is not stacked on it: try again; if \
+             nobody starts one, it is one that was killed as it began, whose pins are in another bpffs: \
+             ebpfkit tc-guard stop --bpffs FOLDER takes it away"
+        );
+    }
     sweep(&strangers)?;
     let mut all = strangers.iter();
-    let unknown = all.find(|at| at.judges.is_none());
+    let unknown = all.find(|at| at.behind.is_none());
     if let Some(at) = unknown {
         return Ok(Some(format!(
             "a gate of another guard is at {}; whether it judges cannot be seen without CAP_PERFMON or \
@@ -176,7 +222,7 @@ fn unseen(own: &BTreeSet<u32>) -> Result<Option<String>> {
 }
 
 /// Removes the filters that a guard left at interfaces when it was killed before kernel 6.6, and that have
-/// nothing behind them any more: how many. One of which that cannot be seen stays, and one that judges.
+/// nothing behind them any more: how many. One of which that cannot be seen stays, and one with a policy.
 ///
 /// # Errors
 /// What the kernel says.
@@ -184,11 +230,11 @@ pub fn sweep(strangers: &[Stranger]) -> Result<usize> {
     let mut removed = 0;
     for at in strangers {
         if let (
-            Some(false),
+            Some(Behind::Nothing),
             How::Filter {
                 priority, handle, ..
             },
-        ) = (at.judges, &at.how)
+        ) = (at.behind, &at.how)
         {
             hooks::remove_filter(at.index, at.side, *priority, *handle)?;
             removed += 1;
