@@ -11,6 +11,7 @@ mod place;
 
 mod root {
     use std::collections::BTreeSet;
+    use std::path::PathBuf;
     use std::process::Stdio;
 
     use serde_json::Value;
@@ -202,8 +203,83 @@ mod root {
             .filter(|event| event["direction"] == "write")
             .map(|event| event["data"].as_str().unwrap())
             .collect();
-        assert_eq!(written, ["plain", "corked", " twice", "after", "again"]);
-        assert_eq!(ended.kind("close")[0]["written"], 27);
+        assert_eq!(
+            written,
+            ["plain", "corked", " twice", "after", "padded", "again"]
+        );
+        assert_eq!(ended.kind("close")[0]["written"], 33);
+        assert!(functions(&ended, "write").contains("gnutls_record_send2"));
+    }
+
+    /// A program of C among the tests' files.
+    fn built(place: &Place, name: &str, text: &str, flags: &[&str]) -> PathBuf {
+        let program = place.dir.path().join(name);
+        let source = program.with_extension("c");
+        std::fs::write(&source, text).unwrap();
+        let mut build = std::process::Command::new("cc");
+        let build = build.args(["-O1", "-o"]).arg(&program).arg(&source);
+        super::common::sh(build.args(flags));
+        program
+    }
+
+    /// What is told of tests/sslsniff/namesakes.c.
+    fn namesakes(args: &[&str]) -> Ended {
+        let place = Place::new();
+        let text = include_str!("sslsniff/namesakes.c");
+        let program = built(&place, "namesakes", text, &["-rdynamic", "-pthread"]);
+        let mut client = Peer::start(place.netns.command(&program).args(args));
+        assert_eq!(client.line(), "here");
+        let pid = client.pid().to_string();
+        let args = ["sslsniff", "--show-secrets", "-p", &pid];
+        let tool = Tool::start(&place.netns, &args);
+        client.go();
+        client.rest();
+        tool.stop()
+    }
+
+    #[test]
+    fn calls_that_only_newer_libraries_and_kernels_have_are_told() {
+        let ended = namesakes(&[]);
+        nothing_is_lost(&ended);
+        let told = |event: &&Value| {
+            let number = |name: &str| event[name].as_u64();
+            let name = event["function"].as_str().unwrap().to_owned();
+            let data = event["data"].as_str().map(str::to_owned);
+            (name, number("offset"), number("length"), data)
+        };
+        let told: Vec<_> = ended.kind("data").iter().map(told).collect();
+        let expected = [
+            ("SSL_write", 0, 5, Some("first")),
+            ("SSL_write_ex2", 5, 6, Some("second")),
+            // The bytes of a file never are in the program.
+            ("SSL_sendfile", 11, 1000, None),
+            ("SSL_write", 1011, 4, Some("last")),
+        ];
+        let expected = expected.map(|(name, offset, length, data)| {
+            let data = data.map(str::to_owned);
+            (name.to_owned(), Some(offset), Some(length), data)
+        });
+        assert_eq!(told, expected);
+        assert_eq!(ended.kind("close")[0]["written"], 1015);
+    }
+
+    /// `MAX_THREADS` of `sslsniff_state.bpf.h` are followed; a byte each, and one call of six.
+    #[test]
+    fn calls_that_there_is_no_room_for_are_counted() {
+        let ended = namesakes(&["10300"]);
+        let summary = ended.summary();
+        assert_eq!(summary["seen"], 10_301, "{summary}");
+        assert_eq!(summary["delivered"], 10_240);
+        assert_eq!(summary["lost"], 61);
+        assert_eq!(summary["lost_by_cause"]["state_full"]["calls"], 61);
+        assert_eq!(summary["lost_by_cause"]["state_full"]["bytes"], 66);
+        assert_eq!(ended.kind("data").len(), 10_240);
+        let lost: u64 = ended
+            .kind("lost")
+            .iter()
+            .map(|event| event["calls"].as_u64().unwrap())
+            .sum();
+        assert_eq!(lost, 61);
     }
 
     #[test]
@@ -318,12 +394,9 @@ mod root {
     fn stacks_name_functions_of_programs() {
         let place = Place::new();
         let _nginx = place.nginx_with("location / { return 200 'here'; }");
-        let source = place.dir.path().join("caller.c");
-        std::fs::write(&source, include_str!("sslsniff/caller.c")).unwrap();
-        let caller = place.dir.path().join("caller");
-        let mut build = std::process::Command::new("cc");
-        build.args(["-O1", "-fno-omit-frame-pointer", "-o"]);
-        super::common::sh(build.arg(&caller).arg(&source).arg("-ldl"));
+        let text = include_str!("sslsniff/caller.c");
+        let flags = ["-fno-omit-frame-pointer", "-ldl"];
+        let caller = built(&place, "caller", text, &flags);
         let stays = NODE.replace(
             "process.exit()",
             "process.stdin.once('data', () => process.exit())",

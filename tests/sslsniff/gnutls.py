@@ -9,7 +9,7 @@ import socket
 import sys
 
 lib = ctypes.CDLL("libgnutls.so.30")
-for name in ["gnutls_record_send", "gnutls_record_recv"]:
+for name in ["gnutls_record_send", "gnutls_record_send2", "gnutls_record_recv"]:
     getattr(lib, name).restype = ctypes.c_ssize_t
 AGAIN = -28
 CLIENT = 2
@@ -66,6 +66,8 @@ assert lib.gnutls_record_uncork(session, 1) == 12
 receive(12)
 assert send(b"after") == 5
 receive(5)
+assert lib.gnutls_record_send2(session, b"padded", ctypes.c_size_t(6), ctypes.c_size_t(16), 0) == 6
+receive(6)
 is_full = True
 assert send(b"again") == AGAIN
 assert send(None) == 5
