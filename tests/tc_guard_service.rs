@@ -11,7 +11,7 @@ mod root {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use ebpfkit::kernel::cgroup;
+    use ebpfkit::kernel::{cgroup, features};
     use serde_json::Value;
 
     use super::common::tc_guard::{V4, allowed, check, status, stderr, tc_guard};
@@ -228,6 +228,27 @@ mod root {
         assert!(stopped.status.success(), "{}", stderr(&stopped));
         assert_eq!(guard.ended().code, Some(0));
         assert!(allowed(&network, ALICE));
+    }
+
+    /// Root asks, who could tell them apart.
+    #[test]
+    fn whether_the_guard_tells_namespaces_apart_is_told_of_its_own_capabilities() {
+        let network = Network::new();
+        for (capabilities, apart) in [
+            (CAPABILITIES, true),
+            ("+bpf,+net_admin", features::tc_knows_namespaces()),
+        ] {
+            let bpffs = Bpffs::new();
+            for pins in [&[][..], &["--pin"]] {
+                let guard = Tool::run(command_with(capabilities, &network, &bpffs, pins));
+                let (findings, _) = check(&network, &bpffs);
+                let gap = |at: &Value| at["what"].as_str().unwrap().starts_with("TC does not tell");
+                let told = (pins, findings.iter().any(gap));
+                assert_eq!(told, (pins, !apart), "{findings:#?}");
+                guard.stop();
+            }
+            super::common::tc_guard::stop(&network, &bpffs);
+        }
     }
 
     /// As in a container of the machine's network namespace whose capabilities were dropped.

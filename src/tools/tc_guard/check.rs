@@ -10,7 +10,6 @@ use libbpf_rs::MapHandle;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::gates::Home;
 use super::guard::{self, Guard};
 use super::holders::{self, Survey};
 use super::pinned::{self, Found};
@@ -115,7 +114,6 @@ impl Event for Finding {
 /// # Errors
 /// If there is a gap, and those of standard output.
 pub fn run(args: &Args, settings: Settings) -> Result<()> {
-    let mut findings = Vec::new();
     let bpffs = pin::bpffs(args.place.bpffs.as_deref(), false)?;
     let found = match &bpffs {
         Some(bpffs) => pinned::look(bpffs)?,
@@ -123,16 +121,17 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     };
     let pid = pinned::process_id(bpffs.as_deref());
     let root = cgroup::mount();
-    match found {
+    let (mut findings, statement) = match found {
         (shelf, Found::Guard(guard)) => {
             let statement = pinned::statement(&shelf, &guard)?;
-            findings.push(mode_finding("a guard is pinned", &statement));
+            let mut findings = vec![mode_finding("a guard is pinned", &statement)];
             findings.extend(follower_finding(pid));
             let all = status::interfaces_of(&guard, statement.interfaces())?;
             findings.extend(policy_findings(args, &statement, &all, guard.table())?);
+            (findings, Some(statement))
         }
-        _ => findings.extend(unpinned_findings(args, pid)?),
-    }
+        _ => unpinned_findings(args, pid)?,
+    };
     let (processes, hidden) = holders::processes();
     let mut directory = Directory::new(None);
     let survey = holders::survey(&processes, &mut directory);
@@ -141,7 +140,8 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     findings.extend(file_findings(&raw_senders::files()));
     findings.extend(kernel_findings(
         Guard::method(),
-        NetnsBy::of(Home::here()) != NetnsBy::Unknown,
+        // Of the guard, which may have more or fewer capabilities.
+        statement.map_or_else(NetnsBy::any, |statement| statement.namespaces),
         root.is_some(),
     ));
 
@@ -200,8 +200,8 @@ fn policy_findings(
     Ok(findings)
 }
 
-/// Of a guard that no pin in this bpffs names, by what is attached.
-fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
+/// Of a guard that no pin in this bpffs names, by what is attached; and what it says of itself, if that can be seen.
+fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<(Vec<Finding>, Option<Statement>)> {
     let strangers = strangers::find(&BTreeSet::new())?;
     let how = match pid {
         Some(pid) => format!("process {pid} guards"),
@@ -213,11 +213,12 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
             "a guard is in force that is not pinned in this bpffs".to_owned()
         }
         None => {
-            return Ok(vec![Finding::gap(
+            let none = Finding::gap(
                 "guard",
                 "no guard is in force in this network namespace",
                 "ebpfkit tc-guard run",
-            )]);
+            );
+            return Ok((vec![none], None));
         }
     };
     let gates = strangers::gates(&strangers);
@@ -225,7 +226,7 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
         let mut findings = vec![mode_finding(&how, &statement)];
         let all = status::interfaces_with(statement.interfaces(), &gates)?;
         findings.extend(policy_findings(args, &statement, &all, &reports)?);
-        return Ok(findings);
+        return Ok((findings, Some(statement)));
     }
     let mut findings = vec![Finding::gap(
         "guard",
@@ -233,7 +234,7 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<Vec<Finding>> {
         "name the bpffs that it is pinned in (--bpffs); to see that of a process, run check as root",
     )];
     findings.extend(interface_findings(&status::interfaces_with(&[], &gates)?));
-    Ok(findings)
+    Ok((findings, None))
 }
 
 fn interface_findings(interfaces: &[InterfaceStatus]) -> Vec<Finding> {

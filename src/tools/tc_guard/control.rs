@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use super::pinned::{self, Found, Pinned};
 use super::plan::Plan;
 use super::policy::Policy;
+use super::programs::NetnsBy;
 use super::run::{self, Place};
 use super::statement::Statement;
 use super::{NAME, strangers};
@@ -89,7 +90,14 @@ pub fn reload(args: &ReloadArgs, settings: Settings) -> Result<()> {
     }
     let root = cgroup::mount();
     let plan = Plan::new(&policy, root.as_deref())?;
-    let statement = Statement::new(&policy, config, false, &plan, OffsetDateTime::now_utc());
+    let statement = Statement::new(
+        &policy,
+        config,
+        false,
+        &plan,
+        NetnsBy::any(),
+        OffsetDateTime::now_utc(),
+    );
     pinned.replace(&mut guard, &plan, &statement, root.as_deref())?;
     let sink = output::stdout(NAME, settings);
     sink.note(&format!(

@@ -26,6 +26,7 @@ use super::hold::Hold;
 use super::learned::Learned;
 use super::plan::Plan;
 use super::policy::{Mode, Policy, Rule, interface_name};
+use super::programs::NetnsBy;
 use super::report::{Key, Reported, Sample, Tally};
 use super::run::Place;
 use super::statement::Statement;
@@ -200,7 +201,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
     let mut sink = output::stdout(NAME, settings);
     let (_instance, _) = pinned::only(bpffs.as_deref())?;
     let started = OffsetDateTime::now_utc();
-    let statement = Statement::new(&policy, None, false, &plan, started);
+    let statement = Statement::new(&policy, None, false, &plan, NetnsBy::any(), started);
     let bpffs = bpffs.as_deref();
     let mut hold = Hold::by_process(&policy, &plan, &statement, root.as_deref(), bpffs)?;
     let requests = Requests::start(args);

@@ -73,6 +73,11 @@ pub enum NetnsBy {
 }
 
 impl NetnsBy {
+    /// Whether there is any in this network namespace.
+    pub fn any() -> bool {
+        Self::of(Home::here()) != Self::Unknown
+    }
+
     /// The best that this kernel and these privileges allow.
     pub fn of(home: Home) -> Self {
         if home.cookie != 0 && features::tc_knows_namespaces() {

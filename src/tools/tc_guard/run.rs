@@ -19,6 +19,7 @@ use super::hold::Hold;
 use super::pinned::{self, Found};
 use super::plan::Plan;
 use super::policy::{Deny, Limit, Mode, Policy, Rule, Subject, interface_name};
+use super::programs::NetnsBy;
 use super::reporter::Reporter;
 use super::statement::Statement;
 use super::{Guard, NAME};
@@ -192,7 +193,7 @@ pub(super) fn run(args: &Args, settings: Settings) -> Result<()> {
     let (_instance, squatted) = pinned::only(bpffs.as_deref())?;
     let config = args.guarded.config.as_deref().map(absolute).transpose()?;
     let now = OffsetDateTime::now_utc();
-    let statement = Statement::new(&policy, config, mixed, &plan, now);
+    let statement = Statement::new(&policy, config, mixed, &plan, NetnsBy::any(), now);
     let (root, bpffs) = (root.as_deref(), bpffs.as_deref());
     let hold = match bpffs {
         Some(bpffs) if args.pin => Hold::by_pins(&policy, &plan, &statement, root, bpffs)?,

@@ -14,7 +14,7 @@ use super::policy::{Deny, Mode, Policy, Rule, Subject};
 use crate::endpoint::Endpoint;
 
 /// Of this layout. A program that finds another one leaves that guard alone.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// A policy in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub struct Statement {
     pub groups: usize,
     /// How many cgroups may.
     pub cgroups: usize,
+    /// Whether sockets of other network namespaces are told from the machine's own in the packet layer.
+    pub namespaces: bool,
     policy: Written,
 }
 
@@ -87,12 +89,13 @@ impl Named {
 
 impl Statement {
     /// About `policy`, which was read from `config`, or is `mixed` from it and the command line, and
-    /// became `plan`, in force since `now`.
+    /// became `plan`, in force since `now`, by programs that tell network namespaces apart or do not.
     pub fn new(
         policy: &Policy,
         config: Option<PathBuf>,
         mixed: bool,
         plan: &Plan,
+        namespaces: bool,
         now: OffsetDateTime,
     ) -> Self {
         let texts = |subjects: &[Subject]| subjects.iter().map(|s| s.text.clone()).collect();
@@ -117,6 +120,7 @@ impl Statement {
             users: plan.users.len(),
             groups: plan.groups.len(),
             cgroups: plan.cgroups.len(),
+            namespaces,
             policy: Written {
                 rules: policy.rules.iter().map(rule).collect(),
                 audit: policy.mode == Mode::Audit,
@@ -250,7 +254,14 @@ mod tests {
     fn a_policy_comes_back_as_it_was_written() {
         let policy = policy();
         let plan = Plan::new(&policy, None).unwrap();
-        let statement = Statement::new(&policy, None, false, &plan, OffsetDateTime::UNIX_EPOCH);
+        let statement = Statement::new(
+            &policy,
+            None,
+            false,
+            &plan,
+            true,
+            OffsetDateTime::UNIX_EPOCH,
+        );
         let back = Statement::from_text(&statement.to_text().unwrap()).unwrap();
         assert_eq!(back, statement);
         assert_eq!(back.policy().unwrap(), policy);
@@ -262,7 +273,14 @@ mod tests {
     fn another_versions_statement_is_refused() {
         let policy = policy();
         let plan = Plan::new(&policy, None).unwrap();
-        let mut statement = Statement::new(&policy, None, false, &plan, OffsetDateTime::UNIX_EPOCH);
+        let mut statement = Statement::new(
+            &policy,
+            None,
+            false,
+            &plan,
+            true,
+            OffsetDateTime::UNIX_EPOCH,
+        );
         statement.version += 1;
         Statement::from_text(&statement.to_text().unwrap()).unwrap_err();
         Statement::from_text("{}").unwrap_err();
