@@ -10,6 +10,8 @@ mod root {
     use std::thread;
     use std::time::{Duration, Instant};
 
+    use ebpfkit::kernel::pin::{FOLDER, Shelf};
+    use ebpfkit::tools::tc_guard::Guard;
     use nix::sys::signal::Signal;
 
     use super::common::tc_guard::{
@@ -100,6 +102,54 @@ mod root {
         }
         assert!(whole > 0, "{whole} whole, {nothing} nothing");
     }
+
+    /// A guard of a process that was killed, which does not judge, on its shelf or on what is not finished of one: as
+    /// when that was killed in the midst of pinning it, or of taking it away.
+    fn left_over(network: &Network, bpffs: &Bpffs, is_finished: bool) {
+        let guard = start(network, bpffs, &["--pin"]);
+        guard.signal(Signal::SIGKILL);
+        guard.ended();
+        let folder = bpffs.path().join(FOLDER);
+        let entries = std::fs::read_dir(&folder).unwrap().flatten();
+        let name = entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .find(|name| name.starts_with("tc-guard-"));
+        let shelf = Shelf::new(bpffs.path(), FOLDER, &name.unwrap());
+        Guard::open(&shelf).unwrap().disarm().unwrap();
+        if !is_finished {
+            let unfinished = format!("{}:new", shelf.path().display());
+            std::fs::rename(shelf.path(), unfinished).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_kill_has_left_of_pins_is_in_nobody_s_way() {
+        let network = Network::new();
+        let _service = MetadataService::start(&network);
+        let bpffs = Bpffs::new();
+        for is_finished in [false, true] {
+            for next in [None, Some(&[][..]), Some(&["--pin"])] {
+                left_over(&network, &bpffs, is_finished);
+                assert_eq!(status_of(&network, &bpffs)["state"], "remains");
+                assert!(allowed(&network, ALICE));
+                if let Some(pins) = next {
+                    let guard = start(&network, &bpffs, pins);
+                    assert!(!allowed(&network, ALICE) && allowed(&network, BOB));
+                    guard.stop();
+                }
+                if next.is_none_or(|pins| !pins.is_empty()) {
+                    stop(&network, &bpffs);
+                }
+                assert_eq!(status_of(&network, &bpffs)["state"], "none");
+                assert!(allowed(&network, ALICE));
+                assert_eq!(
+                    filters(&network, "egress") + &filters(&network, "ingress"),
+                    ""
+                );
+            }
+        }
+    }
+
     #[test]
     fn a_reload_that_is_killed_leaves_the_old_policy_or_the_new_one() {
         let network = Network::new();

@@ -286,16 +286,25 @@ impl Shelf {
         }
     }
 
+    /// Whether a process has left one unfinished, or is at work on it: one that comes, or one that goes.
+    pub fn has_draft(&self) -> bool {
+        self.drafted().path().is_dir()
+    }
+
+    fn drafted(&self) -> Self {
+        Self {
+            parent: self.parent.clone(),
+            name: format!("{}:new", self.name),
+        }
+    }
+
     /// An empty shelf that will be this one when it is committed. One that a process left unfinished
     /// is emptied first.
     ///
     /// # Errors
     /// What bpffs says.
     pub fn draft(&self, _lock: &Lock) -> Result<Draft> {
-        let draft = Self {
-            parent: self.parent.clone(),
-            name: format!("{}:new", self.name),
-        };
+        let draft = self.drafted();
         draft.remove_all()?;
         DirBuilder::new()
             .mode(0o700)

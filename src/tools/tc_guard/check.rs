@@ -222,7 +222,10 @@ fn unpinned_findings(args: &Args, pid: Option<u32>) -> Result<(Vec<Finding>, Opt
         }
     };
     let gates = strangers::gates(&strangers);
-    if let Some((statement, reports)) = strangers::said(&strangers)? {
+    let said = strangers::said(&strangers)?;
+    // What is held of a gate keeps it from being emptied when its guard ends.
+    drop(strangers);
+    if let Some((statement, reports)) = said {
         let mut findings = vec![mode_finding(&how, &statement)];
         let all = status::interfaces_with(statement.interfaces(), &gates)?;
         findings.extend(policy_findings(args, &statement, &all, &reports)?);

@@ -134,7 +134,7 @@ fn policy(config: Option<&Path>, old: &Statement) -> Result<(Policy, Option<Path
 /// If there is none, or the kernel refuses.
 pub fn stop(args: &StopArgs, settings: Settings) -> Result<()> {
     let bpffs = bpffs(&args.place)?;
-    if !pinned::shelf(&bpffs)?.exists() {
+    if matches!(pinned::look(&bpffs), Ok((_, Found::Nothing))) {
         // A start that was killed before it made the shelf has left filters, before kernel 6.6; one that is
         // under way has attached some, too.
         let strangers = strangers::settled(&BTreeSet::new()).unwrap_or_default();

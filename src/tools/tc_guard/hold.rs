@@ -16,7 +16,7 @@ use super::pinned::{self, Found, Pinned};
 use super::plan::Plan;
 use super::policy::Policy;
 use super::statement::Statement;
-use super::strangers;
+use super::strangers::{self, Stage};
 use crate::kernel::interfaces::{self, Interface};
 use crate::kernel::netlink::Monitor;
 use crate::kernel::pin::Watch;
@@ -87,16 +87,18 @@ impl Hold {
         cgroup_root: Option<&Path>,
         bpffs: Option<&Path>,
     ) -> Result<Self> {
-        if let Some(bpffs) = bpffs
-            && let (shelf, Found::Guard(_)) = pinned::look(bpffs)?
-        {
-            bail!(
-                "a guard is pinned in this network namespace already ({}); a second one is not \
-                 stacked on it: run --pin takes it over, stop takes it away",
-                shelf.path().display()
-            );
+        if let Some(bpffs) = bpffs {
+            remove_remains(bpffs)?;
+            if let (shelf, Found::Guard(_)) = pinned::look(bpffs)? {
+                bail!(
+                    "a guard is pinned in this network namespace already ({}); a second one is not \
+                     stacked on it: run --pin takes it over, stop takes it away",
+                    shelf.path().display()
+                );
+            }
         }
-        let mut notes = Vec::from_iter(strangers::clear(&BTreeSet::new())?);
+        strangers::clear(&BTreeSet::new(), Stage::Begins)?;
+        let mut notes = Vec::new();
         let monitor = Monitor::new()?;
         let (interfaces, unreadable) = chosen(policy)?;
         let guard = Guard::load(plan, Guard::method(), cgroup_root)?;
@@ -107,7 +109,10 @@ impl Hold {
             ));
         }
         let (packets, calls) = attach(&guard, plan, &interfaces, cgroup_root)?;
-        strangers::clear(&pinned::gate_ids(&guard)?)?;
+        notes.extend(strangers::clear(
+            &pinned::gate_ids(&guard)?,
+            Stage::Attached,
+        )?);
         guard.arm()?;
         Ok(Self {
             guard,
@@ -138,23 +143,22 @@ impl Hold {
     ) -> Result<Self> {
         let monitor = Monitor::new()?;
         let (interfaces, unreadable) = chosen(policy)?;
+        // What goes takes its folder along.
+        remove_remains(bpffs)?;
         let pinned = Pinned::lock(bpffs)?;
         let (guard, attached, taken_over, notes) = match pinned.find()? {
             Found::Guard(mut guard) => {
-                let notes = strangers::clear(&pinned::gate_ids(&guard)?)?;
+                let notes = strangers::clear(&pinned::gate_ids(&guard)?, Stage::InForce)?;
                 // What can fail comes first: until the policy is replaced, the old one judges at all of them.
                 let attached = complete(&pinned, &guard, &interfaces)?;
                 pinned.replace(&mut guard, plan, statement, cgroup_root)?;
                 (*guard, attached, true, notes)
             }
-            found => {
-                if matches!(found, Found::Remains) {
-                    pinned.remove()?;
-                }
-                let notes = strangers::clear(&BTreeSet::new())?;
+            _ => {
+                strangers::clear(&BTreeSet::new(), Stage::Begins)?;
                 let guard = Guard::load(plan, Guard::method(), cgroup_root)?;
                 let (packets, calls) = attach(&guard, plan, &interfaces, cgroup_root)?;
-                strangers::clear(&pinned::gate_ids(&guard)?)?;
+                let notes = strangers::clear(&pinned::gate_ids(&guard)?, Stage::Attached)?;
                 pinned.keep(&guard, packets, &calls, statement)?;
                 guard.arm()?;
                 (guard, interfaces, false, notes)
@@ -315,6 +319,17 @@ impl Hold {
     pub fn release(self) -> Guard {
         self.guard
     }
+}
+
+/// Takes away what a guard that was killed as it began or went has left in `bpffs`.
+fn remove_remains(bpffs: &Path) -> Result<()> {
+    if matches!(pinned::look(bpffs)?, (_, Found::Remains)) {
+        let pinned = Pinned::lock_to_remove(bpffs)?;
+        if matches!(pinned.find()?, Found::Remains) {
+            pinned.remove()?;
+        }
+    }
+    Ok(())
 }
 
 fn say(guard: &Guard, statement: &Statement) -> Result<()> {

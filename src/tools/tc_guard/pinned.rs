@@ -47,8 +47,8 @@ pub struct Pinned {
 pub enum Found {
     /// Nothing.
     Nothing,
-    /// A guard that never judged, as its process was killed before, or one of a network namespace
-    /// that has gone.
+    /// A guard that never judged, as its process was killed before, or was being taken away, or one of a
+    /// network namespace that has gone.
     Remains,
     /// A guard that judges.
     Guard(Box<Guard>),
@@ -306,7 +306,11 @@ pub fn shelf(bpffs: &Path) -> Result<Shelf> {
 fn find(shelf: &Shelf) -> Result<Found> {
     shelf.check()?;
     if !shelf.exists() {
-        return Ok(Found::Nothing);
+        return Ok(if shelf.has_draft() {
+            Found::Remains
+        } else {
+            Found::Nothing
+        });
     }
     let guard = Guard::open(shelf)?;
     let (_, _, netns) = guard.facts()?;

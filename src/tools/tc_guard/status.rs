@@ -173,6 +173,8 @@ pub fn find(bpffs: Option<&std::path::Path>) -> Result<Status> {
     let (shelf, found) = pinned::look(&bpffs)?;
     Ok(match found {
         Found::Nothing => return none(),
+        // It is under way.
+        Found::Remains if pid.is_some() => return none(),
         Found::Remains => state("remains"),
         Found::Guard(guard) => Status {
             state: "pinned",

@@ -4,7 +4,6 @@
 //! another bpffs, or of one that was killed.
 
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher as _, RandomState};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,8 +19,8 @@ use crate::kernel::interfaces;
 use crate::kernel::tc::Side;
 use crate::kernel::{bpf, text};
 
-/// In this time a guard that begins is armed, or one that was killed is gone from the kernel.
-const SOON: Duration = Duration::from_millis(1000);
+/// In this time a guard that begins is armed, or the kernel has emptied the slots of one that was killed as it began.
+const SOON: Duration = Duration::from_secs(1);
 /// Between two looks whether it has.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -98,7 +97,7 @@ fn first(strangers: &[Stranger], behind: Behind) -> Option<&str> {
 
 /// What is a gate of a guard that judges: by its state, as anybody may call a program anything; by its name
 /// where that cannot be seen.
-pub fn gates(strangers: &[Stranger]) -> impl Fn(&Attached) -> bool {
+pub fn gates(strangers: &[Stranger]) -> impl Fn(&Attached) -> bool + use<> {
     let judging = |at: &&Stranger| at.judges() || (at.behind.is_none() && at.seen.is_none());
     let gates = strangers.iter().filter(judging);
     let ids: BTreeSet<u32> = gates.filter_map(|at| at.program).collect();
@@ -129,34 +128,51 @@ pub fn said(strangers: &[Stranger]) -> Result<Option<(Statement, MapHandle)>> {
     read.transpose()
 }
 
-/// The same once those that begin or go have done so, which takes them less than [`SOON`]. Of two that wait for each
-/// other one gives up before the other.
+/// The same once those that begin or go have done so, or after [`SOON`]. Whoever has a gate that was loaded later than
+/// another's does not wait for that one: of two guards that wait for each other it is the one that gives up.
 ///
 /// # Errors
 /// Those of [`find`].
 pub fn settled(own: &BTreeSet<u32>) -> Result<Vec<Stranger>> {
     let start = Instant::now();
-    let more = RandomState::new().hash_one(0) % SOON.as_millis() as u64;
-    let patience = SOON + Duration::from_millis(more);
+    let is_later = |at: &Stranger| own.first() < at.program.as_ref();
     loop {
         let strangers = find(own)?;
-        if first(&strangers, Behind::Waiting).is_none() || start.elapsed() > patience {
+        let mut waiting = strangers
+            .iter()
+            .filter(|at| at.behind == Some(Behind::Waiting))
+            .peekable();
+        if waiting.peek().is_none() || !waiting.all(is_later) || start.elapsed() > SOON {
             return Ok(strangers);
         }
+        // What is held of another's gate keeps that from being emptied.
+        drop(strangers);
         thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// How far the guard is that asks for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It has nothing in the kernel yet.
+    Begins,
+    /// Its gates are attached, and are about to be armed: of two that begin at once, one sees the other now, whoever
+    /// of them comes first.
+    Attached,
+    /// It judges, so that whoever begins gives up.
+    InForce,
 }
 
 /// Makes room for a guard whose gates have the program ids `own`: takes away what [`sweep`] does. What is to be
 /// told of it is the value.
 ///
-/// A guard asks before it has attached its gates, and once more between that and the moment it is armed: of two that
-/// begin at once, one sees the other then, whoever of them comes first.
-///
 /// # Errors
 /// If another guard judges or begins here, and what the kernel says.
-pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
-    let strangers = settled(own)?;
+pub fn clear(own: &BTreeSet<u32>, stage: Stage) -> Result<Option<String>> {
+    let strangers = match stage {
+        Stage::InForce => find(own)?,
+        _ => settled(own)?,
+    };
     if let Some(interface) = judging(&strangers) {
         if is_of_a_process(&strangers) {
             bail!(
@@ -178,7 +194,8 @@ pub fn clear(own: &BTreeSet<u32>) -> Result<Option<String>> {
              ebpfkit tc-guard stop --bpffs FOLDER"
         );
     }
-    if let Some(interface) = first(&strangers, Behind::Waiting) {
+    let begins = first(&strangers, Behind::Waiting);
+    if let Some(interface) = begins.filter(|_| stage != Stage::InForce) {
         bail!(
             "another guard is about to begin at {interface}, and a second one is not stacked on it: try again; if \
              nobody starts one, it is one that was killed as it began, whose pins are in another bpffs: \
@@ -213,7 +230,8 @@ fn unseen(own: &BTreeSet<u32>) -> Result<Option<String>> {
             let unknown = |at: &Attached| {
                 at.name.is_none() && at.program.and_then(|id| sight.name(id)).is_none()
             };
-            if attached.iter().any(|at| unknown(at) && others(at)) {
+            // The names of its own ones are not asked for, which takes a while.
+            if attached.iter().any(|at| others(at) && unknown(at)) {
                 return Ok(Some(interface.name));
             }
         }
@@ -236,8 +254,15 @@ pub fn sweep(strangers: &[Stranger]) -> Result<usize> {
             },
         ) = (at.behind, &at.how)
         {
-            hooks::remove_filter(at.index, at.side, *priority, *handle)?;
-            removed += 1;
+            // Its numbers may be another's by now.
+            let now = hooks::at(at.index, at.side)?;
+            if now
+                .iter()
+                .any(|now| now.how == at.how && now.program == at.program)
+            {
+                hooks::remove_filter(at.index, at.side, *priority, *handle)?;
+                removed += 1;
+            }
         }
     }
     Ok(removed)
