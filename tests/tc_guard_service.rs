@@ -240,14 +240,19 @@ mod root {
         ] {
             let bpffs = Bpffs::new();
             for pins in [&[][..], &["--pin"]] {
-                let guard = Tool::run(command_with(capabilities, &network, &bpffs, pins));
+                let guard = Tool::spawn(command_with(capabilities, &network, &bpffs, pins));
+                // Before 6.15 the verifier may ask for it, by what a processor might guess.
+                if !guard.becomes_ready() {
+                    assert!(!apart && guard.stderr().contains("CAP_PERFMON is missing"));
+                    continue;
+                }
                 let (findings, _) = check(&network, &bpffs);
                 let gap = |at: &Value| at["what"].as_str().unwrap().starts_with("TC does not tell");
                 let told = (pins, findings.iter().any(gap));
                 assert_eq!(told, (pins, !apart), "{findings:#?}");
                 guard.stop();
             }
-            super::common::tc_guard::stop(&network, &bpffs);
+            tc_guard(&network, &bpffs, &["stop"]);
         }
     }
 
