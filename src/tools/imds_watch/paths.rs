@@ -225,7 +225,12 @@ impl Targets {
     /// If an expression is wrong.
     pub fn new(patterns: &[String]) -> Result<Self> {
         let dfa = DFA::builder()
-            .configure(DFA::config().match_kind(MatchKind::All))
+            // However long the list is: the cache is as large then as it has to be.
+            .configure(
+                DFA::config()
+                    .match_kind(MatchKind::All)
+                    .skip_cache_capacity_check(true),
+            )
             .syntax(syntax::Config::new().unicode(false).utf8(false))
             .build_many(patterns)
             .context("cannot compile the list of paths")?;
@@ -258,6 +263,16 @@ impl Targets {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_may_be_long() {
+        let patterns: Vec<_> = (0..20_000)
+            .map(|number| format!("/a/path/of/a/long/list/{number} "))
+            .collect();
+        let targets = Targets::new(&patterns).unwrap();
+        assert_eq!(targets.matches("/a/path/of/a/long/list/19999"), [19_999]);
+        assert!(targets.matches("/a/path/of/a/long/list/20000").is_empty());
+    }
 
     #[test]
     fn secret_paths_of_every_cloud_are_recognised() {
