@@ -250,18 +250,15 @@ mod tests {
         policy
     }
 
+    fn statement(policy: &Policy, plan: &Plan) -> Statement {
+        Statement::new(policy, None, false, plan, true, OffsetDateTime::UNIX_EPOCH)
+    }
+
     #[test]
     fn a_policy_comes_back_as_it_was_written() {
         let policy = policy();
         let plan = Plan::new(&policy, None).unwrap();
-        let statement = Statement::new(
-            &policy,
-            None,
-            false,
-            &plan,
-            true,
-            OffsetDateTime::UNIX_EPOCH,
-        );
+        let statement = statement(&policy, &plan);
         let back = Statement::from_text(&statement.to_text().unwrap()).unwrap();
         assert_eq!(back, statement);
         assert_eq!(back.policy().unwrap(), policy);
@@ -273,14 +270,7 @@ mod tests {
     fn another_versions_statement_is_refused() {
         let policy = policy();
         let plan = Plan::new(&policy, None).unwrap();
-        let mut statement = Statement::new(
-            &policy,
-            None,
-            false,
-            &plan,
-            true,
-            OffsetDateTime::UNIX_EPOCH,
-        );
+        let mut statement = statement(&policy, &plan);
         statement.version += 1;
         Statement::from_text(&statement.to_text().unwrap()).unwrap_err();
         Statement::from_text("{}").unwrap_err();
