@@ -8,6 +8,8 @@
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
@@ -81,10 +83,48 @@ pub trait Event: Serialize {
     /// Those of the writer.
     fn text(&self, line: &mut Line<'_>) -> io::Result<()>;
 
-    /// A field that may be long, by its name: it is not among the serde fields, and stands last in the JSON line.
-    fn long_field(&self) -> Option<(&'static str, &str)> {
+    /// More fields of the JSON line, which do not change from event to event: after the serde fields.
+    fn constant(&self) -> Option<&Fields> {
         None
     }
+
+    /// Bytes that passed, whole: last in the JSON line, as `data` if they are text ([`push_text`]), else as
+    /// `data_base64` (RFC 4648, section 4); neither if there are none.
+    fn payload(&self) -> &[u8] {
+        &[]
+    }
+}
+
+/// Fields of JSON lines, written once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fields(Vec<u8>);
+
+impl Fields {
+    /// Those of `value`, a structure or a map.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn of(value: &impl Serialize) -> io::Result<Self> {
+        let mut fields = Vec::new();
+        push_fields(&mut fields, value)?;
+        Ok(Self(fields))
+    }
+}
+
+/// Appends the fields of `value`, a structure or a map, each with a comma ahead.
+fn push_fields(line: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
+    let start = line.len();
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut *line, Escaping,
+    ))?;
+    if line.get(start) != Some(&b'{') || line.pop() != Some(b'}') {
+        return Err(io::Error::other("a line of JSON is made of fields"));
+    }
+    match line.get_mut(start + 1) {
+        Some(_) => line[start] = b',',
+        None => line.truncate(start),
+    }
+    Ok(())
 }
 
 /// A line of text under way, with the colours that the user wants.
@@ -218,15 +258,6 @@ pub fn colored(settings: Settings) -> bool {
     settings.color.enabled(terminal, no_color.as_deref())
 }
 
-#[derive(Serialize)]
-struct JsonLine<'a, E: Event> {
-    time: String,
-    tool: &'static str,
-    kind: &'static str,
-    #[serde(flatten)]
-    event: &'a E,
-}
-
 /// JSON in one line, in whose strings what may not reach a terminal ([`is_printable`]) is escaped:
 /// JSON demands that for few characters only, and lines are read on terminals as well.
 struct Escaping;
@@ -240,13 +271,17 @@ impl serde_json::ser::Formatter for Escaping {
     }
 }
 
+/// Whether a byte is the same in a JSON string. Without branches, so that many are looked at in one step.
+fn is_itself(byte: u8) -> bool {
+    (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\')
+}
+
 /// Writes text as it is in a JSON string (RFC 8259, section 7), with what may not reach a terminal escaped: what
 /// serde_json does byte by byte, in steps of many bytes.
 fn escaped(writer: &mut (impl Write + ?Sized), text: &str) -> io::Result<()> {
-    let plain = |byte: u8| (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\');
     let mut rest = text;
     loop {
-        let (start, end) = rest.split_at(leading(rest.as_bytes(), plain));
+        let (start, end) = rest.split_at(leading(rest.as_bytes(), is_itself));
         writer.write_all(start.as_bytes())?;
         let Some(c) = end.chars().next() else {
             return Ok(());
@@ -266,6 +301,71 @@ fn escaped(writer: &mut (impl Write + ?Sized), text: &str) -> io::Result<()> {
         }
         rest = &end[c.len_utf8()..];
     }
+}
+
+/// `bytes`, if they are text: UTF-8 without control characters but line ends and tabs.
+pub fn as_text(bytes: &[u8]) -> Option<&str> {
+    // Without branches, so that many are looked at in one step.
+    let plain = |byte: u8| {
+        ((byte >= b' ') & (byte != 0x7f)) | (byte == b'\r') | (byte == b'\n') | (byte == b'\t')
+    };
+    // C1 controls are two bytes each in UTF-8: 0xc2, 0x80 to 0x9f.
+    let c1 = |pair: &[u8]| pair[0] == 0xc2 && pair[1] < 0xa0;
+    if leading(bytes, plain) < bytes.len() {
+        return None;
+    }
+    let text = std::str::from_utf8(bytes).ok()?;
+    (text.is_ascii() || !bytes.windows(2).any(c1)).then_some(text)
+}
+
+/// Appends `bytes` as they are in a JSON string, if they are text ([`as_text`]); else appends nothing, and says so.
+/// ASCII is looked at once.
+fn push_text(line: &mut Vec<u8>, bytes: &[u8]) -> bool {
+    let start = line.len();
+    let mut rest = bytes;
+    loop {
+        let (same, end) = rest.split_at(leading(rest, is_itself));
+        line.extend_from_slice(same);
+        rest = end;
+        let Some((byte, after)) = end.split_first() else {
+            return true;
+        };
+        let escape = match byte {
+            b'"' => b"\\\"",
+            b'\\' => b"\\\\",
+            b'\n' => b"\\n",
+            b'\r' => b"\\r",
+            b'\t' => b"\\t",
+            _ => break,
+        };
+        line.extend_from_slice(escape);
+        rest = after;
+    }
+    // Not ASCII, or not text: to a Vec nothing is refused.
+    let is_text = as_text(rest).is_some_and(|text| escaped(line, text).is_ok());
+    if !is_text {
+        line.truncate(start);
+    }
+    is_text
+}
+
+/// Appends the field that holds `bytes`.
+fn push_payload(line: &mut Vec<u8>, bytes: &[u8]) -> io::Result<()> {
+    let start = line.len();
+    line.extend_from_slice(b",\"data\":\"");
+    if !push_text(line, bytes) {
+        line.truncate(start);
+        line.extend_from_slice(b",\"data_base64\":\"");
+        let start = line.len();
+        let length = base64::encoded_len(bytes.len(), true)
+            .ok_or_else(|| io::Error::other("a payload is too long"))?;
+        line.resize(start + length, 0);
+        STANDARD
+            .encode_slice(bytes, &mut line[start..])
+            .map_err(io::Error::other)?;
+    }
+    line.push(b'"');
+    Ok(())
 }
 
 impl<W: Write> Sink<W> {
@@ -299,8 +399,9 @@ impl<W: Write> Sink<W> {
         }
     }
 
-    /// As [`rfc3339`]: what a line has in common with the one before is not made anew.
-    fn stamp(&mut self, time: OffsetDateTime) -> io::Result<String> {
+    /// Appends what lines start with. As [`rfc3339`] has it: what a time has in common with that of the line before is not
+    /// made anew.
+    fn start(&mut self, time: OffsetDateTime, kind: &str) -> io::Result<()> {
         let second = time.unix_timestamp();
         if self.second.as_ref().is_none_or(|(last, _)| *last != second) {
             let mut text = rfc3339(time)?;
@@ -308,29 +409,26 @@ impl<W: Write> Sink<W> {
             self.second = Some((second, text));
         }
         let text = self.second.as_ref().map_or("", |(_, text)| text);
-        Ok(format!("{text}.{:09}Z", time.nanosecond()))
+        let (nanosecond, tool) = (time.nanosecond(), self.tool);
+        write!(
+            self.line,
+            "{{\"time\":\"{text}.{nanosecond:09}Z\",\"tool\":\"{tool}\",\"kind\":\"{kind}\""
+        )
     }
 
     fn json<E: Event>(&mut self, time: OffsetDateTime, event: &E) -> io::Result<()> {
-        let line = JsonLine {
-            time: self.stamp(time)?,
-            tool: self.tool,
-            kind: event.kind(),
-            event,
-        };
         self.line.clear();
-        let mut writer = serde_json::Serializer::with_formatter(&mut self.line, Escaping);
-        line.serialize(&mut writer).map_err(io::Error::from)?;
-        let Some((name, text)) = event.long_field() else {
-            self.line.push(b'\n');
-            return self.writer.write_all(&self.line);
-        };
-        // The object goes on.
-        self.line.pop();
-        self.writer.write_all(&self.line)?;
-        write!(self.writer, ",\"{name}\":\"")?;
-        escaped(&mut self.writer, text)?;
-        self.writer.write_all(b"\"}\n")
+        self.start(time, event.kind())?;
+        push_fields(&mut self.line, event)?;
+        if let Some(Fields(fields)) = event.constant() {
+            self.line.extend_from_slice(fields);
+        }
+        let payload = event.payload();
+        if !payload.is_empty() {
+            push_payload(&mut self.line, payload)?;
+        }
+        self.line.extend_from_slice(b"}\n");
+        self.writer.write_all(&self.line)
     }
 
     /// Says that the tool is attached: on standard error, as a JSON line, and to the service
@@ -470,6 +568,7 @@ pub fn leading(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use time::macros::datetime;
 
     use super::*;
@@ -489,7 +588,13 @@ mod tests {
             datetime!(1969-12-31 23:59:59.25 UTC),
             datetime!(1969-12-31 23:59:59 UTC),
         ] {
-            assert_eq!(sink.stamp(time).unwrap(), rfc3339(time).unwrap());
+            sink.line.clear();
+            sink.start(time, "any").unwrap();
+            let wanted = format!(
+                "{{\"time\":\"{}\",\"tool\":\"test\",\"kind\":\"any\"",
+                rfc3339(time).unwrap()
+            );
+            assert_eq!(String::from_utf8_lossy(&sink.line), wanted);
         }
     }
 
@@ -584,5 +689,97 @@ mod tests {
             assert!(!is_printable(hidden), "{hidden:?}");
         }
         assert_eq!(Printable("grün 日本").to_string(), "grün 日本");
+    }
+
+    #[derive(Debug, Serialize)]
+    struct Only<'a> {
+        #[serde(skip)]
+        payload: &'a [u8],
+        #[serde(skip)]
+        constant: Option<Fields>,
+    }
+
+    impl Event for Only<'_> {
+        fn kind(&self) -> &'static str {
+            "only"
+        }
+
+        fn text(&self, _: &mut Line<'_>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn constant(&self) -> Option<&Fields> {
+            self.constant.as_ref()
+        }
+
+        fn payload(&self) -> &[u8] {
+            self.payload
+        }
+    }
+
+    fn only(payload: &[u8], constant: Option<Fields>) -> String {
+        let settings = Settings {
+            format: Format::Json,
+            ..Settings::default()
+        };
+        let mut sink = Sink::new("test", settings, false, Vec::new());
+        let event = Only { payload, constant };
+        sink.event(OffsetDateTime::UNIX_EPOCH, &event).unwrap();
+        String::from_utf8(sink.into_inner()).unwrap()
+    }
+
+    #[test]
+    fn json_has_text_as_it_is_and_bytes_in_base64() {
+        for (bytes, end) in [
+            (&b"a\r\n\tb\"\\"[..], r#","data":"a\r\n\tb\"\\"}"#),
+            (
+                "\u{202e}\u{e0001}ü".as_bytes(),
+                r#","data":"\u202e\udb40\udc01ü"}"#,
+            ),
+            (b"\0\xff", r#","data_base64":"AP8="}"#),
+            (b"text\x7f", r#","data_base64":"dGV4dH8="}"#),
+            ("\u{9b}1m".as_bytes(), r#","data_base64":"wpsxbQ=="}"#),
+            (b"", r#""kind":"only"}"#),
+        ] {
+            let line = only(bytes, None);
+            assert!(line.trim_end().ends_with(end), "{line} {end}");
+        }
+    }
+
+    #[test]
+    fn fields_that_are_constant_stand_after_the_others_and_before_the_payload() {
+        let seen = |comm| Seen { comm, user: None };
+        let constant = |comm| Some(Fields::of(&seen(comm)).unwrap());
+        for (payload, constant, end) in [
+            (
+                &b"x"[..],
+                constant("\u{9b}"),
+                r#","comm":"\u009b","data":"x"}"#,
+            ),
+            (b"", constant("a"), r#""kind":"only","comm":"a"}"#),
+            (b"", Some(Fields::default()), r#""kind":"only"}"#),
+        ] {
+            let line = only(payload, constant);
+            assert!(line.trim_end().ends_with(end), "{line} {end}");
+        }
+        assert!(Fields::of(&3).is_err() && Fields::of(&"{}").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn json_is_byte_exact(bytes in proptest::collection::vec(any::<u8>(), 0..300), text in ".{0,300}") {
+            for bytes in [bytes, text.into_bytes()] {
+                let line = only(&bytes, None);
+                let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+                let back = match (json.get("data"), json.get("data_base64")) {
+                    (Some(text), None) => text.as_str().unwrap().as_bytes().to_vec(),
+                    (None, Some(data)) => STANDARD.decode(data.as_str().unwrap()).unwrap(),
+                    _ => Vec::new(),
+                };
+                prop_assert_eq!(json.get("data").is_some(), !bytes.is_empty() && as_text(&bytes).is_some());
+                prop_assert_eq!(back, bytes);
+                prop_assert!(line.trim_end().chars().all(is_printable));
+            }
+        }
     }
 }

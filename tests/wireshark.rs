@@ -8,7 +8,6 @@ use std::process::Command;
 
 use ebpfkit::process::Identity;
 use ebpfkit::tools::sslsniff::event::{Data, Ends, MadeIn};
-use ebpfkit::tools::sslsniff::payload::Payload;
 use ebpfkit::tools::sslsniff::pcap::Pcap;
 use time::OffsetDateTime;
 
@@ -33,7 +32,7 @@ fn call<'a>(
         duration_ns: None,
         ends,
         masked: false,
-        data: Payload::None {},
+        common: None,
         made: MadeIn::default(),
         who,
         bytes,

@@ -8,11 +8,11 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 
 pub use super::facts::{Ends, Facts, Trouble};
-use super::payload::{self, Payload};
+use super::payload;
 pub use super::places::MadeIn;
 use super::record::Direction;
 pub use super::skips::{Skipped, Skips};
-use crate::output::{Event, Line, Printable, Style};
+use crate::output::{Event, Fields, Line, Printable, Style};
 use crate::process::Identity;
 
 /// The probes are in place.
@@ -148,9 +148,10 @@ pub struct Data<'a> {
     /// The function that was called.
     pub function: &'static str,
     /// The file that it is in.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip)]
     pub library: Option<&'a str>,
     /// The connection's number in this run.
+    #[serde(skip)]
     pub connection: u64,
     /// Where in the connection's direction this starts, in bytes since it was first seen.
     pub offset: u64,
@@ -170,19 +171,19 @@ pub struct Data<'a> {
     /// Whether secrets in the data are replaced by `*`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub masked: bool,
-    /// The bytes, as JSON has them.
-    #[serde(skip)]
-    pub data: Payload<'a>,
     /// Where the call was made; of its first part.
     #[serde(flatten)]
     pub made: MadeIn,
+    /// What the connection's lines of JSON have in common: `library`, `connection`, its ends and the program.
+    #[serde(skip)]
+    pub common: Option<&'a Fields>,
     /// The connection's ends.
-    #[serde(flatten)]
+    #[serde(skip)]
     pub ends: &'a Ends,
     /// The program that called.
-    #[serde(flatten)]
+    #[serde(skip)]
     pub who: &'a Identity,
-    /// The bytes, for text and files: secrets are masked.
+    /// The bytes, for lines and files: secrets are masked.
     #[serde(skip)]
     pub bytes: &'a [u8],
     /// The bytes as they passed, for those that mask what they find in them.
@@ -201,8 +202,12 @@ impl Event for Data<'_> {
         "data"
     }
 
-    fn long_field(&self) -> Option<(&'static str, &str)> {
-        self.data.field()
+    fn constant(&self) -> Option<&Fields> {
+        self.common
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.bytes
     }
 
     fn text(&self, line: &mut Line<'_>) -> io::Result<()> {

@@ -14,9 +14,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::http::{Exchange, Field, Message, Outcome};
-use super::payload;
 use super::record::Direction;
-use crate::output::rfc3339;
+use crate::output::{as_text, rfc3339};
 
 /// Bytes that are kept of a body.
 pub const BODY: usize = 1 << 20;
@@ -188,7 +187,7 @@ fn content(message: &Message) -> Value {
         "mimeType": message.field("content-type").unwrap_or("application/octet-stream"),
     });
     if !kept.is_empty() {
-        match payload::as_text(kept) {
+        match as_text(kept) {
             Some(text) => content["text"] = text.into(),
             None => {
                 content["text"] = STANDARD.encode(kept).into();

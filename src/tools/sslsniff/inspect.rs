@@ -61,59 +61,43 @@ impl Event for Use {
     }
 }
 
-/// What cannot be watched: its name, how its files are known, and why.
+/// What cannot be watched and is known by a function that it defines: the function, its name, and why.
+const BY_FUNCTION: [(&str, &str, &str); 4] = [
+    (
+        "JNI_CreateJavaVM",
+        "Java (JSSE)",
+        "its TLS is bytecode, which has no place in a file",
+    ),
+    ("SSL_ImportFD", "NSS", "its functions are not OpenSSL's"),
+    ("wolfSSL_read", "wolfSSL", "its functions are not OpenSSL's"),
+    (
+        "mbedtls_ssl_read",
+        "Mbed TLS",
+        "its functions are not OpenSSL's",
+    ),
+];
+
+/// What cannot be watched and is known by its text: its name, where that text is, and why.
 struct Unwatched {
     implementation: &'static str,
     /// The section that its text is in.
     section: &'static str,
-    /// The start of the file's name.
-    name: Option<&'static str>,
     /// What is in that, any of these, without the `#`: so that they are not in this program's own constants.
     text: &'static [&'static str],
     reason: &'static str,
 }
 
 /// The first that fits is it.
-const UNWATCHED: [Unwatched; 8] = [
+const BY_TEXT: [Unwatched; 4] = [
     Unwatched {
         implementation: "Go's crypto/tls",
         section: ".gopclntab",
-        name: None,
         text: &["cryp#to/tls."],
         reason: "Go has TLS of its own, and stacks that move under a return probe",
     },
     Unwatched {
-        implementation: "Java (JSSE)",
-        section: ".rodata",
-        name: Some("libjvm.so"),
-        text: &[],
-        reason: "its TLS is bytecode, which has no place in a file",
-    },
-    Unwatched {
-        implementation: "NSS",
-        section: ".rodata",
-        name: Some("libssl3.so"),
-        text: &[],
-        reason: "its functions are not OpenSSL's",
-    },
-    Unwatched {
-        implementation: "wolfSSL",
-        section: ".rodata",
-        name: Some("libwolfssl.so"),
-        text: &[],
-        reason: "its functions are not OpenSSL's",
-    },
-    Unwatched {
-        implementation: "Mbed TLS",
-        section: ".rodata",
-        name: Some("libmbedtls.so"),
-        text: &[],
-        reason: "its functions are not OpenSSL's",
-    },
-    Unwatched {
         implementation: "BoringSSL",
         section: ".rodata",
-        name: None,
         // As sources are laid out by itself, by Bazel, and in gRPC.
         text: &[
             "boring#ssl/src/ssl/",
@@ -125,14 +109,12 @@ const UNWATCHED: [Unwatched; 8] = [
     Unwatched {
         implementation: "OpenSSL",
         section: ".rodata",
-        name: None,
         text: &["ssl#/ssl_lib.c"],
         reason: "it is inside, and the symbols are stripped",
     },
     Unwatched {
         implementation: "rustls",
         section: ".rodata",
-        name: None,
         text: &["/rus#tls-0.", "/rus#tls/src/"],
         reason: "its functions are generic Rust, which has no stable names",
     },
@@ -233,31 +215,27 @@ fn look(pid: u32, path: &Path, file: impl Read + Seek, stored: u64) -> Option<Us
         let implementation = implementation_of(function.name());
         return Some(use_of(implementation, Vec::new(), Some(OF_32_BITS)));
     }
-    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    let is_named = |one: &&Unwatched| {
-        one.name
-            .is_some_and(|start| name.starts_with(start.as_bytes()))
+    let names = BY_FUNCTION.map(|(function, ..)| function);
+    if let Ok(Some(found)) = symbols::defined(&file, stored, &names) {
+        let (_, implementation, reason) = BY_FUNCTION[found];
+        return Some(use_of(implementation, Vec::new(), Some(reason)));
+    }
+    let sections = [".gopclntab", ".rodata"].map(|section| place(&file, section, stored));
+    let mut file = file.into_inner();
+    let texts_in = |section: &str| -> Vec<(usize, String)> {
+        let one = BY_TEXT.iter().enumerate();
+        one.filter(|(_, one)| one.section == section)
+            .flat_map(|(index, one)| {
+                let texts = one.text.iter();
+                texts.map(move |text| (index, text.replace('#', "")))
+            })
+            .collect()
     };
-    let found = UNWATCHED.iter().find(is_named).or_else(|| {
-        let sections = [".gopclntab", ".rodata"].map(|section| place(&file, section, stored));
-        let mut file = file.into_inner();
-        let texts_in = |section: &str| -> Vec<(usize, String)> {
-            let one = UNWATCHED.iter().enumerate();
-            one.filter(|(_, one)| one.section == section)
-                .flat_map(|(index, one)| {
-                    let texts = one.text.iter();
-                    texts.map(move |text| (index, text.replace('#', "")))
-                })
-                .collect()
-        };
-        let [go, constants] = sections;
-        let found = go
-            .and_then(|at| first_within(&mut file, at, &texts_in(".gopclntab")))
-            .or_else(|| {
-                constants.and_then(|at| first_within(&mut file, at, &texts_in(".rodata")))
-            })?;
-        UNWATCHED.get(found)
-    })?;
+    let [go, constants] = sections;
+    let found = go
+        .and_then(|at| first_within(&mut file, at, &texts_in(".gopclntab")))
+        .or_else(|| constants.and_then(|at| first_within(&mut file, at, &texts_in(".rodata"))))?;
+    let found = &BY_TEXT[found];
     Some(use_of(found.implementation, Vec::new(), Some(found.reason)))
 }
 
@@ -350,13 +328,15 @@ mod tests {
     }
 
     #[test]
-    fn files_are_known_by_their_name_or_by_what_is_in_them() {
+    fn files_are_known_by_what_is_in_them_and_not_by_their_names() {
         let exe = fs::read("/proc/self/exe").unwrap();
-        assert_eq!(
-            look_at("/usr/lib/jvm/lib/server/libjvm.so", &exe),
-            Some("Java (JSSE)")
-        );
-        assert_eq!(look_at("/usr/lib/libc.so.6", &exe), None);
+        for (function, implementation, _) in BY_FUNCTION {
+            let file = symbols::tests::of_64_bits(function, true);
+            assert_eq!(look_at("/lib/any", &file), Some(implementation));
+            let file = symbols::tests::of_64_bits(function, false);
+            assert_eq!(look_at("/lib/user", &file), None);
+        }
+        assert_eq!(look_at("/usr/lib/jvm/lib/server/libjvm.so", &exe), None);
         assert_eq!(look_at("/usr/lib/libc.so.6", b"no ELF file"), None);
         for (function, implementation) in [
             ("SSL_read", "OpenSSL or BoringSSL"),

@@ -11,6 +11,8 @@
 pub(super) mod http2;
 mod names;
 
+use std::ops::Range;
+
 use http2::Frames;
 pub use names::is_secret_name;
 use names::{
@@ -41,6 +43,22 @@ pub fn query(target: &mut String) {
 /// What replaces a secret byte.
 const MASK: u8 = b'*';
 
+/// Replaces these parts of `bytes`.
+pub fn hide(bytes: &mut [u8], secret: &[Range<usize>]) {
+    for part in secret {
+        bytes[part.clone()].fill(MASK);
+    }
+}
+
+/// Adds a part that comes after the others.
+fn add(secret: &mut Vec<Range<usize>>, part: Range<usize>) {
+    match secret.last_mut() {
+        Some(last) if last.end == part.start => last.end = part.end,
+        _ if part.is_empty() => {}
+        _ => secret.push(part),
+    }
+}
+
 /// What passes in one direction of a connection.
 #[derive(Debug, Clone, Default)]
 pub struct Masker {
@@ -65,9 +83,15 @@ impl Masker {
         self.restarted = true;
     }
 
-    /// Masks secrets in `bytes`, which are at `offset` of the stream, and with which a call `starts`
-    /// or goes on; says whether there were any.
-    pub fn mask(&mut self, offset: u64, bytes: &mut [u8], starts: bool) -> bool {
+    /// Adds to `secret` which parts of `bytes` are, in their order. These are at `offset` of the stream, and a call
+    /// `starts` with them or goes on.
+    pub fn find(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        starts: bool,
+        secret: &mut Vec<Range<usize>>,
+    ) {
         if offset != self.next || self.restarted {
             let message = starts_message(bytes) || bytes.starts_with(http2::PREFACE);
             self.lines.skip(message);
@@ -78,15 +102,25 @@ impl Masker {
             }
         }
         self.next = offset.wrapping_add(bytes.len() as u64);
-        if starts && (starts_message(bytes) || starts_other_request(bytes)) {
+        if starts && (starts_message(bytes) || self.lines.starts_other_request(bytes)) {
             self.lines.start_message();
             self.frames.message();
         }
         let start = self.frames.detect(bytes, starts, self.start_seen);
-        let (lines, frames) = bytes.split_at_mut(start);
-        let in_lines = self.lines.mask(lines);
-        let in_frames = self.frames.mask(frames, &mut self.lines);
-        in_lines || in_frames
+        self.lines.find(&bytes[..start], 0, secret);
+        self.frames
+            .find(&bytes[start..], start, &mut self.lines, secret);
+    }
+}
+
+#[cfg(test)]
+impl Masker {
+    /// Finds secrets and hides them; says whether there were any.
+    fn mask(&mut self, offset: u64, bytes: &mut [u8], starts: bool) -> bool {
+        let mut secret = Vec::new();
+        self.find(offset, bytes, starts, &mut secret);
+        hide(bytes, &secret);
+        !secret.is_empty()
     }
 }
 
@@ -226,9 +260,21 @@ impl Lines {
             .any(|method| name.eq_ignore_ascii_case(method.as_bytes()))
     }
 
-    /// Masks secrets in the next bytes; says whether there were any.
-    pub fn mask(&mut self, bytes: &mut [u8]) -> bool {
-        let mut masked = false;
+    /// Masks secrets in the next bytes.
+    pub fn mask(&mut self, bytes: &mut [u8]) {
+        let mut secret = Vec::new();
+        self.find(bytes, 0, &mut secret);
+        hide(bytes, &secret);
+    }
+
+    /// Whether a call that starts so starts with a request of an unknown method: in a body that is not at its end
+    /// anything may look like one.
+    fn starts_other_request(&self, bytes: &[u8]) -> bool {
+        self.body == 0 && starts_other_request(bytes)
+    }
+
+    /// Adds to `secret` which parts of the next bytes are; the first of these is number `at`.
+    fn find(&mut self, bytes: &[u8], mut at: usize, secret: &mut Vec<Range<usize>>) {
         let mut rest = bytes;
         while !rest.is_empty() {
             if std::mem::take(&mut self.ended)
@@ -240,21 +286,21 @@ impl Lines {
                 .unwrap_or(usize::MAX)
                 .min(rest.len());
             let size = if within > 0 { within } else { rest.len() };
-            let (done, hidden) = self.mask_some(&mut rest[..size]);
-            masked |= hidden;
+            let (done, hidden) = self.find_first(&rest[..size]);
+            add(secret, at..at + hidden);
             if within > 0 {
                 self.body -= done as u64;
                 self.ended = self.body == 0;
             }
-            rest = &mut rest[done..];
+            rest = &rest[done..];
+            at += done;
         }
-        masked
     }
 
-    /// Masks the first of these bytes; says how many those are, and whether any was secret.
-    fn mask_some(&mut self, bytes: &mut [u8]) -> (usize, bool) {
-        let Some(byte) = bytes.first_mut() else {
-            return (0, false);
+    /// Looks at the first of these bytes; says at how many, and how many of those, from the first on, are secret.
+    fn find_first(&mut self, bytes: &[u8]) -> (usize, usize) {
+        let Some(byte) = bytes.first() else {
+            return (0, 0);
         };
         // Another line, whose name may start with this very byte.
         if self.at == At::Fold && !matches!(*byte, b' ' | b'\t') {
@@ -265,17 +311,17 @@ impl Lines {
             At::Rest => match memchr::memchr(b'\n', bytes) {
                 Some(end) => {
                     self.start();
-                    (end + 1, false)
+                    (end + 1, 0)
                 }
-                None => (bytes.len(), false),
+                None => (bytes.len(), 0),
             },
             At::Name if is_name_letter(*byte) => {
                 let letters = leading(bytes, is_name_letter);
                 self.push(&bytes[..letters]);
-                (letters, false)
+                (letters, 0)
             }
-            At::User => self.mask_user(bytes),
-            _ => (1, self.step(byte)),
+            At::User => self.find_user(bytes),
+            _ => (1, usize::from(self.step(*byte))),
         }
     }
 
@@ -331,9 +377,9 @@ impl Lines {
         };
     }
 
-    /// Masks what is before the host of a URL; says how many bytes it and the host are, and whether there was
-    /// anything. Up to the host's end all may be a password.
-    fn mask_user(&mut self, bytes: &mut [u8]) -> (usize, bool) {
+    /// Looks for what is before the host of a URL; says how many bytes it and the host are, and how many of those are
+    /// secret: up to the host's end all may be a password.
+    fn find_user(&mut self, bytes: &[u8]) -> (usize, usize) {
         let end = bytes.iter().position(|byte| b"/?# \r\n".contains(byte));
         let secret = match end {
             Some(end) => bytes[..end].iter().rposition(|byte| *byte == b'@'),
@@ -342,25 +388,21 @@ impl Lines {
         if end.is_some() {
             self.at = At::Target;
         }
-        bytes[..secret.unwrap_or(0)].fill(MASK);
-        (end.unwrap_or(bytes.len()), secret.is_some())
+        (end.unwrap_or(bytes.len()), secret.unwrap_or(0))
     }
 
-    fn step(&mut self, byte: &mut u8) -> bool {
-        match (self.at, *byte) {
+    /// Looks at a byte; says whether it is secret.
+    fn step(&mut self, byte: u8) -> bool {
+        match (self.at, byte) {
             // A blank: else another line was started.
             (At::Fold, _) => self.at = At::Space,
             (At::Space | At::Value | At::Missing, b'\n') => self.at = At::Fold,
             (At::Space, b' ' | b'\t' | b'\r') | (At::Value | At::Missing, b'\r') => {}
             // No value has these (RFC 9110, section 5.5): it is something else.
             (At::Missing, 0..=0x08 | 0x0b..=0x1f | 0x7f) => self.at = At::Rest,
-            (At::Missing, _) => {
-                *byte = MASK;
-                return true;
-            }
+            (At::Missing, _) => return true,
             (At::Space | At::Value, _) => {
                 self.at = At::Value;
-                *byte = MASK;
                 return true;
             }
             (At::Empty, b'\n') => self.end_head(),
@@ -370,7 +412,7 @@ impl Lines {
             (At::Name | At::Blank | At::Other, b':') => self.end_name(),
             (At::Length, b' ' | b'\t' | b'\r') => {}
             (At::Length, b'0'..=b'9') => {
-                let digit = u64::from(*byte - b'0');
+                let digit = u64::from(byte - b'0');
                 self.announced = self.announced.saturating_mul(10).saturating_add(digit);
             }
             (At::Name, b' ') if self.is_method() => {
@@ -405,10 +447,7 @@ impl Lines {
                 };
             }
             (At::ParameterValue, b'\r') => {}
-            (At::ParameterValue, _) => {
-                *byte = MASK;
-                return true;
-            }
+            (At::ParameterValue, _) => return true,
             (At::Parameter, letter) => self.push_parameter(letter),
             _ => self.at = At::Rest,
         }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::ops::Range;
 
 use time::OffsetDateTime;
 
@@ -11,8 +12,7 @@ use super::arrivals::Names;
 use super::beginning::{self, Beginnings, Whose};
 use super::event::{Data, Ends, Facts, Handshake, MadeIn, Negotiated, Shutdown, Trouble};
 use super::keylog;
-use super::mask::Masker;
-use super::payload::Payload;
+use super::mask::{Masker, hide};
 use super::places::Places;
 use super::record::{self, Direction, FLAG_GAP, FLAG_LAST, Outcome, Record, What};
 use super::views::Views;
@@ -20,8 +20,10 @@ use crate::output::{Format, Sink};
 use crate::process::Directory;
 
 use connection::{Connection, start_seen};
+use subject::Subject;
 
 mod connection;
+mod subject;
 
 /// Connections that are remembered; as many as in the kernel.
 const MOST_CONNECTIONS: usize = 65536;
@@ -76,7 +78,8 @@ pub struct Session<W: Write> {
     records: u64,
     shown: Shown,
     masked: Vec<u8>,
-    encoded: String,
+    /// What of a payload is secret.
+    secret: Vec<Range<usize>>,
     views: Views,
     places: Option<Places>,
     leftovers: Option<Leftovers>,
@@ -105,7 +108,7 @@ impl<W: Write> Session<W> {
             records: 0,
             shown: Shown::default(),
             masked: Vec::new(),
-            encoded: String::new(),
+            secret: Vec::new(),
             views: Views::default(),
             places: style.stacks.then(Places::default),
             leftovers: None,
@@ -202,14 +205,14 @@ impl<W: Write> Session<W> {
             connection.used = self.records;
             // Also if the record that said so was lost.
             if header.no_peer != 0 {
-                connection.ends = Ends::default();
+                connection.subject.set_ends(Ends::default());
             }
-            connection.identify(header, &mut self.directory);
+            connection.subject.identify(header, &mut self.directory);
             if !record.what.is_aside() {
-                connection.name_library(header, &self.libraries);
+                connection.subject.name_library(header, &self.libraries);
             }
             if fresh {
-                self.directory.fill(&mut connection.who, header.pid);
+                connection.subject.fill(header.pid, &mut self.directory);
                 if let Some(places) = &mut self.places {
                     places.meet(header.pid);
                 }
@@ -291,7 +294,7 @@ impl<W: Write> Session<W> {
         maskers.iter_mut().for_each(Masker::restart);
         self.shown.connections += 1;
         let connection = Connection {
-            number: self.shown.connections,
+            subject: Subject::new(self.shown.connections),
             maskers,
             ..Connection::default()
         };
@@ -303,14 +306,14 @@ impl<W: Write> Session<W> {
             return Ok(());
         };
         let header = &record.header;
-        let library = connection.library.1.as_deref();
+        let library = connection.subject.library();
         let made = match (&mut self.places, record.what) {
             (Some(places), What::Stack { stack }) => {
                 places.keep(header, stack);
                 return Ok(());
             }
             (Some(places), What::Data { function, .. } | What::Handshake { function, .. }) => {
-                places.take(header, function, connection.library.1.as_ref())
+                places.take(header, function, library)
             }
             _ => MadeIn::default(),
         };
@@ -335,15 +338,15 @@ impl<W: Write> Session<W> {
                 }
                 let event = Handshake {
                     function: function.name(),
-                    library,
-                    connection: connection.number,
+                    library: library.map(|path| &**path),
+                    connection: connection.subject.number(),
                     result: if done { "ok" } else { "failed" },
                     duration_ns: header.duration_ns,
                     facts: &connection.facts,
                     trouble: &connection.trouble,
                     made,
-                    ends: &connection.ends,
-                    who: &connection.who,
+                    ends: connection.subject.ends(),
+                    who: connection.subject.who(),
                 };
                 if done && !self.views.shows_steps() {
                     return Ok(());
@@ -356,11 +359,11 @@ impl<W: Write> Session<W> {
                 via,
                 socket,
             } => {
-                connection.ends = Ends {
+                connection.subject.set_ends(Ends {
                     local: Some(local.to_string()),
                     peer: Some(peer.to_string()),
                     peer_via: Some(via),
-                };
+                });
                 if via != "ciphertext" {
                     return Ok(());
                 }
@@ -373,7 +376,7 @@ impl<W: Write> Session<W> {
                 }
             }
             What::NoPeer => {
-                connection.ends = Ends::default();
+                connection.subject.set_ends(Ends::default());
                 Ok(())
             }
             What::Hello {
@@ -406,10 +409,10 @@ impl<W: Write> Session<W> {
                 }
                 connection.untold = false;
                 let event = Negotiated {
-                    connection: connection.number,
+                    connection: connection.subject.number(),
                     facts: &connection.facts,
-                    ends: &connection.ends,
-                    who: &connection.who,
+                    ends: connection.subject.ends(),
+                    who: connection.subject.who(),
                 };
                 self.sink.event(time, &event)
             }
@@ -417,10 +420,10 @@ impl<W: Write> Session<W> {
             What::Shutdown { function, both } => {
                 let event = Shutdown {
                     function: function.name(),
-                    connection: connection.number,
+                    connection: connection.subject.number(),
                     result: if both { "both" } else { "sent" },
-                    ends: &connection.ends,
-                    who: &connection.who,
+                    ends: connection.subject.ends(),
+                    who: connection.subject.who(),
                 };
                 self.sink.event(time, &event)
             }
@@ -445,10 +448,10 @@ impl<W: Write> Session<W> {
                 // Without a call for the handshake: it was done by reading or writing.
                 if std::mem::take(&mut connection.untold) && self.views.shows_steps() {
                     let event = Negotiated {
-                        connection: connection.number,
+                        connection: connection.subject.number(),
                         facts: &connection.facts,
-                        ends: &connection.ends,
-                        who: &connection.who,
+                        ends: connection.subject.ends(),
+                        who: connection.subject.who(),
                     };
                     self.sink.event(time, &event)?;
                 }
@@ -460,33 +463,34 @@ impl<W: Write> Session<W> {
                     .filter(|missing| *missing > 0 && !repeated);
                 let starts =
                     header.flags & FLAG_GAP == 0 && (!connection.within[side] || missing.is_some());
-                let mut bytes = payload;
-                let mut masked = false;
+                self.secret.clear();
                 if !self.style.show_secrets {
-                    self.masked.clear();
-                    self.masked.extend_from_slice(payload);
                     let masker = &mut connection.maskers[side];
                     // What is read again goes on where this began.
                     let mut peeking = repeated.then(|| masker.clone());
                     let masker = peeking.as_mut().unwrap_or(masker);
-                    masked = masker.mask(header.offset, &mut self.masked, starts);
-                    if masked {
-                        bytes = &self.masked;
-                    }
+                    masker.find(header.offset, payload, starts, &mut self.secret);
+                }
+                let masked = !self.secret.is_empty();
+                let mut bytes = payload;
+                if masked {
+                    self.masked.clear();
+                    self.masked.extend_from_slice(payload);
+                    hide(&mut self.masked, &self.secret);
+                    bytes = &self.masked;
                 }
                 if !repeated {
                     connection.next[side] = Some(header.offset.wrapping_add(header.length));
                     connection.within[side] = header.flags & FLAG_LAST == 0;
                 }
-                let data = match self.sink.settings().format {
-                    Format::Json => Payload::of(bytes, &mut self.encoded),
-                    Format::Text => Payload::None,
-                };
+                if self.sink.settings().format == Format::Json {
+                    connection.subject.write_fields()?;
+                }
                 let event = Data {
                     direction: direction.name(),
                     function: function.name(),
-                    library,
-                    connection: connection.number,
+                    library: connection.subject.library().map(|path| &**path),
+                    connection: connection.subject.number(),
                     offset: header.offset,
                     length: header.length,
                     captured: header.captured,
@@ -494,10 +498,10 @@ impl<W: Write> Session<W> {
                     duration_ns: self.style.latency.then_some(header.duration_ns),
                     repeated,
                     masked,
-                    data,
                     made,
-                    ends: &connection.ends,
-                    who: &connection.who,
+                    common: connection.subject.fields(),
+                    ends: connection.subject.ends(),
+                    who: connection.subject.who(),
                     bytes,
                     raw: payload,
                     starts,

@@ -49,13 +49,76 @@ pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Offsets> {
 /// # Errors
 /// As [`find`].
 pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets> {
+    let mut below = Offsets::new();
+    let tls = tables(file, stored, |table| {
+        let mut found = in_table(&table);
+        let all: Vec<_> = found.iter().map(|(function, _)| *function).collect();
+        found.retain(|(function, _)| {
+            function
+                .successor()
+                .is_none_or(|successor| !all.contains(&successor))
+        });
+        if is_tls(&found) {
+            return Some(found);
+        }
+        if is_crypto(&found) {
+            below = found;
+        }
+        None
+    })?;
+    Ok(tls.unwrap_or(below))
+}
+
+/// The place in `names` of the first function that `file`, of which so many bytes are stored, defines of these.
+///
+/// # Errors
+/// As [`find`].
+pub fn defined<'data>(
+    file: impl ReadRef<'data>,
+    stored: u64,
+    names: &[&str],
+) -> Result<Option<usize>> {
+    tables(file, stored, |table| {
+        table
+            .functions()
+            .find_map(|(_, name)| names.iter().position(|one| one.as_bytes() == name))
+    })
+}
+
+/// One table of a file's symbols.
+struct Table<'data> {
+    symbols: &'data [elf::Sym64<LittleEndian>],
+    strings: &'data [u8],
+    segments: &'data [elf::ProgramHeader64<LittleEndian>],
+}
+
+impl Table<'_> {
+    /// The functions that are defined here, with their names, as far as those are short.
+    fn functions(&self) -> impl Iterator<Item = (&elf::Sym64<LittleEndian>, &[u8])> {
+        self.symbols
+            .iter()
+            .filter(|symbol| symbol.st_type() == elf::STT_FUNC)
+            .filter(|symbol| symbol.st_shndx(LittleEndian) != elf::SHN_UNDEF)
+            .filter_map(|symbol| {
+                let start = usize::try_from(symbol.st_name(LittleEndian)).ok()?;
+                Some((symbol, name(self.strings.get(start..)?)?))
+            })
+    }
+}
+
+/// What `look` finds in the dynamic symbols or, where it finds nothing there, in the symbol table that linkers leave
+/// for debuggers.
+fn tables<'data, T>(
+    file: impl ReadRef<'data>,
+    stored: u64,
+    mut look: impl FnMut(Table<'data>) -> Option<T>,
+) -> Result<Option<T>> {
     let header = FileHeader64::<LittleEndian>::parse(file)?;
     let endian = header.endian()?;
     plain_counts(header)?;
     let sections = header.section_headers(endian, file)?;
     let segments = header.program_headers(endian, file)?;
     let mut all = 0u64;
-    let mut below = Offsets::new();
     for kind in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
         let Some(table) = sections
             .iter()
@@ -74,23 +137,16 @@ pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets>
         if all > stored {
             bail!("its tables are larger than what is stored of it");
         }
-        let symbols: &[elf::Sym64<LittleEndian>] = table.data_as_array(endian, file)?;
-        let strings = strings.data(endian, file)?;
-        let mut found = in_table(symbols, strings, segments);
-        let all: Vec<_> = found.iter().map(|(function, _)| *function).collect();
-        found.retain(|(function, _)| {
-            function
-                .successor()
-                .is_none_or(|successor| !all.contains(&successor))
+        let found = look(Table {
+            symbols: table.data_as_array(endian, file)?,
+            strings: strings.data(endian, file)?,
+            segments,
         });
-        if is_tls(&found) {
+        if found.is_some() {
             return Ok(found);
         }
-        if is_crypto(&found) {
-            below = found;
-        }
     }
-    Ok(below)
+    Ok(None)
 }
 
 /// The first function of a TLS library that `file` defines, of which so many bytes are stored, if it is one of
@@ -118,16 +174,16 @@ pub fn in_32_bits<'data>(file: impl ReadRef<'data>, stored: u64) -> Option<Funct
         .filter(|symbol| symbol.st_shndx(endian) != elf::SHN_UNDEF)
         .filter_map(|symbol| {
             let start = usize::try_from(symbol.st_name(endian)).ok()?;
-            function_named(strings.get(start..)?)
+            Function::of(name(strings.get(start..)?)?)
         })
         .find(|function| function.makes_a_library())
 }
 
-/// The function whose name these bytes start with.
-fn function_named(bytes: &[u8]) -> Option<Function> {
+/// The name that these bytes start with, unless it is longer than any that is looked for.
+fn name(bytes: &[u8]) -> Option<&[u8]> {
     let name = &bytes[..bytes.len().min(LONGEST_NAME)];
     let end = name.iter().position(|byte| *byte == 0)?;
-    Function::of(&name[..end])
+    Some(&name[..end])
 }
 
 /// Refuses the forms that count headers elsewhere, in 32 bits and more: no library has that many,
@@ -141,20 +197,11 @@ pub(super) fn plain_counts(header: &FileHeader64<LittleEndian>) -> Result<()> {
     Ok(())
 }
 
-fn in_table(
-    symbols: &[elf::Sym64<LittleEndian>],
-    strings: &[u8],
-    segments: &[elf::ProgramHeader64<LittleEndian>],
-) -> Offsets {
-    let endian = LittleEndian;
+fn in_table(table: &Table<'_>) -> Offsets {
     let mut found = Offsets::new();
-    for symbol in symbols {
-        if symbol.st_type() != elf::STT_FUNC || symbol.st_shndx(endian) == elf::SHN_UNDEF {
-            continue;
-        }
-        let start = usize::try_from(symbol.st_name(endian)).unwrap_or(usize::MAX);
-        if let Some(function) = strings.get(start..).and_then(function_named)
-            && let Some(offset) = file_offset(symbol.st_value(endian), segments)
+    for (symbol, name) in table.functions() {
+        if let Some(function) = Function::of(name)
+            && let Some(offset) = file_offset(symbol.st_value(LittleEndian), table.segments)
             && !found.iter().any(|(known, _)| *known == function)
         {
             found.push((function, offset));
@@ -250,6 +297,11 @@ pub(super) mod tests {
             file.extend(entry.to_le_bytes());
         }
         file
+    }
+
+    /// A file with this dynamic symbol, defined or not.
+    pub(in super::super) fn of_64_bits(name: &str, defined: bool) -> Vec<u8> {
+        crafted(11, &[(name, 0x11010, defined)])
     }
 
     /// A file of 32 bits with this dynamic symbol, defined or not.

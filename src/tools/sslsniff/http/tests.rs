@@ -5,7 +5,6 @@ use proptest::prelude::*;
 use time::macros::datetime;
 
 use super::super::event::MadeIn;
-use super::super::payload::Payload;
 use super::*;
 use crate::output::{Event as _, Line};
 
@@ -99,7 +98,6 @@ fn data<'a>(
     Data {
         direction: direction.name(),
         function: "SSL_write",
-        library: None,
         connection,
         offset: 0,
         length: length as u64,
@@ -109,7 +107,8 @@ fn data<'a>(
         duration_ns: None,
         ends: NOWHERE,
         masked: false,
-        data: Payload::None,
+        library: None,
+        common: None,
         made: MadeIn::default(),
         who,
         bytes,

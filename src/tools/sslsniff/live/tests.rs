@@ -7,7 +7,6 @@ use time::macros::datetime;
 
 use super::super::event::{Close, Data, Ends, Facts, MadeIn, Trouble};
 use super::super::http::Http;
-use super::super::payload::Payload;
 use super::draw::draw;
 use super::model::{List, MOST_CONNECTIONS, Model, Rates};
 use crate::process::Identity;
@@ -39,7 +38,6 @@ fn data<'a>(
     Data {
         direction,
         function: "SSL_write",
-        library: None,
         connection,
         offset: 0,
         length: bytes.len() as u64,
@@ -49,7 +47,8 @@ fn data<'a>(
         duration_ns: None,
         ends: NOWHERE,
         masked: false,
-        data: Payload::None,
+        library: None,
+        common: None,
         made: MadeIn::default(),
         who,
         bytes,

@@ -2,7 +2,9 @@
 
 //! The frames of HTTP/2 (RFC 9113), as far as masking needs them.
 
-use super::{Lines, MASK};
+use std::ops::Range;
+
+use super::{Lines, add};
 
 /// What a client sends first.
 pub(in super::super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -139,46 +141,56 @@ impl Frames {
         self.length = 0;
     }
 
-    /// Masks what `detect` found to be frames; what is no secret of theirs goes to `lines` where they are guessed.
-    pub(super) fn mask(&mut self, bytes: &mut [u8], lines: &mut Lines) -> bool {
-        let mut masked = false;
+    /// Adds to `secret` which parts are of what `detect` found to be frames, the first byte of which is number `at`; what is
+    /// no secret of theirs goes to `lines` where they are guessed.
+    pub(super) fn find(
+        &mut self,
+        bytes: &[u8],
+        mut at: usize,
+        lines: &mut Lines,
+        secret: &mut Vec<Range<usize>>,
+    ) {
         let mut rest = bytes;
         while !rest.is_empty() {
-            match self.mode {
-                Mode::Unknown | Mode::Other | Mode::Unsure => return masked,
+            let taken = match self.mode {
+                Mode::Unknown | Mode::Other | Mode::Unsure => return,
                 Mode::Astray => {
-                    rest.fill(MASK);
-                    return true;
+                    add(secret, at..at + rest.len());
+                    return;
                 }
                 Mode::Header => {
                     let taken = rest.len().min(FRAME_HEADER - self.length);
-                    let (now, later) = rest.split_at_mut(taken);
+                    let now = &rest[..taken];
                     self.head[self.length..self.length + taken].copy_from_slice(now);
                     self.length += taken;
-                    masked |= self.guessed && lines.mask(now);
-                    rest = later;
+                    if self.guessed {
+                        lines.find(now, at, secret);
+                    }
                     if self.length == FRAME_HEADER {
                         let kind = self.head[3];
                         let secret = matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION);
                         self.mode = payload(length_of(&self.head), secret);
                         self.length = 0;
                     }
+                    taken
                 }
-                Mode::Payload { left, secret } => {
+                Mode::Payload {
+                    left,
+                    secret: hidden,
+                } => {
                     let taken = rest.len().min(left as usize);
-                    let (now, later) = rest.split_at_mut(taken);
-                    if secret {
-                        now.fill(MASK);
-                        masked = true;
+                    if hidden {
+                        add(secret, at..at + taken);
                     } else if self.guessed {
-                        masked |= lines.mask(now);
+                        lines.find(&rest[..taken], at, secret);
                     }
-                    rest = later;
-                    self.mode = payload(left - u32::try_from(taken).unwrap_or(left), secret);
+                    self.mode = payload(left - u32::try_from(taken).unwrap_or(left), hidden);
+                    taken
                 }
-            }
+            };
+            rest = &rest[taken..];
+            at += taken;
         }
-        masked
     }
 }
 

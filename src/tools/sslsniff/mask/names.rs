@@ -136,9 +136,10 @@ pub fn is_secret_name(name: &[u8]) -> bool {
 /// Whether a request of HTTP/1 starts so.
 pub(in super::super) fn starts_request(bytes: &[u8]) -> bool {
     METHODS.iter().any(|method| {
-        bytes
-            .strip_prefix(method.as_bytes())
-            .is_some_and(|rest| rest.first() == Some(&b' '))
+        bytes.first() == method.as_bytes().first()
+            && bytes
+                .strip_prefix(method.as_bytes())
+                .is_some_and(|rest| rest.first() == Some(&b' '))
     })
 }
 
@@ -171,7 +172,7 @@ pub(super) fn starts_message(bytes: &[u8]) -> bool {
 
 /// Whether a message of HTTP/1 starts so, or may do so with more bytes.
 pub(super) fn may_start_message(bytes: &[u8]) -> bool {
-    let begins = |whole: &[u8]| whole.starts_with(bytes);
+    let begins = |whole: &[u8]| whole.first() == bytes.first() && whole.starts_with(bytes);
     starts_message(bytes)
         || begins(b"HTTP/1.")
         || METHODS.iter().any(|method| begins(method.as_bytes()))
@@ -192,8 +193,13 @@ pub(super) fn is_name_letter(byte: u8) -> bool {
 /// Whether the header of this name, in lower case, has a secret value.
 pub(super) fn is_secret(name: &[u8]) -> bool {
     let name = without_number(name);
+    // Of most names no end is looked at any further.
+    let last = name.last_chunk::<2>();
     SECRET.contains(&name)
-        || SECRET_ENDS.iter().any(|end| name.ends_with(end)) && !PUBLIC.contains(&name)
+        || SECRET_ENDS
+            .iter()
+            .any(|end| end.last_chunk() == last && name.ends_with(end))
+            && !PUBLIC.contains(&name)
 }
 
 /// A name without the number at its end, as that of the second of several.

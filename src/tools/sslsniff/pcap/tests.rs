@@ -5,7 +5,6 @@
 use time::macros::datetime;
 
 use super::super::event;
-use super::super::payload::Payload;
 use super::*;
 
 const START: OffsetDateTime = datetime!(2026-01-02 03:04:05 UTC);
@@ -19,7 +18,6 @@ fn data<'a>(
     Data {
         direction: Direction::Write.name(),
         function: "SSL_write",
-        library: None,
         connection,
         offset: 0,
         length: bytes.len() as u64,
@@ -29,7 +27,8 @@ fn data<'a>(
         duration_ns: None,
         ends,
         masked: false,
-        data: Payload::None,
+        library: None,
+        common: None,
         made: event::MadeIn::default(),
         who,
         bytes,

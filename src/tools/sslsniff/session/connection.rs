@@ -3,29 +3,19 @@
 //! What is known of a connection, and how that grows.
 
 use std::io;
-use std::sync::Arc;
 
-use super::super::arrivals::Names;
 use super::super::beginning::{self, Known};
-use super::super::event::{Close, Ends, Facts, Trouble};
+use super::super::event::{Close, Facts, Trouble};
 use super::super::function::Function;
 use super::super::keylog::Pending;
 use super::super::mask::Masker;
-use super::super::record::Header;
 use super::super::views::Views;
-use crate::process::{self, Directory, Identity};
+use super::subject::Subject;
 
 /// One.
 #[derive(Debug, Default)]
 pub(super) struct Connection {
-    pub number: u64,
-    pub who: Identity,
-    /// What `who` was made from.
-    pub cgroup: u64,
-    pub comm: [u8; 16],
-    /// The library's number, and its path.
-    pub library: (Option<u32>, Option<Arc<str>>),
-    pub ends: Ends,
+    pub subject: Subject,
     pub facts: Facts,
     /// No line has what the hellos said yet.
     pub untold: bool,
@@ -58,40 +48,11 @@ pub(super) fn start_seen(next: [Option<u64>; 2], maskers: &mut [Masker; 2]) {
 }
 
 impl Connection {
-    /// Brings `who` up to date: a thread, a name or a user may change between two calls.
-    pub fn identify(&mut self, header: &Header, directory: &mut Directory) {
-        let who = &mut self.who;
-        who.tid = Some(header.tid);
-        who.gid = Some(header.gid);
-        if who.uid != Some(header.uid) || who.user.is_none() {
-            who.uid = Some(header.uid);
-            who.user = directory.user(header.uid);
-        }
-        if self.comm != header.comm {
-            self.comm = header.comm;
-            who.comm = process::comm(&header.comm);
-        }
-        if self.cgroup != header.cgroup {
-            self.cgroup = header.cgroup;
-            if let Some(path) = directory.cgroup(header.cgroup) {
-                who.set_cgroup(&path);
-            }
-        }
-    }
-
-    pub fn name_library(&mut self, header: &Header, libraries: &Names) {
-        if self.library.0 != Some(header.library) {
-            let function = Function::ALL.get(usize::from(header.function));
-            let path = function.and_then(|function| libraries.get(header.library, *function));
-            self.library = (Some(header.library), path);
-        }
-    }
-
     /// It is closed, after so many bytes and nanoseconds.
     pub fn close(&self, read: u64, written: u64, duration_ns: u64, unfreed: bool) -> Close<'_> {
         let [shown_read, shown_written] = self.next.map(Option::unwrap_or_default);
         Close {
-            connection: self.number,
+            connection: self.subject.number(),
             unfreed,
             read,
             written,
@@ -100,8 +61,8 @@ impl Connection {
             duration_ns,
             facts: &self.facts,
             trouble: &self.trouble,
-            ends: &self.ends,
-            who: &self.who,
+            ends: self.subject.ends(),
+            who: self.subject.who(),
         }
     }
 
