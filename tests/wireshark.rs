@@ -32,6 +32,7 @@ fn call<'a>(
         duration_ns: None,
         ends,
         masked: false,
+        took: std::time::Duration::ZERO,
         common: None,
         made: MadeIn::default(),
         who,
@@ -89,7 +90,7 @@ fn written(ends: Ends, calls: &[(&'static str, u64, &[u8])]) -> tempfile::NamedT
         let data = call(&who, &ends, direction, *offset, bytes);
         pcap.data(time, &data).expect("a packet");
     }
-    pcap.close(time, 1).expect("an end");
+    pcap.close(time, 1, [0, 0]).expect("an end");
     pcap.flush().expect("all of it");
     drop(pcap);
     file

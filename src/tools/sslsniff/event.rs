@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -165,6 +166,9 @@ pub struct Data<'a> {
     /// Nanoseconds from the call's entry to its return, if that is wanted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ns: Option<u64>,
+    /// From the call's entry to its return.
+    #[serde(skip)]
+    pub took: Duration,
     /// The bytes stay to be read again: they come once more, at the same offset.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub repeated: bool,

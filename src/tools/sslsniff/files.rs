@@ -2,19 +2,21 @@
 
 //! Files that plaintext is written to: readable by their owner alone, and never in place of another.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
-/// A file under way, and its name for messages.
+/// A file under way, and its name for messages. Until it is kept it goes with its value.
 #[derive(Debug)]
 pub struct Output {
     /// The option that asked for it.
     option: &'static str,
     path: PathBuf,
+    /// Device and inode, unless it is to be kept.
+    unused: Option<(u64, u64)>,
 }
 
 impl Output {
@@ -37,17 +39,36 @@ impl Output {
                 };
                 Failure::usage(format!("{option} {}: {why}", path.display()))
             })?;
+        let metadata = file.metadata().ok();
         let output = Self {
             option,
             path: path.to_owned(),
+            unused: metadata.map(|metadata| (metadata.dev(), metadata.ino())),
         };
         Ok((output, BufWriter::with_capacity(1 << 16, file)))
+    }
+
+    /// There will be something in it.
+    pub fn keep(&mut self) {
+        self.unused = None;
     }
 
     /// `err` with the file's name.
     pub fn named(&self, err: &io::Error) -> io::Error {
         let text = format!("{} {}: {err}", self.option, self.path.display());
         io::Error::new(err.kind(), text)
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // Another of its name is another's.
+        if let Some(id) = self.unused
+            && let Ok(now) = fs::symlink_metadata(&self.path)
+            && (now.dev(), now.ino()) == id
+        {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -61,7 +82,9 @@ mod tests {
     fn a_file_is_its_owner_s_alone_and_none_is_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        Output::create("--pcap", &path).unwrap();
+        let (mut output, _) = Output::create("--pcap", &path).unwrap();
+        output.keep();
+        drop(output);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let err = Output::create("--pcap", &path).unwrap_err().to_string();
@@ -73,5 +96,19 @@ mod tests {
         std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
         assert!(Output::create("--har", &link).is_err());
         assert!(!dir.path().join("nowhere").exists());
+    }
+
+    #[test]
+    fn a_file_that_is_not_used_goes_and_another_of_its_name_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        drop(Output::create("--har", &path).unwrap());
+        assert!(!path.exists());
+        let unused = Output::create("--har", &path).unwrap();
+        let other = dir.path().join("b");
+        fs::write(&other, "another").unwrap();
+        fs::rename(other, &path).unwrap();
+        drop(unused);
+        assert!(path.exists());
     }
 }

@@ -17,9 +17,11 @@ use http2::Frames;
 pub use names::is_secret_name;
 use names::{
     LONGEST_NAME, folded, is_name_letter, is_other_method, is_secret, is_secret_parameter,
-    may_start_message, starts_message, starts_other_request,
+    may_start_message, starts_message,
 };
-pub(super) use names::{METHODS, starts_answer, starts_request};
+pub(super) use names::{
+    METHODS, may_start_other_request, starts_answer, starts_other_request, starts_request,
+};
 
 use crate::output::leading;
 
@@ -35,7 +37,10 @@ pub fn query(target: &mut String) {
         at: At::Target,
         ..Lines::default()
     };
-    lines.mask(&mut bytes);
+    // A blank would end the target of a line; what is in HTTP/2 ends where it ends.
+    for part in bytes.split_mut(|byte| *byte == b' ') {
+        lines.mask(part);
+    }
     // Whole values are replaced by ASCII.
     *target = String::from_utf8_lossy(&bytes).into_owned();
 }
@@ -93,12 +98,16 @@ impl Masker {
         secret: &mut Vec<Range<usize>>,
     ) {
         if offset != self.next || self.restarted {
+            let missing = offset.wrapping_sub(self.next);
             let message = starts_message(bytes) || bytes.starts_with(http2::PREFACE);
-            self.lines.skip(message);
+            // Where lines are, nothing is missing within another frame.
+            if self.restarted || !self.frames.have_within_other(missing) {
+                self.lines.skip(message);
+            }
             if std::mem::take(&mut self.restarted) {
                 self.frames.restart(bytes, starts);
             } else {
-                self.frames.skip(offset.wrapping_sub(self.next));
+                self.frames.skip(missing);
             }
         }
         self.next = offset.wrapping_add(bytes.len() as u64);
@@ -186,7 +195,7 @@ pub struct Lines {
 impl Lines {
     /// Bytes are missing: what comes may be the rest of a secret value, to the end of its line,
     /// unless what was missing ends where a message starts.
-    fn skip(&mut self, message: bool) {
+    pub(super) fn skip(&mut self, message: bool) {
         self.body = 0;
         self.ended = false;
         if self.at.is_secret() {
@@ -199,7 +208,7 @@ impl Lines {
     }
 
     /// A message starts, though the line before it may have no end, as the last of a body.
-    fn start_message(&mut self) {
+    pub(super) fn start_message(&mut self) {
         if !self.at.is_secret() {
             self.start();
             self.announced = 0;
@@ -415,10 +424,17 @@ impl Lines {
                 let digit = u64::from(byte - b'0');
                 self.announced = self.announced.saturating_mul(10).saturating_add(digit);
             }
-            (At::Name, b' ') if self.is_method() => {
-                self.at = At::Scheme;
+            (At::Name, b' ' | b'\t') if self.is_method() => {
+                // The target of CONNECT is a host alone.
+                self.at = if self.name[..self.length].eq_ignore_ascii_case(b"CONNECT") {
+                    At::User
+                } else {
+                    At::Scheme
+                };
                 self.length = 0;
             }
+            // Blanks before a name, which no header has and some servers forgive; or before a target.
+            (At::Name | At::Scheme, b' ' | b'\t') if self.length == 0 => {}
             (At::Name, b' ') if is_other_method(&self.name[..self.length]) => self.at = At::Other,
             (At::Name | At::Blank | At::Other, b' ' | b'\t') if self.length > 0 => {
                 self.at = At::Blank;

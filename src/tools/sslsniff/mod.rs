@@ -228,6 +228,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         sink.note("--hold: this kernel cannot stop programs itself: they are stopped a moment after they map a library");
     }
     let mut following = arrivals.follow(events.ok(), holds, filter, &stop)?;
+    views.keep();
     sink.ready(&Ready {
         libraries,
         skipped,

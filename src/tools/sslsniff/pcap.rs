@@ -214,16 +214,24 @@ impl<W: Write> Pcap<W> {
         Ok(())
     }
 
-    /// The connection was freed.
+    /// The connection was freed, up to which so many bytes that were read and written are missing.
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn close(&mut self, time: OffsetDateTime, connection: u64) -> io::Result<()> {
-        let Some(stream) = self.streams.remove(&connection) else {
+    pub fn close(
+        &mut self,
+        time: OffsetDateTime,
+        connection: u64,
+        missing: [u64; 2],
+    ) -> io::Result<()> {
+        let Some(mut stream) = self.streams.remove(&connection) else {
             return Ok(());
         };
         self.held -= stream.held;
         let ends = (stream.local, stream.peer);
+        for (sent, missing) in stream.sent.iter_mut().zip(missing) {
+            *sent = sent.wrapping_add(missing);
+        }
         let [read, written] = stream.sent.map(number);
         let fin = Flags {
             fin: true,

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 
@@ -496,6 +497,7 @@ impl<W: Write> Session<W> {
                     captured: header.captured,
                     missing,
                     duration_ns: self.style.latency.then_some(header.duration_ns),
+                    took: Duration::from_nanos(header.duration_ns),
                     repeated,
                     masked,
                     made,

@@ -70,6 +70,16 @@ impl Views {
         Ok(views)
     }
 
+    /// Files stay from now on, whatever comes.
+    pub fn keep(&mut self) {
+        let pcap = self.pcap.as_mut().map(|(output, _)| output);
+        let har = self.har.as_mut().map(|(output, _)| output);
+        let keylog = self.keylog.as_mut().map(|(output, _)| output);
+        for output in [pcap, har, keylog].into_iter().flatten() {
+            output.keep();
+        }
+    }
+
     /// Takes the terminal over; everything that is shown is on the screen from now on.
     ///
     /// # Errors
@@ -136,8 +146,9 @@ impl Views {
         close: &Close<'_>,
         sink: &mut Sink<impl Write>,
     ) -> io::Result<bool> {
+        let missing = [close.read_missing, close.written_missing];
         if let Some((output, pcap)) = &mut self.pcap {
-            let written = pcap.close(time, close.connection);
+            let written = pcap.close(time, close.connection, missing);
             written.map_err(|err| output.named(&err))?;
         }
         if let Some(live) = &mut self.live {
@@ -146,7 +157,7 @@ impl Views {
         let Some(http) = &mut self.http else {
             return Ok(true);
         };
-        let spoken = http.close(time, close.connection);
+        let spoken = http.close(time, close.connection, missing);
         self.exchanges(time, sink)?;
         if self.lines && !spoken && (close.read > 0 || close.written > 0) {
             let event = NotHttp {

@@ -57,7 +57,7 @@ pub(super) fn parse(bytes: &[u8], request: bool, show_secrets: bool) -> Option<H
         let (authority, path) = split_target(method, target);
         let host = authority.map(str::to_owned).or_else(|| {
             let field = fields.iter().find(|field| is(field, "host"))?;
-            Some(field.value.clone())
+            Some(host(&field.value).to_owned())
         });
         Some(Head {
             version: version(parsed.version?),
@@ -102,7 +102,7 @@ fn is(field: &Field, name: &str) -> bool {
 /// alone (RFC 9112, section 3.2).
 fn split_target<'a>(method: &str, target: &'a str) -> (Option<&'a str>, &'a str) {
     if method == "CONNECT" {
-        return (Some(target), "");
+        return (Some(host(target)), "");
     }
     let Some((_, rest)) = target
         .split_once("://")
@@ -112,11 +112,22 @@ fn split_target<'a>(method: &str, target: &'a str) -> (Option<&'a str>, &'a str)
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    // A password may stand before the host.
-    let host = authority
+    (Some(host(authority)), path)
+}
+
+/// The host and port of what may have a user and a password before them.
+pub(super) fn host(authority: &str) -> &str {
+    authority
         .rsplit_once('@')
-        .map_or(authority, |(_, host)| host);
-    (Some(host), path)
+        .map_or(authority, |(_, host)| host)
+}
+
+/// The same with these masked.
+pub(super) fn shown_host(authority: &str) -> String {
+    match authority.rsplit_once('@') {
+        Some((secret, host)) => mask::hidden(secret.len()) + "@" + host,
+        None => authority.to_owned(),
+    }
 }
 
 /// The target as it may be shown.
@@ -132,12 +143,14 @@ pub(super) fn shown_target(target: &str, show_secrets: bool) -> String {
 pub(super) fn field(name: Option<&[u8]>, value: &[u8], show_secrets: bool) -> Field {
     let text = String::from_utf8_lossy(value);
     let secret = name.is_none_or(mask::is_secret_name);
+    let is_host = name.is_some_and(|name| name.eq_ignore_ascii_case(b"host"));
     Field {
         name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
-        value: if secret && !show_secrets {
-            mask::hidden(value.len())
-        } else {
-            text.into_owned()
+        value: match (secret, is_host) {
+            _ if show_secrets => text.into_owned(),
+            (true, _) => mask::hidden(value.len()),
+            (_, true) => shown_host(&text),
+            _ => text.into_owned(),
         },
     }
 }
@@ -196,6 +209,8 @@ mod tests {
                 "/b?c",
             ),
             ("GET http://u:p@y HTTP/1.0\r\n\r\n", Some("y"), ""),
+            ("GET / HTTP/1.1\r\nHost: u:p@y\r\n\r\n", Some("y"), "/"),
+            ("CONNECT u:p@z:1 HTTP/1.1\r\n\r\n", Some("z:1"), ""),
             ("GET /to?u=a://b HTTP/1.0\r\n\r\n", None, "/to?u=a://b"),
             (
                 "CONNECT z:443 HTTP/1.1\r\nHost: z:443\r\n\r\n",
@@ -257,5 +272,7 @@ mod tests {
             assert_eq!(shown, path);
         }
         assert_eq!(field(None, b"abc", false).value, "***");
+        assert_eq!(field(Some(b"Host"), b"u:p@y", false).value, "***@y");
+        assert_eq!(field(Some(b"Host"), b"u:p@y", true).value, "u:p@y");
     }
 }

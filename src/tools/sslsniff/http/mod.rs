@@ -7,6 +7,7 @@
 //! can only be a part of a body; elsewhere the exchanges under way end as [`Outcome::Gap`], and the
 //! next message is looked for at the start of a call: nothing is guessed.
 
+mod block;
 mod exchange;
 mod frames;
 mod head;
@@ -39,8 +40,10 @@ const MOST_KEPT: usize = 64 << 20;
 const MOST_HELD: usize = 64 << 20;
 /// What an exchange takes besides headers and bodies: itself, and what is known of its process.
 const OF_AN_EXCHANGE: usize = 2048;
-/// The longest start that tells what a connection speaks.
+/// The longest start that tells what a connection speaks, but for a request of an unknown method: that takes its first
+/// line, so many bytes at most.
 const LONGEST_START: usize = PREFACE.len();
+const LONGEST_LINE: usize = 8 << 10;
 
 impl Direction {
     /// Its place in arrays that have one for each.
@@ -61,7 +64,9 @@ impl Direction {
 
 /// What is common to all that is read at one time.
 struct Context<'a> {
+    /// When the call returned, and when it was made.
     time: OffsetDateTime,
+    called: OffsetDateTime,
     connection: u64,
     who: &'a Identity,
     ends: &'a Ends,
@@ -73,6 +78,15 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// When the first of the bytes passed: what is written may pass from the call on, what is read was there by its
+    /// return.
+    fn start(&self, direction: Direction) -> OffsetDateTime {
+        match direction {
+            Direction::Read => self.time,
+            Direction::Write => self.called,
+        }
+    }
+
     /// An exchange of which nothing is known yet.
     fn exchange(&self, requests: Direction, version: &'static str) -> Exchange {
         let message = || Message {
@@ -189,6 +203,7 @@ impl Http {
         *next = data.offset.saturating_add(data.length);
         let mut context = Context {
             time,
+            called: time - data.took,
             connection: data.connection,
             who: data.who,
             ends: data.ends,
@@ -217,11 +232,34 @@ impl Http {
         }
     }
 
-    /// The connection is at its end; says whether it spoke HTTP.
-    pub fn close(&mut self, time: OffsetDateTime, connection: u64) -> bool {
-        let Some(conversation) = self.conversations.remove(&connection) else {
+    /// The connection is at its end, up to which so many bytes that were read and written are missing; says whether it
+    /// spoke HTTP.
+    pub fn close(&mut self, time: OffsetDateTime, connection: u64, missing: [u64; 2]) -> bool {
+        let Some(mut conversation) = self.conversations.remove(&connection) else {
             return false;
         };
+        for (direction, missing) in [Direction::Read, Direction::Write].into_iter().zip(missing) {
+            if missing > 0 {
+                let Conversation {
+                    protocol,
+                    who,
+                    ends,
+                    ..
+                } = &mut conversation;
+                let mut context = Context {
+                    time,
+                    called: time,
+                    connection,
+                    who,
+                    ends,
+                    show_secrets: self.show_secrets,
+                    keep: self.keep,
+                    budget: &self.budget,
+                    done: &mut self.done,
+                };
+                protocol.skip(direction, missing, &mut context);
+            }
+        }
         self.end(time, connection, conversation, Outcome::Closed)
     }
 
@@ -249,6 +287,7 @@ impl Http {
         self.held -= conversation.held;
         let mut context = Context {
             time,
+            called: time,
             connection,
             who: &conversation.who,
             ends: &conversation.ends,
@@ -374,7 +413,7 @@ impl Protocol {
 /// Whether a request starts so, or an answer.
 fn starts_message(bytes: &[u8], request: bool) -> bool {
     if request {
-        mask::starts_request(bytes)
+        mask::starts_request(bytes) || mask::starts_other_request(bytes)
     } else {
         mask::starts_answer(bytes)
     }
@@ -390,4 +429,5 @@ fn may_start(bytes: &[u8]) -> bool {
                 .iter()
                 .any(|method| begins(method.as_bytes()) || bytes == method.as_bytes())
             || bytes.len() < 9 && bytes.iter().take(2).all(|byte| *byte == 0))
+        || bytes.len() < LONGEST_LINE && mask::may_start_other_request(bytes)
 }

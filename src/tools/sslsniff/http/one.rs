@@ -307,7 +307,7 @@ impl One {
             return self.lose(true, Outcome::Open, context);
         }
         let mut exchange = context.exchange(self.requests, "1.1");
-        exchange.request.start = Some(context.time);
+        exchange.request.start = Some(context.start(self.requests));
         self.pending.push_back(exchange);
         self.answered_early = false;
     }
@@ -320,7 +320,7 @@ impl One {
             self.answered_early = true;
         }
         if let Some(exchange) = self.pending.front_mut() {
-            exchange.response.start = Some(context.time);
+            exchange.response.start = Some(context.start(self.requests.other()));
         }
     }
 

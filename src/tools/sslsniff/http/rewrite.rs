@@ -3,11 +3,11 @@
 //! HTTP/2 with its secrets masked, for those who read frames by themselves: blocks of headers are
 //! written anew, uncompressed, so that they can be read from any frame on, and frames stay frames.
 
+use super::block::{Assembly, Block, Brought, END_HEADERS};
 use super::exchange::Field;
 use super::frames::{CONTINUATION, FRAME_HEADER, Frames, HEADERS, Header, PUSH_PROMISE, Piece};
-use super::hpack::Blocks;
-use super::two::{END_HEADERS, LONGEST_BLOCK, fragment};
-use super::{PREFACE, head, is_chain, is_first_settings};
+use super::{PREFACE, head, is_chain, is_first_settings, starts_message};
+use crate::tools::sslsniff::mask::Lines;
 use crate::tools::sslsniff::record::Direction;
 
 const END_STREAM: u8 = 0x1;
@@ -23,10 +23,9 @@ const UNKNOWN_NAME: &str = "unknown";
 #[derive(Debug)]
 struct Side {
     frames: Frames,
-    blocks: Blocks,
-    /// The block under way, and the frame that it started with.
-    block: Vec<u8>,
-    first: Header,
+    headers: Assembly,
+    /// Masks what else is in frames.
+    lines: Lines,
     /// Bytes of the preface that are still to come.
     preface: usize,
 }
@@ -35,6 +34,8 @@ struct Side {
 #[derive(Debug)]
 pub struct Rewriter {
     sides: [Side; 2],
+    /// That there are frames was told by some that look like it: it may be a body of HTTP/1 that does.
+    guessed: bool,
 }
 
 impl Rewriter {
@@ -53,13 +54,8 @@ impl Rewriter {
         };
         let side = |direction: Direction| Side {
             frames: Frames::new(!start),
-            blocks: if start {
-                Blocks::from_start()
-            } else {
-                Blocks::in_use()
-            },
-            block: Vec::new(),
-            first: Header::default(),
+            headers: Assembly::new(start),
+            lines: Lines::default(),
             preface: if client == Some(direction) {
                 PREFACE.len()
             } else {
@@ -68,52 +64,62 @@ impl Rewriter {
         };
         Some(Box::new(Self {
             sides: [side(Direction::Read), side(Direction::Write)],
+            guessed: !start,
         }))
     }
 
     /// Writes what is to be read in place of `bytes`; with `fresh` a call starts with them.
     pub fn bytes(&mut self, direction: Direction, bytes: &[u8], fresh: bool, out: &mut Vec<u8>) {
+        let guessed = self.guessed;
         let Side {
             frames,
-            blocks,
-            block,
-            first,
+            headers,
+            lines,
             preface,
         } = &mut self.sides[direction.index()];
+        if guessed && fresh && (starts_message(bytes, true) || starts_message(bytes, false)) {
+            lines.start_message();
+        }
         let (start, bytes) = bytes.split_at(bytes.len().min(*preface));
         *preface -= start.len();
         out.extend_from_slice(start);
-        frames.bytes(bytes, fresh, |piece| match piece {
-            Piece::DataStart(header) => frame(header, header.length, out),
-            Piece::Data(_, bytes, _) => out.extend_from_slice(bytes),
-            Piece::DataEnd(_) => {}
-            Piece::Lost => *blocks = Blocks::in_use(),
-            Piece::Frame(header, payload) => {
-                match header.kind {
-                    HEADERS | PUSH_PROMISE => {
-                        *first = header;
-                        block.clear();
-                        block.extend_from_slice(fragment(header, payload).unwrap_or_default());
+        frames.bytes(bytes, fresh, |piece| {
+            let before = out.len();
+            let is_data = match piece {
+                Piece::DataStart(header) => {
+                    frame(header, header.length, out);
+                    false
+                }
+                Piece::Data(_, bytes, _) => {
+                    out.extend_from_slice(bytes);
+                    true
+                }
+                Piece::DataEnd(_) => return,
+                Piece::Lost => return headers.lose(),
+                Piece::Frame(header, payload) => match header.kind {
+                    HEADERS | PUSH_PROMISE | CONTINUATION => {
+                        // One that is malformed is left out.
+                        if let Brought::Block(block) = headers.frame(header, payload) {
+                            anew(&block, out);
+                        }
+                        return;
                     }
-                    CONTINUATION => block.extend_from_slice(payload),
                     _ => {
                         frame(header, header.length, out);
                         out.extend_from_slice(payload);
-                        return;
+                        false
                     }
-                }
-                if block.len() > LONGEST_BLOCK {
-                    block.clear();
-                } else if header.flags & END_HEADERS != 0 {
-                    headers(*first, block, blocks, out);
-                }
+                },
+            };
+            if is_data || guessed {
+                lines.mask(&mut out[before..]);
             }
         });
     }
 
     /// Bytes of memory that it takes.
     pub fn held(&self) -> usize {
-        let of = |side: &Side| side.frames.held() + side.blocks.held() + side.block.capacity();
+        let of = |side: &Side| side.frames.held() + side.headers.held();
         size_of::<Self>() + self.sides.iter().map(of).sum::<usize>()
     }
 
@@ -121,16 +127,15 @@ impl Rewriter {
     pub fn skip(&mut self, direction: Direction, missing: u64) {
         let Side {
             frames,
-            blocks,
-            block,
+            headers,
+            lines,
             preface,
-            ..
         } = &mut self.sides[direction.index()];
         *preface = 0;
+        lines.skip(false);
         frames.skip(missing, |piece| {
             if piece == Piece::Lost {
-                *blocks = Blocks::in_use();
-                block.clear();
+                headers.lose();
             }
         });
     }
@@ -143,22 +148,19 @@ fn frame(header: Header, length: u32, out: &mut Vec<u8>) {
     out.extend(header.stream.to_be_bytes());
 }
 
-/// A block anew, in as many frames as it takes. One that is malformed is left out.
-fn headers(first: Header, block: &[u8], blocks: &mut Blocks, out: &mut Vec<u8>) {
-    // A promise starts with the number of the stream that it promises.
-    let promised = if first.kind == PUSH_PROMISE { 4 } else { 0 };
-    let (Some(start), Some(fields)) = (
-        block.get(..promised),
-        blocks.decode(block.get(promised..).unwrap_or_default()),
-    ) else {
-        return;
-    };
-    let mut payload = start.to_vec();
-    for (name, value) in &fields {
+/// A block anew, in as many frames as it takes.
+fn anew(block: &Block, out: &mut Vec<u8>) {
+    let first = block.first;
+    let mut payload = block.promised.clone();
+    for (name, value) in &block.fields {
         let shown = match name.as_deref() {
             Some(b":path") => Field {
                 name: ":path".to_owned(),
                 value: head::shown_target(&String::from_utf8_lossy(value), false),
+            },
+            Some(b":authority") => Field {
+                name: ":authority".to_owned(),
+                value: head::shown_host(&String::from_utf8_lossy(value)),
             },
             name => head::field(name, value, false),
         };

@@ -66,7 +66,7 @@ impl Wire {
 
     fn close(&mut self) -> bool {
         let time = self.time();
-        self.http.close(time, 1)
+        self.http.close(time, 1, [0, 0])
     }
 
     /// The lines of what is done, without who and which connection.
@@ -105,6 +105,7 @@ fn data<'a>(
         missing: None,
         repeated: false,
         duration_ns: None,
+        took: std::time::Duration::ZERO,
         ends: NOWHERE,
         masked: false,
         library: None,
@@ -354,6 +355,65 @@ fn what_is_no_http_is_said_to_be_none() {
     assert_eq!(wire.lines().len(), 1);
     assert!(wire.close());
     assert!(wire.lines().is_empty());
+}
+
+#[test]
+fn a_request_of_any_method_is_one() {
+    for size in [4, 40] {
+        let mut wire = Wire::new();
+        for piece in b"MERGE /a HTTP/1.1\r\nHost: h\r\n\r\n".chunks(size) {
+            wire.write(piece);
+        }
+        wire.read("HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n");
+        let lines = wire.lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("MERGE h /a 405"), "{lines:?}");
+    }
+    // As other protocols start.
+    for start in ["EHLO host\r\n", "USER me\r\n", "A123 LOGIN a b\r\n"] {
+        let mut wire = Wire::new();
+        wire.write(start);
+        wire.read("250 OK\r\n");
+        assert!(!wire.close());
+    }
+}
+
+#[test]
+fn what_is_missing_at_the_end_of_a_connection_is_a_gap() {
+    for (length, wanted) in [
+        ("Content-Length: 10\r\n", "(4 not seen)"),
+        // Up to the connection's end.
+        ("", "(4 not seen)"),
+        ("Content-Length: 20\r\n", "closed before its end"),
+    ] {
+        let mut wire = Wire::new();
+        wire.write("GET / HTTP/1.1\r\n\r\n");
+        wire.read(format!("HTTP/1.1 200 OK\r\n{length}\r\n"));
+        wire.read("123456");
+        let time = wire.time();
+        assert!(wire.http.close(time, 1, [4, 0]));
+        let lines = wire.lines();
+        assert!(lines[0].contains("(4 not seen)"), "{lines:?}");
+        assert!(lines[0].contains(wanted), "{lines:?}");
+    }
+}
+
+#[test]
+fn what_is_written_starts_as_the_call_is_made() {
+    let mut wire = Wire::new();
+    let who = wire.who.clone();
+    let request = b"GET / HTTP/1.1\r\n\r\n";
+    let took = std::time::Duration::from_millis(30);
+    let call = data(&who, 1, Direction::Write, request, request.len());
+    wire.http.data(START, &Data { took, ..call });
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let call = data(&who, 1, Direction::Read, answer, answer.len());
+    let later = START + time::Duration::milliseconds(5);
+    wire.http.data(later, &Data { took, ..call });
+    let exchange = wire.http.done().remove(0);
+    assert_eq!(exchange.request.start, Some(START - took));
+    assert_eq!(exchange.response.start, Some(later));
+    assert_eq!(exchange.response.end, Some(later));
 }
 
 #[test]

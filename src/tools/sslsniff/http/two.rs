@@ -2,36 +2,31 @@
 
 //! HTTP/2 (RFC 9113), and gRPC upon it: exchanges as streams, headers compressed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::block::{Assembly, Block, Brought, PADDED};
 use super::exchange::{Exchange, Outcome};
 use super::frames::{CONTINUATION, Frames, HEADERS, Header, PUSH_PROMISE, Piece, RST_STREAM};
-use super::hpack::{Blocks, Pair};
 use super::{Context, head};
 use crate::tools::sslsniff::mask::http2::PREFACE;
 use crate::tools::sslsniff::record::Direction;
 
 const END_STREAM: u8 = 0x1;
-pub(super) const END_HEADERS: u8 = 0x4;
-const PADDED: u8 = 0x8;
-const PRIORITY: u8 = 0x20;
 
-/// The longest block of headers that is followed.
-pub(super) const LONGEST_BLOCK: usize = 256 << 10;
 /// Streams that are open at once; most servers allow 100 to 250.
 const MOST_STREAMS: usize = 256;
+/// Streams that were told of before they were at their end, and are remembered.
+const MOST_OVER: usize = 1024;
 /// What precedes each message of gRPC: a flag and the length.
 const GRPC_PREFIX: usize = 5;
 
 #[derive(Debug)]
 struct Side {
     frames: Frames,
-    blocks: Blocks,
-    /// The block under way, and the frame that it started with.
-    block: Vec<u8>,
-    first: Header,
-    /// Bytes of padding at the end of the frame of data; not known before its first byte.
-    padding: Option<u64>,
+    headers: Assembly,
+    /// Bytes of the body that are to come in the frame of data, before its padding; not known before the first byte,
+    /// which says how long that is.
+    body: Option<u64>,
 }
 
 /// Messages of gRPC in one direction of a stream.
@@ -96,6 +91,8 @@ pub(super) struct Two {
     /// Where the requests go, once that is known.
     requests: Option<Direction>,
     streams: BTreeMap<u32, Stream>,
+    /// Those that were told of, and of which more may come.
+    over: BTreeSet<u32>,
     /// By direction: bytes of the preface that are still to come.
     preface: [usize; 2],
 }
@@ -105,19 +102,14 @@ impl Two {
     pub(super) fn new(start: bool, requests: Option<Direction>) -> Self {
         let side = || Side {
             frames: Frames::new(!start),
-            blocks: if start {
-                Blocks::from_start()
-            } else {
-                Blocks::in_use()
-            },
-            block: Vec::new(),
-            first: Header::default(),
-            padding: None,
+            headers: Assembly::new(start),
+            body: None,
         };
         Self {
             sides: [side(), side()],
             requests,
             streams: BTreeMap::new(),
+            over: BTreeSet::new(),
             preface: [0, 0],
         }
     }
@@ -159,15 +151,24 @@ impl Two {
 
     /// Bytes of memory that it takes, without what comes out of the budget.
     pub(super) fn held(&self) -> usize {
-        let of = |side: &Side| side.frames.held() + side.blocks.held() + side.block.capacity();
+        let of = |side: &Side| side.frames.held() + side.headers.held();
         self.sides.iter().map(of).sum::<usize>() + self.streams.len() * super::OF_AN_EXCHANGE
     }
 
     /// The connection is at its end, for this reason.
     pub(super) fn end(&mut self, outcome: Outcome, context: &mut Context<'_>) {
-        for (_, mut stream) in std::mem::take(&mut self.streams) {
+        for (id, mut stream) in std::mem::take(&mut self.streams) {
+            self.remember(id);
             stream.exchange.outcome = outcome;
             context.done.push(stream.exchange);
+        }
+    }
+
+    /// More of this stream is nothing new.
+    fn remember(&mut self, id: u32) {
+        self.over.insert(id);
+        if self.over.len() > MOST_OVER {
+            self.over.pop_first();
         }
     }
 
@@ -175,26 +176,20 @@ impl Two {
         let side = direction.index();
         match *piece {
             Piece::DataStart(header) => {
-                self.sides[side].padding = (header.flags & PADDED == 0).then_some(0);
+                let whole = u64::from(header.length);
+                self.sides[side].body = (header.flags & PADDED == 0).then_some(whole);
             }
             Piece::Data(header, bytes, missing) => {
                 self.data(direction, header, bytes, missing, context)
             }
             Piece::DataEnd(header) => {
-                // The padding came last, and was taken for data.
-                let padding = self.sides[side].padding.take().unwrap_or(0);
-                if let Some(stream) = self.streams.get_mut(&header.stream) {
-                    let body = &mut stream.exchange.message_mut(direction).body;
-                    body.length = body.length.saturating_sub(padding);
-                }
                 if header.flags & END_STREAM != 0 {
                     self.stream_end(direction, header.stream, context);
                 }
             }
             Piece::Frame(header, payload) => self.frame(direction, header, payload, context),
             Piece::Lost => {
-                self.sides[side].blocks = Blocks::in_use();
-                self.sides[side].block.clear();
+                self.sides[side].headers.lose();
                 // Which streams have ended meanwhile nobody knows.
                 self.end(Outcome::Gap, context);
             }
@@ -206,17 +201,28 @@ impl Two {
         direction: Direction,
         header: Header,
         mut bytes: &[u8],
-        missing: u64,
+        mut missing: u64,
         context: &Context<'_>,
     ) {
-        let padding = &mut self.sides[direction.index()].padding;
-        if padding.is_none() {
-            match bytes.split_first() {
-                Some((length, rest)) => (*padding, bytes) = (Some(u64::from(*length)), rest),
+        let body = &mut self.sides[direction.index()].body;
+        let left = body.get_or_insert_with(|| {
+            let rest = u64::from(header.length).saturating_sub(1);
+            if let Some((padding, others)) = bytes.split_first() {
+                bytes = others;
+                rest.saturating_sub(u64::from(*padding))
+            } else {
                 // The length of the padding is among what is missing.
-                None => *padding = Some(0),
+                missing = missing.saturating_sub(1);
+                rest
             }
-        }
+        });
+        // What comes last is padding.
+        missing = missing.min(*left);
+        *left -= missing;
+        bytes = &bytes[..bytes
+            .len()
+            .min(usize::try_from(*left).unwrap_or(usize::MAX))];
+        *left -= bytes.len() as u64;
         let Some(stream) = self.streams.get_mut(&header.stream) else {
             return;
         };
@@ -237,76 +243,68 @@ impl Two {
         payload: &[u8],
         context: &mut Context<'_>,
     ) {
-        let side = &mut self.sides[direction.index()];
         match header.kind {
-            HEADERS | PUSH_PROMISE => {
-                side.block.clear();
-                side.first = header;
-                let Some(block) = fragment(header, payload) else {
-                    return self.malformed(direction, context);
-                };
-                if header.kind == PUSH_PROMISE {
+            HEADERS | PUSH_PROMISE | CONTINUATION => {
+                let side = &mut self.sides[direction.index()];
+                match side.headers.frame(header, payload) {
+                    Brought::Block(block) if block.first.kind == HEADERS => {
+                        self.headers(direction, &block, context)
+                    }
                     // What is promised is asked for by nobody: only the table is kept up to date.
-                    side.block
-                        .extend_from_slice(block.get(4..).unwrap_or_default());
-                } else {
-                    side.block.extend_from_slice(block);
+                    Brought::Block(_) | Brought::Nothing => {}
+                    Brought::Malformed(first) if first.kind == HEADERS => {
+                        self.malformed(direction, first.stream, context)
+                    }
+                    Brought::Malformed(_) => {}
                 }
             }
-            CONTINUATION => side.block.extend_from_slice(payload),
             RST_STREAM => {
                 let code = payload.try_into().map_or(0, u32::from_be_bytes);
                 if let Some(mut stream) = self.streams.remove(&header.stream) {
+                    self.remember(header.stream);
                     stream.exchange.outcome = Outcome::Reset(code);
                     context.done.push(stream.exchange);
                 }
-                return;
             }
-            _ => return,
+            _ => {}
         }
-        if side.block.len() > LONGEST_BLOCK {
-            return self.malformed(direction, context);
-        }
-        if header.flags & END_HEADERS == 0 {
+    }
+
+    /// A block of headers makes no sense: what it is of is told as such, also if it is nothing but that.
+    fn malformed(&mut self, direction: Direction, id: u32, context: &mut Context<'_>) {
+        if !self.is_of_interest(id) {
             return;
         }
-        let block = std::mem::take(&mut side.block);
-        let first = side.first;
-        match side.blocks.decode(&block) {
-            None => self.malformed(direction, context),
-            Some(fields) if first.kind == HEADERS => {
-                self.headers(direction, first, &fields, context)
-            }
-            Some(_) => {}
-        }
+        let requests = self.requests.unwrap_or(direction);
+        let mut exchange = self
+            .streams
+            .remove(&id)
+            .map_or_else(|| stream(id, requests, context), |stream| stream.exchange);
+        let start = context.start(direction);
+        exchange.message_mut(direction).start.get_or_insert(start);
+        exchange.outcome = Outcome::Malformed;
+        self.remember(id);
+        context.done.push(exchange);
     }
 
-    /// A block that makes no sense: the table is not known any more.
-    fn malformed(&mut self, direction: Direction, context: &mut Context<'_>) {
-        let side = &mut self.sides[direction.index()];
-        let first = side.first;
-        side.blocks = Blocks::in_use();
-        side.block.clear();
-        if let Some(mut stream) = self.streams.remove(&first.stream) {
-            stream.exchange.outcome = Outcome::Malformed;
-            context.done.push(stream.exchange);
-        }
+    /// Whether it is a client's stream (RFC 9113, section 5.1.1), and not one that was told of before.
+    fn is_of_interest(&self, id: u32) -> bool {
+        !id.is_multiple_of(2) && !self.over.contains(&id)
     }
 
-    fn headers(
-        &mut self,
-        direction: Direction,
-        frame: Header,
-        fields: &[Pair],
-        context: &mut Context<'_>,
-    ) {
+    fn headers(&mut self, direction: Direction, block: &Block, context: &mut Context<'_>) {
+        let Block {
+            first: frame,
+            fields,
+            ..
+        } = block;
         let has = |name: &[u8]| fields.iter().any(|(one, _)| one.as_deref() == Some(name));
         if has(b":status") {
             self.requests = Some(direction.other());
         } else if has(b":method") || has(b":path") || has(b":scheme") {
             self.requests = Some(direction);
         }
-        let Some(requests) = self.requests else {
+        let Some(requests) = self.requests.filter(|_| self.is_of_interest(frame.stream)) else {
             return;
         };
         if !self.streams.contains_key(&frame.stream) {
@@ -314,10 +312,7 @@ impl Two {
                 self.end(Outcome::Open, context);
             }
             let stream = Stream {
-                exchange: Exchange {
-                    stream: Some(frame.stream),
-                    ..context.exchange(requests, "2")
-                },
+                exchange: stream(frame.stream, requests, context),
                 counters: Default::default(),
             };
             self.streams.insert(frame.stream, stream);
@@ -326,13 +321,16 @@ impl Two {
             return;
         };
         let exchange = &mut stream.exchange;
-        let (time, show) = (context.time, context.show_secrets);
-        exchange.message_mut(direction).start.get_or_insert(time);
+        let (start, show) = (context.start(direction), context.show_secrets);
+        exchange.message_mut(direction).start.get_or_insert(start);
         for (name, value) in fields {
             let text = || String::from_utf8_lossy(value).into_owned();
             match name.as_deref() {
                 Some(b":method") => exchange.method = exchange.request.afford(text()),
-                Some(b":authority") => exchange.host = exchange.request.afford(text()),
+                Some(b":authority") => {
+                    let host = head::host(&text()).to_owned();
+                    exchange.host = exchange.request.afford(host);
+                }
                 Some(b":path") => {
                     let path = head::shown_target(&text(), show);
                     exchange.path = exchange.request.afford(path);
@@ -347,7 +345,8 @@ impl Two {
                 name => {
                     let field = head::field(name, value, show);
                     if exchange.host.is_none() && field.name == "host" {
-                        exchange.host = exchange.request.afford(field.value.clone());
+                        let host = head::host(&field.value).to_owned();
+                        exchange.host = exchange.request.afford(host);
                     }
                     exchange.message_mut(direction).add(field);
                 }
@@ -368,20 +367,19 @@ impl Two {
         if self.requests == Some(direction.other())
             && let Some(mut stream) = self.streams.remove(&id)
         {
+            if stream.exchange.request.end.is_none() {
+                self.remember(id);
+            }
             stream.exchange.outcome = Outcome::Complete;
             context.done.push(stream.exchange);
         }
     }
 }
 
-/// The part of a block in a frame, without padding and priority.
-pub(super) fn fragment(header: Header, mut payload: &[u8]) -> Option<&[u8]> {
-    if header.flags & PADDED != 0 {
-        let (padding, rest) = payload.split_first()?;
-        payload = rest.get(..rest.len().checked_sub(usize::from(*padding))?)?;
+/// An exchange of which only the stream is known yet.
+fn stream(id: u32, requests: Direction, context: &Context<'_>) -> Exchange {
+    Exchange {
+        stream: Some(id),
+        ..context.exchange(requests, "2")
     }
-    if header.kind == HEADERS && header.flags & PRIORITY != 0 {
-        payload = payload.get(5..)?;
-    }
-    Some(payload)
 }

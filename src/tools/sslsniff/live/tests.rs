@@ -45,6 +45,7 @@ fn data<'a>(
         missing: None,
         repeated: false,
         duration_ns: None,
+        took: std::time::Duration::ZERO,
         ends: NOWHERE,
         masked: false,
         library: None,

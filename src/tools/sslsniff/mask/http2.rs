@@ -38,8 +38,8 @@ enum Mode {
     Unsure,
     /// In a frame's header.
     Header,
-    /// In a frame's payload.
-    Payload { left: u32, secret: bool },
+    /// In the payload of a frame of this type.
+    Payload { left: u32, kind: u8 },
     /// Bytes are missing, and with them where frames start: all may be secret.
     Astray,
 }
@@ -64,7 +64,7 @@ impl Frames {
         let fresh = self.length == 0;
         match self.mode {
             Mode::Unknown => {}
-            Mode::Other => return bytes.len(),
+            Mode::Other => return self.detect_switch(bytes, starts),
             Mode::Unsure => return self.detect_chain(bytes, starts),
             _ => return 0,
         }
@@ -78,10 +78,9 @@ impl Frames {
                 return at + 1;
             }
             if head.len() == FRAME_HEADER && is_first_settings(head) {
-                // Nothing in settings is secret.
                 let left = length_of(head);
                 self.length = 0;
-                self.mode = payload(left, false);
+                self.mode = payload(left, SETTINGS);
                 self.guessed = !seen;
                 return at + 1;
             }
@@ -114,6 +113,35 @@ impl Frames {
         bytes.len()
     }
 
+    /// Behind something else HTTP/2 may start anew, as through a proxy (CONNECT).
+    fn detect_switch(&mut self, bytes: &[u8], starts: bool) -> usize {
+        let settings = bytes.get(..FRAME_HEADER).is_some_and(is_first_settings);
+        let frames = if !starts {
+            None
+        } else if bytes.starts_with(PREFACE) {
+            Some(PREFACE.len())
+        } else if settings && is_chain(bytes) {
+            Some(0)
+        } else {
+            None
+        };
+        if frames.is_some() {
+            (self.mode, self.length) = (Mode::Header, 0);
+            self.guessed = true;
+        }
+        frames.unwrap_or(bytes.len())
+    }
+
+    /// Whether so many bytes are within a frame that is known to be one, and is none of a body.
+    pub(super) fn have_within_other(&self, missing: u64) -> bool {
+        match self.mode {
+            Mode::Payload { left, kind } => {
+                !self.guessed && kind != DATA && missing <= u64::from(left)
+            }
+            _ => false,
+        }
+    }
+
     /// Bytes are missing.
     pub(super) fn skip(&mut self, missing: u64) {
         self.mode = match self.mode {
@@ -122,8 +150,8 @@ impl Frames {
                 Mode::Unsure
             }
             Mode::Other => Mode::Other,
-            Mode::Payload { left, secret } if u64::from(left) >= missing => {
-                payload(left - u32::try_from(missing).unwrap_or(left), secret)
+            Mode::Payload { left, kind } if u64::from(left) >= missing => {
+                payload(left - u32::try_from(missing).unwrap_or(left), kind)
             }
             _ => Mode::Astray,
         };
@@ -141,8 +169,8 @@ impl Frames {
         self.length = 0;
     }
 
-    /// Adds to `secret` which parts are of what `detect` found to be frames, the first byte of which is number `at`; what is
-    /// no secret of theirs goes to `lines` where they are guessed.
+    /// Adds to `secret` which parts are of what `detect` found to be frames, the first byte of which is number `at`; bodies
+    /// go to `lines`, and where frames are guessed all else that is no secret of theirs.
     pub(super) fn find(
         &mut self,
         bytes: &[u8],
@@ -167,24 +195,20 @@ impl Frames {
                         lines.find(now, at, secret);
                     }
                     if self.length == FRAME_HEADER {
-                        let kind = self.head[3];
-                        let secret = matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION);
-                        self.mode = payload(length_of(&self.head), secret);
+                        self.mode = payload(length_of(&self.head), self.head[3]);
                         self.length = 0;
                     }
                     taken
                 }
-                Mode::Payload {
-                    left,
-                    secret: hidden,
-                } => {
+                Mode::Payload { left, kind } => {
                     let taken = rest.len().min(left as usize);
-                    if hidden {
-                        add(secret, at..at + taken);
-                    } else if self.guessed {
-                        lines.find(&rest[..taken], at, secret);
+                    match kind {
+                        HEADERS | PUSH_PROMISE | CONTINUATION => add(secret, at..at + taken),
+                        DATA => lines.find(&rest[..taken], at, secret),
+                        _ if self.guessed => lines.find(&rest[..taken], at, secret),
+                        _ => {}
                     }
-                    self.mode = payload(left - u32::try_from(taken).unwrap_or(left), hidden);
+                    self.mode = payload(left - u32::try_from(taken).unwrap_or(left), kind);
                     taken
                 }
             };
@@ -194,11 +218,11 @@ impl Frames {
     }
 }
 
-fn payload(left: u32, secret: bool) -> Mode {
+fn payload(left: u32, kind: u8) -> Mode {
     if left == 0 {
         Mode::Header
     } else {
-        Mode::Payload { left, secret }
+        Mode::Payload { left, kind }
     }
 }
 
@@ -427,6 +451,34 @@ mod tests {
                 [first, &body, masked].concat()
             );
         }
+    }
+
+    #[test]
+    fn what_goes_through_a_proxy_may_be_frames() {
+        let (request, _) = stream(super::PREFACE);
+        let (answer, _) = stream(b"");
+        for (before, frames) in [
+            (&b"CONNECT host:443 HTTP/1.1\r\n\r\n"[..], request),
+            (b"HTTP/1.1 200 OK\r\n\r\n", answer),
+        ] {
+            let mut masker = Masker::default();
+            masker.start_seen();
+            masker.mask(0, &mut before.to_vec(), true);
+            let mut out = frames.clone();
+            masker.mask(before.len() as u64, &mut out, true);
+            assert_ne!(out, frames);
+            let end = out.len() - 6;
+            assert_eq!(out[end..], *b"******");
+        }
+    }
+
+    #[test]
+    fn lines_of_a_body_that_look_like_secret_headers_are_masked() {
+        let mut bytes = super::PREFACE.to_vec();
+        bytes.extend(frame(0, b"a=b\nCookie: abc\nx"));
+        let mut masker = Masker::default();
+        assert!(masker.mask(0, &mut bytes, true));
+        assert!(bytes.ends_with(b"a=b\nCookie: ***\nx"));
     }
 
     #[test]

@@ -6,22 +6,17 @@ use crate::output::leading;
 
 /// Headers whose values are secret, in lower case.
 const SECRET: &[&[u8]] = &[
-    b"authentication",
-    b"authorization",
-    b"bearer",
-    b"cookie",
+    b"authentication-info",
     b"dpop",
-    b"otp",
-    b"pin",
+    b"proxy-authentication-info",
     b"sec-websocket-protocol",
-    b"session",
-    b"ticket",
     b"x-amzn-oidc-data",
 ];
 
 /// How the names of other such headers end, in lower case: `X-Aws-Ec2-Metadata-Token`, `X-Api-Key`,
-/// `X-CSRFToken`.
+/// `X-CSRFToken`. What starts with a dash is such a name without it, too.
 const SECRET_ENDS: &[&[u8]] = &[
+    b"-access-code",
     b"-assertion",
     b"-auth",
     b"-auth-code",
@@ -30,32 +25,42 @@ const SECRET_ENDS: &[&[u8]] = &[
     b"-bearer",
     b"-cookie",
     b"-credential",
-    b"-credentials",
     b"-jwt",
     b"-key",
     b"-mfa-code",
     b"-otp",
     b"-pass",
-    b"-passphrase",
     b"-pin",
     b"-session",
     b"-session-id",
     b"-sid",
+    b"-signature",
     b"-ticket",
     b"-totp",
     b"-verification-code",
+    b"accesskey",
     b"apikey",
+    b"authkey",
     b"passcode",
+    b"passphrase",
     b"passwd",
     b"password",
+    b"privatekey",
     b"secret",
+    b"secretkey",
     b"sessid",
     b"sessionid",
     b"token",
 ];
 
 /// Headers whose names end so and whose values are known to everybody (RFC 6455).
-const PUBLIC: &[&[u8]] = &[b"sec-websocket-key", b"surrogate-key", b"idempotency-key"];
+const PUBLIC: &[&[u8]] = &[
+    b"idempotency-key",
+    b"keys",
+    b"max-tokens",
+    b"sec-websocket-key",
+    b"surrogate-key",
+];
 
 /// Of a longer name the end is compared; longer than any of the names and ends above.
 pub(super) const LONGEST_NAME: usize = 32;
@@ -91,18 +96,23 @@ pub(in super::super) const METHODS: [&str; 22] = [
 /// is: keys, codes, assertions and signatures of OAuth 2 (RFC 6749 and 7521), of SAML and CAS, of signed URLs
 /// of AWS, Azure and Google.
 const SECRET_PARAMETERS: &[&[u8]] = &[
-    b"assertion",
-    b"auth",
+    b"authcode",
     b"code",
-    b"jwt",
-    b"key",
-    b"pass",
+    b"code-verifier",
+    b"hmac",
+    b"id-token-hint",
+    b"mac",
+    b"mfacode",
+    b"otpcode",
+    b"pswd",
+    b"pw",
     b"pwd",
+    b"samlart",
     b"samlresponse",
     b"sig",
-    b"signature",
-    b"x-amz-signature",
-    b"x-goog-signature",
+    b"sign",
+    b"userpass",
+    b"wresult",
 ];
 
 /// Whether the parameter of this name, in lower case and with dashes, has a secret value. Of `user[token]` and
@@ -118,7 +128,7 @@ pub(super) fn is_secret_parameter(name: &[u8]) -> bool {
 /// `letter` as names are compared: all that may be between words is one.
 pub(super) fn folded(letter: u8) -> u8 {
     match letter {
-        b'!' | b'#'..=b'\'' | b'*' | b'+' | b'^' | b'_' | b'`' | b'|' | b'~' => b'-',
+        b'!' | b'#'..=b'\'' | b'*' | b'+' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~' => b'-',
         letter => letter.to_ascii_lowercase(),
     }
 }
@@ -144,12 +154,20 @@ pub(in super::super) fn starts_request(bytes: &[u8]) -> bool {
 }
 
 /// Whether a request of HTTP/1 starts so whose method is none of those above, by its whole first line.
-pub(super) fn starts_other_request(bytes: &[u8]) -> bool {
+pub(in super::super) fn starts_other_request(bytes: &[u8]) -> bool {
     let line = &bytes[..memchr::memchr(b'\n', bytes).unwrap_or(bytes.len())];
     let method = leading(&line[..line.len().min(LONGEST_NAME)], is_name_letter);
     line.get(method) == Some(&b' ')
         && is_other_method(&line[..method])
         && line.windows(8).any(|part| part == b" HTTP/1.")
+}
+
+/// Whether a request may start so, with more bytes, whose method is none of those above.
+pub(in super::super) fn may_start_other_request(bytes: &[u8]) -> bool {
+    let method = leading(&bytes[..bytes.len().min(LONGEST_NAME)], is_name_letter);
+    is_other_method(&bytes[..method])
+        && bytes.get(method).is_none_or(|byte| *byte == b' ')
+        && memchr::memchr(b'\n', bytes).is_none()
 }
 
 /// Whether it may be a method that somebody made up, and is no word of a text: those are in capitals by custom
@@ -192,14 +210,42 @@ pub(super) fn is_name_letter(byte: u8) -> bool {
 
 /// Whether the header of this name, in lower case, has a secret value.
 pub(super) fn is_secret(name: &[u8]) -> bool {
-    let name = without_number(name);
-    // Of most names no end is looked at any further.
-    let last = name.last_chunk::<2>();
-    SECRET.contains(&name)
-        || SECRET_ENDS
-            .iter()
-            .any(|end| end.last_chunk() == last && name.ends_with(end))
-            && !PUBLIC.contains(&name)
+    // Metadata of gRPC that is no text has this end.
+    let name = without_number(name.strip_suffix(b"-bin").unwrap_or(name));
+    !PUBLIC.contains(&name)
+        && (is_one_secret(name) || name.strip_suffix(b"s").is_some_and(is_one_secret))
+}
+
+/// Which two letters end the names and the ends above, by the first of them: a bit for each second one.
+const LAST_LETTERS: [u32; 26] = {
+    let mut letters = [0; 26];
+    let mut list = 0;
+    while list < 2 {
+        let names = if list == 0 { SECRET } else { SECRET_ENDS };
+        let mut at = 0;
+        while at < names.len() {
+            let name = names[at];
+            let (first, second) = (name[name.len() - 2], name[name.len() - 1]);
+            letters[(first - b'a') as usize] |= 1 << (second - b'a');
+            at += 1;
+        }
+        list += 1;
+    }
+    letters
+};
+
+/// The same of a name that is not in the plural.
+fn is_one_secret(name: &[u8]) -> bool {
+    // Of most names nothing else is looked at.
+    let last = name.last_chunk().is_some_and(|[first, second]| {
+        let letters = LAST_LETTERS.get(usize::from(first.wrapping_sub(b'a')));
+        let second = second.wrapping_sub(b'a');
+        second < 26 && letters.is_some_and(|letters| letters >> second & 1 == 1)
+    });
+    last && (SECRET.contains(&name)
+        || SECRET_ENDS.iter().any(|end| {
+            name.ends_with(end) || end.strip_prefix(b"-").is_some_and(|end| end == name)
+        }))
 }
 
 /// A name without the number at its end, as that of the second of several.

@@ -51,8 +51,8 @@ fn secret_parameters_of_a_request_are_masked_and_others_are_not() {
             "POST /a?X-Amz-Signature=**#id_token=* HTTP/1.1",
         ),
         (
-            "GET /token=abc?tokens=1&keys=2&code HTTP/1.1",
-            "GET /token=abc?tokens=1&keys=2&code HTTP/1.1",
+            "GET /token=abc?tokenized=1&keys=2&code HTTP/1.1",
+            "GET /token=abc?tokenized=1&keys=2&code HTTP/1.1",
         ),
         ("GET /?sig=a=b", "GET /?sig=***"),
         (
@@ -77,9 +77,19 @@ fn secret_parameters_of_a_request_are_masked_and_others_are_not() {
             "POST /?assertion=*&SAMLResponse=*&ticket=*&otp=*&pass=*",
         ),
         (
-            "GET /?token_type=a&token[type]=b&%zz=c&[]=d&tickets=e&bypass=f&5=g&=h&%=i",
-            "GET /?token_type=a&token[type]=b&%zz=c&[]=d&tickets=e&bypass=f&5=g&=h&%=i",
+            "GET /?token_type=a&token[type]=b&%zz=c&[]=d&max_tokens=e&bypass=f&5=g&=h&%=i",
+            "GET /?token_type=a&token[type]=b&%zz=c&[]=d&max_tokens=e&bypass=f&5=g&=h&%=i",
         ),
+        (
+            "GET /?accesskey=a&secretkey=b&credential=c&passphrase2=d&sid=e&auth_code=f&authcode=g",
+            "GET /?accesskey=*&secretkey=*&credential=*&passphrase2=*&sid=*&auth_code=*&authcode=*",
+        ),
+        (
+            "GET /?oauth_signature=a&hmac=b&id_token_hint=c&code_verifier=d&userpass=e&pw=f&tokens=g",
+            "GET /?oauth_signature=*&hmac=*&id_token_hint=*&code_verifier=*&userpass=*&pw=*&tokens=*",
+        ),
+        ("GET  /?token=a", "GET  /?token=*"),
+        ("GET\t/?token=a", "GET\t/?token=*"),
     ] {
         let line = format!("{line}\r\nHost: a?token=b\r\n").into_bytes();
         for size in [line.len(), 1, 3] {
@@ -321,6 +331,23 @@ fn every_header_that_holds_a_token_of_a_cloud_is_masked() {
 }
 
 #[test]
+fn a_password_before_the_host_of_connect_is_masked() {
+    for (line, masked) in [
+        (
+            "CONNECT u:p@h:443 HTTP/1.1\r\n",
+            "CONNECT ***@h:443 HTTP/1.1\r\n",
+        ),
+        ("CONNECT h:443 HTTP/1.1\r\n", "CONNECT h:443 HTTP/1.1\r\n"),
+    ] {
+        let line = line.as_bytes();
+        assert_eq!(text(&pieces(line, &[line.len()])), masked);
+    }
+    // Cut in its midst, what comes may be the password.
+    let line = b"CONNECT u:p@h:443 HTTP/1.1\r\n";
+    assert!(!text(&pieces(line, &[1])).contains("u:p"));
+}
+
+#[test]
 fn names_that_say_what_they_hold_are_masked() {
     let long = format!("x-{}-token", "a".repeat(100));
     for name in [
@@ -370,6 +397,23 @@ fn names_that_say_what_they_hold_are_masked() {
         "X|Api|Key",
         "!Authorization",
         "Authorization \t",
+        " Cookie",
+        "Auth",
+        "JWT",
+        "Key",
+        "Credentials",
+        "Passphrase",
+        "AccessKey",
+        "X-AuthKey",
+        "PrivateKey",
+        "X-Api-Keys",
+        "X-Auth-Tokens",
+        "X-Access-Code",
+        "Connect.Sid",
+        "X-Auth-Token-Bin",
+        "Authentication-Info",
+        "Signature",
+        "Sid",
         &long,
     ] {
         let line = format!("{name}: abc\r\n").into_bytes();
@@ -384,14 +428,15 @@ fn names_that_say_what_they_hold_are_masked() {
         "Metadata-Flavor",
         "Content-Type",
         "X-Request-Id",
-        "Sid",
         "Ticketing",
         "X-Cache-Bypass",
-        "X-Tokens",
+        "X-Max-Tokens-Left",
+        "Max-Tokens",
+        "Grpc-Status-Details-Bin",
+        "WWW-Authenticate",
         "X-2",
         "2",
         "The token",
-        " Cookie",
     ] {
         let line = format!("{name}: abc\r\n").into_bytes();
         assert_eq!(pieces(&line, &[line.len()]), line, "{name}");

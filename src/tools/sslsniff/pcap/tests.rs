@@ -25,6 +25,7 @@ fn data<'a>(
         missing: None,
         repeated: false,
         duration_ns: None,
+        took: std::time::Duration::ZERO,
         ends,
         masked: false,
         library: None,
@@ -58,7 +59,7 @@ fn masking_headers_takes_no_more_memory_than_it_may() {
     }
     assert!(most > MOST_HELD / 2, "{most}");
     for connection in 1..1000 {
-        pcap.close(START, connection).unwrap();
+        pcap.close(START, connection, [0, 0]).unwrap();
     }
     assert_eq!(pcap.held, 0);
 }
@@ -72,5 +73,23 @@ fn any_length_and_offset_can_be_written() {
         (data.offset, data.length) = (offset, u64::MAX);
         pcap.data(START, &data).unwrap();
     }
-    pcap.close(START, 1).unwrap();
+    pcap.close(START, 1, [0, 0]).unwrap();
+}
+
+#[test]
+fn what_is_missing_at_the_end_is_a_gap() {
+    let (who, ends) = (Identity::default(), event::Ends::default());
+    let written = |missing| {
+        let mut out = Vec::new();
+        let mut pcap = Pcap::new(&mut out, false).unwrap();
+        pcap.data(START, &data(&who, &ends, 1, b"x")).unwrap();
+        pcap.close(START, 1, missing).unwrap();
+        pcap.flush().unwrap();
+        drop(pcap);
+        out
+    };
+    // The same packets but for the sequence number and the checksum of the last ones.
+    let (none, some) = (written([0, 0]), written([0, 0x0102_0304]));
+    assert_eq!(none.len(), some.len());
+    assert_ne!(none, some);
 }

@@ -229,6 +229,165 @@ fn a_value_of_any_length_is_written_anew() {
     }
 }
 
+/// The start of a connection with a request of these fields on stream 1, as the client sends it.
+fn request(encoder: &mut Encoder<'_>, more: &[(&str, &str)]) -> Vec<u8> {
+    let mut fields = vec![(":method", "POST"), (":path", "/"), (":authority", "u:p@h")];
+    fields.extend(more);
+    let mut client = PREFACE.to_vec();
+    client.extend(frame(1, 4, 1, &block(encoder, &fields)));
+    client
+}
+
+#[test]
+fn padding_is_no_part_of_a_body_wherever_a_frame_is_cut() {
+    // Each with a message of two bytes, and 20 bytes of padding.
+    let padded = [&[20, 0, 0, 0, 0, 2, 7, 7][..], &[0; 20]].concat();
+    let mut client = request(&mut Encoder::new(), &[("content-type", "application/grpc")]);
+    client.extend(frame(0, 8, 1, &padded));
+    client.extend(frame(0, 9, 1, &padded));
+    // More padding than there is a frame for.
+    client.extend(frame(0, 9, 1, &[9, 1, 1]));
+    let answer = block(&mut Encoder::new(), &[(":status", "200")]);
+    for size in [client.len(), 1, 7] {
+        let mut wire = Wire::new();
+        client.chunks(size).for_each(|piece| wire.write(piece));
+        wire.read(frame(1, 5, 1, &answer));
+        let done = wire.http.done();
+        let body = &done[0].request.body;
+        assert_eq!((body.length, body.messages), (14, 2), "{size}");
+        assert_eq!(body.kept(), [0, 0, 0, 0, 2, 7, 7, 0, 0, 0, 0, 2, 7, 7]);
+        assert!(body.is_whole());
+        assert_eq!(done[0].host.as_deref(), Some("h"));
+    }
+    // The length of the padding and what follows are lost: all that is left is taken for the body.
+    let mut wire = Wire::new();
+    wire.write(&client[..client.len() - 12 - padded.len()]);
+    wire.skip(Direction::Write, 4);
+    wire.write(&client[client.len() - 12 - padded.len() + 4..]);
+    wire.read(frame(1, 5, 1, &answer));
+    let body = &wire.http.done()[0].request.body;
+    assert_eq!((body.length, body.missing), (7 + 27, 3));
+}
+
+#[test]
+fn the_rest_of_a_block_whose_start_was_not_seen_is_not_read_as_one() {
+    // A literal with incremental indexing, as it may stand in the midst of a value.
+    let stray = [&[0x40, 5][..], b"x-abc", &[6], b"secret"].concat();
+    let indexed = [0x83, 0x84, 0xbe];
+    let mut frames = frame(9, 4, 1, &stray);
+    frames.extend(frame(1, 5, 3, &indexed));
+    let mut wire = Wire::new();
+    wire.write(&frames);
+    wire.http.finish(START);
+    let done = wire.http.done();
+    assert_eq!(done.len(), 1);
+    assert_eq!(done[0].method.as_deref(), Some("POST"));
+    assert_eq!(done[0].request.field("x-abc"), None);
+    // Nor is it where the start was lost, or is another stream's.
+    let start = request(&mut Encoder::new(), &[]);
+    let open = frame(1, 0, 3, &[0x83]);
+    for (gap, stream) in [(5, 3), (0, 5)] {
+        let mut wire = Wire::new();
+        let mut out = Vec::new();
+        let mut rewriter = Rewriter::of(Direction::Write, &start).unwrap();
+        wire.write(&start);
+        wire.write(&open);
+        rewriter.bytes(
+            Direction::Write,
+            &[&start[..], &open].concat(),
+            true,
+            &mut out,
+        );
+        wire.skip(Direction::Write, gap);
+        if gap > 0 {
+            rewriter.skip(Direction::Write, gap);
+        }
+        let stray = frame(9, 4, stream, &stray);
+        wire.write(&stray);
+        rewriter.bytes(Direction::Write, &stray, true, &mut out);
+        wire.http.finish(START);
+        for exchange in wire.http.done() {
+            assert_eq!(exchange.request.field("x-abc"), None);
+        }
+        assert!(!out.windows(6).any(|part| part == b"secret"), "{gap}");
+    }
+}
+
+#[test]
+fn a_block_that_makes_no_sense_is_told_of() {
+    for head in [vec![0x40, 0x7f], vec![0x83; (256 << 10) + 1]] {
+        let mut wire = Wire::new();
+        wire.write(PREFACE);
+        for (number, part) in head.chunks(16 << 10).enumerate() {
+            let end = (number + 1) * (16 << 10) >= head.len();
+            let kind = if number == 0 { 1 } else { 9 };
+            wire.write(frame(kind, if end { 5 } else { 0 }, 1, part));
+        }
+        // Its answer is nothing more.
+        wire.read(frame(4, 0, 0, &[]));
+        let answer = block(&mut Encoder::new(), &[(":status", "400")]);
+        wire.read(frame(1, 5, 1, &answer));
+        let lines = wire.lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].ends_with("the rest is no HTTP"), "{lines:?}");
+    }
+}
+
+#[test]
+fn what_is_pushed_and_what_comes_late_is_no_request() {
+    let (mut up, mut down) = (Encoder::new(), Encoder::new());
+    let mut wire = Wire::new();
+    wire.write(request(&mut up, &[]));
+    let promised = block(&mut down, &[(":method", "GET"), (":path", "/pushed")]);
+    wire.read(frame(4, 0, 0, &[]));
+    wire.read(frame(5, 4, 1, &[&[0, 0, 0, 2][..], &promised].concat()));
+    let answer = block(&mut down, &[(":status", "200")]);
+    wire.read(frame(1, 4, 2, &answer));
+    wire.read(frame(0, 1, 2, b"pushed"));
+    let answer = block(&mut down, &[(":status", "201")]);
+    wire.read(frame(1, 5, 1, &answer));
+    // The request's trailers come after its answer.
+    wire.write(frame(1, 5, 1, &block(&mut up, &[("x-late", "1")])));
+    wire.http.finish(START);
+    let lines = wire.lines();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("POST h / 201"), "{lines:?}");
+}
+
+#[test]
+fn a_body_that_looks_like_frames_is_written_with_secrets_masked() {
+    let body = [&[0, 0x40, 0, 0, 0, 0, 0, 0, 1][..], b"the rest\r\n"].concat();
+    let request = b"GET /?token=abc HTTP/1.1\r\nCookie: abc\r\n\r\n";
+    let mut rewriter = Rewriter::of(Direction::Write, &body).unwrap();
+    let mut out = Vec::new();
+    rewriter.bytes(Direction::Write, &body, true, &mut out);
+    rewriter.bytes(Direction::Write, request, true, &mut out);
+    let masked = b"GET /?token=*** HTTP/1.1\r\nCookie: ***\r\n\r\n";
+    assert_eq!(out, [&body[..], masked].concat());
+    // In the frames of one that is HTTP/2 for sure, lines of a body that look so are masked, too.
+    let mut client = super::PREFACE.to_vec();
+    client.extend(frame(0, 0, 1, b"Cookie: abc"));
+    let mut rewriter = Rewriter::of(Direction::Write, &client).unwrap();
+    let mut out = Vec::new();
+    rewriter.bytes(Direction::Write, &client, true, &mut out);
+    assert!(out.ends_with(b"Cookie: ***"));
+}
+
+#[test]
+fn a_path_with_blanks_is_masked_to_its_end() {
+    let mut client = PREFACE.to_vec();
+    let head = block(
+        &mut Encoder::new(),
+        &[(":method", "GET"), (":path", "/a b?token=abc d&x=1")],
+    );
+    client.extend(frame(1, 5, 1, &head));
+    let mut wire = Wire::new();
+    wire.write(&client);
+    wire.http.finish(START);
+    let path = wire.http.done()[0].path.clone();
+    assert_eq!(path.as_deref(), Some("/a b?token=*** *&x=1"));
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_followed_and_what_is_kept_is_given_back(
