@@ -16,6 +16,8 @@ mod root {
     use std::time::{Duration, Instant};
 
     use ebpfkit::tools::sslsniff::symbols;
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    use nix::unistd::Pid;
     use serde_json::Value;
 
     use super::common::{Ended, PATIENCE, Tool, python3, sh};
@@ -218,10 +220,11 @@ mod root {
         is_whole(&tool.stop(), client.pid(), "hello");
     }
 
-    /// Runs fresh copies of `true`, one after the other, until there have been so many and `done` says so.
-    fn run_fresh(folder: &Path, name: &str, done: &AtomicBool) {
+    /// Runs fresh copies of `true`, one after the other, until there have been so many and `done` says so; says how many of
+    /// them were seen to go on after a stop.
+    fn run_fresh(folder: &Path, name: &str, done: &AtomicBool) -> usize {
         let program = folder.join(name);
-        let mut runs = 0;
+        let (mut runs, mut held) = (0, 0);
         while runs < 20 || !done.load(Ordering::Relaxed) {
             fs::copy("/bin/true", &program).unwrap();
             let mut child = loop {
@@ -232,16 +235,23 @@ mod root {
                 }
             };
             let start = Instant::now();
-            while child.try_wait().unwrap().is_none() {
+            let pid = Pid::from_raw(child.id().cast_signed());
+            let news = WaitPidFlag::WNOHANG | WaitPidFlag::WCONTINUED;
+            loop {
+                match waitpid(pid, Some(news)).unwrap() {
+                    WaitStatus::Continued(_) => held += 1,
+                    WaitStatus::StillAlive => std::thread::sleep(Duration::from_micros(100)),
+                    _ => break,
+                }
                 if start.elapsed() > PATIENCE {
                     child.kill().unwrap();
                     panic!("run {runs} is left waiting");
                 }
-                std::thread::sleep(Duration::from_millis(1));
             }
             fs::remove_file(&program).unwrap();
             runs += 1;
         }
+        held
     }
 
     #[test]
@@ -250,12 +260,13 @@ mod root {
         let name = format!("held{}", std::process::id());
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| run_fresh(place.dir.path(), &name, &done));
+            let runs = scope.spawn(|| run_fresh(place.dir.path(), &name, &done));
             for _ in 0..3 {
                 let tool = Tool::start(&place.netns, &["sslsniff", "--hold", "-c", &name]);
                 tool.stop();
             }
             done.store(true, Ordering::Relaxed);
+            assert!(runs.join().unwrap() > 0, "nobody was held");
         });
     }
 

@@ -105,6 +105,38 @@ mod root {
     }
 
     #[test]
+    fn a_handshake_that_is_left_to_a_read_is_told_if_it_fails_and_none_is_made_up() {
+        let place = Place::new();
+        let mut command = place.netns.command(python3());
+        command.args(["-c", include_str!("sslsniff/failing.py"), &place.pem()]);
+        let mut program = Peer::start(&mut command);
+        assert_eq!(program.line(), "here");
+        let pid = program.pid().to_string();
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &pid]);
+        program.go();
+        program.rest();
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        let handshakes = ended.kind("handshake");
+        assert_eq!(handshakes.len(), 1, "{handshakes:?}");
+        assert_eq!(handshakes[0]["result"], "failed");
+        assert_eq!(handshakes[0]["reason"], "http request");
+        // That of the older one, and of this one; none of what never was used.
+        let reasons: Vec<_> = ended
+            .kind("close")
+            .iter()
+            .map(|event| (event["connection"].clone(), event["reason"].is_string()))
+            .collect();
+        assert_eq!(reasons.len(), 2, "{reasons:?}");
+        assert!(reasons.contains(&(handshakes[0]["connection"].clone(), true)));
+        assert!(reasons.iter().all(|(_, reason)| *reason), "{reasons:?}");
+        for event in ended.kind("negotiated") {
+            assert!(event.get("version").is_none(), "{event}");
+            assert!(event.get("sni").is_none(), "{event}");
+        }
+    }
+
+    #[test]
     fn a_session_that_is_resumed_is_told_at_both_ends() {
         for (most, memory) in [("TLSv1_3", true), ("TLSv1_2", false)] {
             let mut ends = Ends::of(

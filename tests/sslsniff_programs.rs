@@ -14,7 +14,7 @@ mod root {
     use std::path::PathBuf;
     use std::process::Stdio;
 
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use sha2::{Digest as _, Sha256};
 
     use super::common::{Background, Ended, Tool, python3};
@@ -261,6 +261,151 @@ mod root {
         });
         assert_eq!(told, expected);
         assert_eq!(ended.kind("close")[0]["written"], 1015);
+    }
+
+    #[test]
+    fn bytes_that_nobody_can_read_are_lost_as_such_however_many_they_are() {
+        let ended = namesakes(&["0"]);
+        let causes = &ended.summary()["lost_by_cause"];
+        let (all, none) = (
+            json!({"calls": 1, "bytes": i32::MAX}),
+            json!({"calls": 0, "bytes": 0}),
+        );
+        assert_eq!(causes["unreadable"], all, "{causes}");
+        assert_eq!(causes["ring_full"], none, "{causes}");
+        assert_eq!(ended.kind("data").len(), 0);
+    }
+
+    #[test]
+    fn a_call_that_was_left_by_a_jump_is_not_taken_for_what_comes_after() {
+        for depth in ["0", "4000", "60000"] {
+            let place = Place::new();
+            let text = include_str!("sslsniff/jumps.c");
+            let program = built(&place, "jumps", text, &["-rdynamic"]);
+            let listener = place.netns.enter(|| {
+                [PORT, OTHER_PORT]
+                    .map(|port| std::net::TcpListener::bind(format!("127.0.0.1:{port}")).unwrap())
+            });
+            let _listeners = listener.join().unwrap();
+            let mut command = place.netns.command(&program);
+            let mut client = Peer::start(command.args([PORT, OTHER_PORT, depth]));
+            assert_eq!(client.line(), "here");
+            let pid = client.pid().to_string();
+            let tool = Tool::start(&place.netns, &["sslsniff", "-p", &pid]);
+            client.go();
+            client.rest();
+            let ended = tool.stop();
+            nothing_is_lost(&ended);
+            let handshakes = ended.kind("handshake");
+            assert_eq!(handshakes.len(), 1, "{depth}: {handshakes:?}");
+            assert_eq!(handshakes[0]["result"], "ok");
+            let data = ended.kind("data");
+            assert_eq!(data.len(), 1, "{depth}: {data:?}");
+            for event in [handshakes[0], data[0]] {
+                assert_eq!(event["peer"], format!("127.0.0.1:{OTHER_PORT}"), "{event}");
+                assert_eq!(event["connection"], data[0]["connection"]);
+            }
+            // The other one is given up with its process.
+            let of_one = |event: &&&Value| event["connection"] != data[0]["connection"];
+            let closed = ended.kind("close");
+            let one = closed.iter().find(of_one).expect("a close");
+            assert_eq!(one["peer"], format!("127.0.0.1:{PORT}"), "{one}");
+        }
+    }
+
+    /// Descriptors of a process that hold probes.
+    fn links(pid: u32) -> usize {
+        let folder = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let targets = folder
+            .flatten()
+            .map(|entry| std::fs::read_link(entry.path()));
+        targets
+            .flatten()
+            .filter(|target| target.to_string_lossy().contains("bpf_link"))
+            .count()
+    }
+
+    /// As containers of one image have it: a library in an overlayfs each.
+    #[test]
+    fn one_file_in_many_overlays_is_probed_once_and_its_peers_are_known() {
+        const OVERLAYS: usize = 4;
+        let place = Place::new();
+        let [lower, empty, at] = ["lower", "empty", "at"].map(|name| place.dir.path().join(name));
+        for folder in [&lower, &empty, &at] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let script = "import _ssl\nfor line in open('/proc/self/maps'):\n \
+                      if 'libssl' in line or 'libcrypto' in line: print(line.split()[-1])";
+        let paths = super::common::sh(std::process::Command::new(python3()).args(["-c", script]));
+        for path in paths.lines().collect::<BTreeSet<_>>() {
+            let name = PathBuf::from(path).file_name().unwrap().to_owned();
+            std::fs::copy(path, lower.join(name)).unwrap();
+        }
+        let ends = include_str!("sslsniff/ends.py");
+        let options = json!({"cert": place.pem(), "memory": true}).to_string();
+        let mut server = place.netns.command(python3());
+        let mut server = Peer::start(server.args(["-c", ends, "serve", PORT, &options]));
+        assert_eq!(server.line(), "listening");
+        let mut clients: Vec<_> = (0..OVERLAYS)
+            .map(|_| {
+                let mut command = place.netns.command("unshare");
+                command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+                command.arg(
+                    "mount -t overlay overlay -o \"lowerdir=$1:$2\" \"$3\" && \
+                     export LD_LIBRARY_PATH=\"$3\" && shift 3 && exec \"$@\"",
+                );
+                command.arg("sh").args([&lower, &empty, &at]).arg(python3());
+                let client = format!("import ssl\nprint('up', flush=True)\n{ends}");
+                let mut client = Peer::start(command.args(["-c", &client, "get", PORT, &options]));
+                assert_eq!(client.line(), "up");
+                client
+            })
+            .collect();
+        let pids: Vec<_> = clients
+            .iter()
+            .map(|client| client.pid().to_string())
+            .collect();
+        let mut args = vec!["sslsniff"];
+        args.extend(pids.iter().flat_map(|pid| ["-p", pid]));
+        let tool = Tool::start(&place.netns, &args);
+        let before = links(tool.pid());
+
+        let go = |client: &mut Peer| {
+            client.go();
+            client.rest();
+        };
+        go(&mut clients[0]);
+        // Of each of the others the TLS library and what is below it.
+        let start = std::time::Instant::now();
+        while links(tool.pid()) + 2 * (OVERLAYS - 1) > before {
+            assert!(start.elapsed() < super::common::PATIENCE, "{before}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        // What is probed is that of the first or of the last, who have ended then: the others' are, from then on.
+        go(&mut clients[OVERLAYS - 1]);
+        for client in &mut clients[1..OVERLAYS - 1] {
+            let pid = client.pid();
+            tool.wait_for("the library of another", |event| {
+                event["kind"] == "library" && event["pid"] == pid
+            });
+            go(client);
+        }
+        let ended = tool.stop();
+        nothing_is_lost(&ended);
+        for client in &clients {
+            let of_this = |event: &&&Value| event["pid"] == client.pid();
+            let data = ended.kind("data");
+            let data: Vec<_> = data.iter().filter(of_this).collect();
+            assert_eq!(data.len(), 2, "{data:?}");
+            for event in data {
+                assert_eq!(event["peer"], format!("127.0.0.1:{PORT}"), "{event}");
+                assert_eq!(event["peer_via"], "ciphertext");
+            }
+            let handshakes = ended.kind("handshake");
+            let handshakes: Vec<_> = handshakes.iter().filter(of_this).collect();
+            assert_eq!(handshakes.len(), 1, "{handshakes:?}");
+            assert_eq!(handshakes[0]["version"], "TLSv1.3");
+        }
     }
 
     /// `MAX_THREADS` of `sslsniff_state.bpf.h` are followed; a byte each, and one call of six.

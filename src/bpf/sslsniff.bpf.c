@@ -98,6 +98,7 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 	transfer->done = 0;
 	transfer->cut = length - transfer->wanted;
 	transfer->lost = SSL_LOST_NOTHING;
+	transfer->unreadable = 0;
 	/* Not indexed: clang would make of it an access that the verifier cannot follow. */
 	if (direction == SSL_WRITE) {
 		transfer->offset = connection->offset[SSL_WRITE];
@@ -207,7 +208,7 @@ static __always_inline int passes_in(struct pt_regs *ctx)
 		else if (HAS(SHARES, function))
 			share_connection(ctx);
 		else if (HAS(MAKES_RANDOM, function))
-			note_random(ctx, function);
+			note_random(ctx, function, cookie);
 		else
 			error_raised(ctx, function);
 		return NO_RETURN;

@@ -255,6 +255,8 @@ struct ssl_held {
 
 /* What of a process was lost, by cause. */
 struct ssl_loss_key {
+	/* Which of the processes with this number it is; zero if that is not known. */
+	__u64 incarnation;
 	__u32 tgid;
 	/* enum ssl_lost */
 	__u32 cause;

@@ -119,22 +119,42 @@ static __always_inline struct call *find_call(struct thread *thread, __u32 funct
 	return NULL;
 }
 
-/* Room for a call. A call that never returned (longjmp) keeps its place until another has the same
- * stack pointer, or until there is no other place.
+/* Room for a call at a stack pointer that no other has had. One that was left by a jump keeps its place until another has the same stack pointer, or until
+ * there is no other place.
  */
-static __always_inline struct call *new_call(struct thread *thread, __u32 function, __u64 stack)
+static __always_inline struct call *new_call(struct thread *thread)
 {
-	struct call *call = find_call(thread, function, stack);
+	struct call *call;
 
-	if (call)
-		return call;
 	for (int i = 0; i < MAX_NESTED; i++) {
 		call = &thread->calls[i];
-		if (!call->under_way)
+		if (call->course == COURSE_OVER)
 			return call;
+	}
+	/* Its return is counted, should it come. */
+	for (int i = 0; i < MAX_NESTED; i++) {
+		call = &thread->calls[i];
+		if (call->course == COURSE_LEFT) {
+			__sync_fetch_and_add(&calls_without_room, 1);
+			return call;
+		}
 	}
 	__sync_fetch_and_add(&calls_without_room, 1);
 	return &thread->calls[thread->oldest++ % MAX_NESTED];
+}
+
+/* A call begins at `stack`. Those that lie below it have been left by a jump, and what is done from now on is not done
+ * for them; or the program has several stacks, and they go on later.
+ */
+static __always_inline void leave_those_below(struct thread *thread, __u64 stack)
+{
+	for (int i = 0; i < MAX_NESTED; i++) {
+		struct call *call = &thread->calls[i];
+
+		if (call->course == COURSE_UNDER_WAY && call->stack < stack &&
+		    stack - call->stack < DEEPEST_CALL)
+			call->course = COURSE_LEFT;
+	}
 }
 
 /* Whether `call`, about to be made, does the work of another that is under way: SSL_write_ex may call
@@ -147,7 +167,7 @@ static __always_inline bool is_inner(struct thread *thread, const struct call *c
 	for (int i = 0; i < MAX_NESTED; i++) {
 		const struct call *outer = &thread->calls[i];
 
-		if (!outer->under_way || outer->ssl != call->ssl ||
+		if (outer->course != COURSE_UNDER_WAY || outer->ssl != call->ssl ||
 		    outer->function == call->function || outer->stack < call->stack)
 			continue;
 		if (outer->function == GNUTLS_FN_UNCORK ||
@@ -175,9 +195,23 @@ static __always_inline bool sends_early(__u64 ssl, __u64 stack)
 	return around && HAS(EARLY, (around - 1) & 63);
 }
 
+/* Whether another probe at the very place has told of this call: one file under several numbers. A function that is
+ * left for another one by a jump has the same stack, and is elsewhere.
+ */
+static __always_inline bool is_told_twice(const struct call *call, __u32 library, __u64 place)
+{
+	__u32 other = call->library;
+
+	if (call->course != COURSE_UNDER_WAY || other == library || call->place != place)
+		return false;
+	tell_twins(library, other);
+	return true;
+}
+
 static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 library)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u64 first = PT_REGS_PARM1(ctx), second = PT_REGS_PARM2(ctx), place = PT_REGS_IP(ctx);
 	__u64 third = PT_REGS_PARM3(ctx), fifth = PT_REGS_PARM5(ctx), stack = PT_REGS_SP(ctx);
 	__u32 begins_handshake = HAS(HANDSHAKES, function);
 	struct thread *thread;
@@ -199,10 +233,16 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 libr
 	if (begins_handshake && sends_early(PT_REGS_PARM1(ctx), stack))
 		begins_handshake = 0;
 	forget_bounds(begins_handshake, stack);
-	call = new_call(thread, function, stack);
+	call = find_call(thread, function, stack);
+	if (call && is_told_twice(call, library, place))
+		return 0;
+	leave_those_below(thread, stack);
+	if (!call)
+		call = new_call(thread);
 	call->stack = stack;
-	call->ssl = PT_REGS_PARM1(ctx);
-	call->buffer = PT_REGS_PARM2(ctx);
+	call->place = place;
+	call->ssl = first;
+	call->buffer = second;
 	if (HAS(AT_FIFTH, function))
 		call->length = fifth;
 	else if (function == SSL_FN_GET_ALPN)
@@ -212,9 +252,9 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 libr
 	call->start_ns = bpf_ktime_get_boot_ns();
 	call->library = library;
 	call->function = function;
-	call->under_way = 0;
+	call->course = COURSE_OVER;
 	call->inner = HAS(MOVES_DATA, function) && is_inner(thread, call);
-	call->under_way = 1;
+	call->course = COURSE_UNDER_WAY;
 	if (begins_handshake) {
 		struct connection *connection;
 
@@ -257,9 +297,9 @@ static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *th
 		}
 		return NULL;
 	}
-	if (!call->under_way)
+	if (call->course == COURSE_OVER)
 		return NULL;
-	call->under_way = 0;
+	call->course = COURSE_OVER;
 	if (thread->noted_count)
 		remember_randoms(bpf_get_current_pid_tgid());
 	return call;

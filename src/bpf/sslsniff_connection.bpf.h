@@ -140,6 +140,7 @@ static __always_inline int leave_fd(struct pt_regs *ctx, __u32 function)
 	connection = connection_of(pid_tgid >> 32, call->ssl, bpf_ktime_get_boot_ns());
 	if (!connection)
 		return 0;
+	connection->settled = 0;
 	if (function != SSL_FN_SET_WFD)
 		connection->read_fd = (__u32)call->buffer + 1;
 	if (function != SSL_FN_SET_RFD)
@@ -159,6 +160,7 @@ static __always_inline int enter_bio(struct pt_regs *ctx, __u32 function)
 
 	if (!connection)
 		return 0;
+	connection->settled = 0;
 	if (function != SSL_FN_SET0_WBIO)
 		connection->read_fd = 0;
 	if (function != SSL_FN_SET0_RBIO)
@@ -211,7 +213,7 @@ static __always_inline void send_close(__u32 function, __u64 ssl, struct connect
 static __always_inline bool is_used(const struct connection *connection)
 {
 	return connection->offset[SSL_READ] || connection->offset[SSL_WRITE] ||
-	       connection->received || connection->sent || connection->done ||
+	       connection->received || connection->sent || connection->done || connection->failed ||
 	       connection->handshake_ns;
 }
 
@@ -252,9 +254,13 @@ static __always_inline int free_connection(struct pt_regs *ctx, __u32 function, 
 		__sync_fetch_and_add(&connection->shared, -1);
 		return 0;
 	}
-	/* curl makes an object ready for another connection before it frees it. */
-	is_news = !connection->again || is_used(connection);
+	/* Objects are made ready for a connection, or for another one, and freed without it. */
+	is_news = !(connection->again || connection->fresh) || is_used(connection);
 	now = bpf_ktime_get_boot_ns();
+	/* It was left to calls that read or write. */
+	if (connection->fresh && connection->failed && !has_begun(connection) &&
+	    !connection->handshake_ns)
+		connection->handshake_ns = connection->since_ns;
 	if (connection->handshake_ns)
 		send_handshake(function == SSL_FN_FREE ? SSL_FN_DO_HANDSHAKE : GNUTLS_FN_HANDSHAKE,
 			       key.ssl, connection, now, library, 0);
@@ -273,30 +279,38 @@ static __always_inline int restart_connection(struct pt_regs *ctx, __u32 functio
 		.ssl = PT_REGS_PARM1(ctx),
 		.tgid = bpf_get_current_pid_tgid() >> 32,
 	};
-	struct connection *connection, fresh = {};
+	struct connection *connection, next = {};
 
 	/* Whichever thread does it: what is known of was watched. */
 	connection = known_connection(&key);
-	if (!connection || !is_used(connection))
+	if (!connection) {
+		/* Which end it is a program says before the handshake: but for connections that were there before. */
+		if (function != SSL_FN_CLEAR && watched(key.tgid))
+			connection = connection_of(key.tgid, key.ssl, bpf_ktime_get_boot_ns());
+		if (connection)
+			connection->fresh = 1;
+		return 0;
+	}
+	if (!is_used(connection))
 		return 0;
 	/* As a handshake begins, OpenSSL clears the object itself. */
 	if (function_around(key.ssl, PT_REGS_SP(ctx)))
 		return 0;
-	fresh.again = 1;
-	fresh.since_ns = bpf_ktime_get_boot_ns();
+	next.again = 1;
+	next.fresh = 1;
+	next.since_ns = bpf_ktime_get_boot_ns();
 	/* It stays the program's, whichever socket it is. */
-	fresh.read_fd = connection->read_fd;
-	fresh.write_fd = connection->write_fd;
-	fresh.shared = connection->shared;
-	fresh.incarnation = connection->incarnation;
-	fresh.no_peer = connection->no_peer;
+	next.read_fd = connection->read_fd;
+	next.write_fd = connection->write_fd;
+	next.shared = connection->shared;
+	next.incarnation = connection->incarnation;
+	next.no_peer = connection->no_peer;
 	if (connection->handshake_ns && connection->done)
-		fresh.handshake_ns = fresh.since_ns;
+		next.handshake_ns = next.since_ns;
 	else if (connection->handshake_ns)
-		send_handshake(SSL_FN_DO_HANDSHAKE, key.ssl, connection, fresh.since_ns, library,
-			       0);
-	send_close(function, key.ssl, connection, fresh.since_ns, library);
-	bpf_map_update_elem(&connections, &key, &fresh, BPF_ANY);
+		send_handshake(SSL_FN_DO_HANDSHAKE, key.ssl, connection, next.since_ns, library, 0);
+	send_close(function, key.ssl, connection, next.since_ns, library);
+	bpf_map_update_elem(&connections, &key, &next, BPF_ANY);
 	return 0;
 }
 
@@ -368,14 +382,26 @@ static __always_inline int enter_name(struct pt_regs *ctx, __u32 function, __u32
 {
 	__u64 second = PT_REGS_PARM2(ctx), fourth = PT_REGS_PARM4(ctx);
 	bool is_ctrl = function == SSL_FN_CTRL;
+	__u64 name;
 
 	/* As in enter(). */
 	barrier_var(second);
 	barrier_var(fourth);
-	if ((is_ctrl && (int)second != SSL_CTRL_SET_TLSEXT_HOSTNAME) ||
+	name = is_ctrl ? fourth : second;
+	/* Without a name an earlier one is taken back. */
+	if ((is_ctrl && (int)second != SSL_CTRL_SET_TLSEXT_HOSTNAME) || !name ||
 	    !watched(bpf_get_current_pid_tgid() >> 32))
 		return 0;
-	return send_fact(function, PT_REGS_PARM1(ctx), library, is_ctrl ? fourth : second, 0);
+	return send_fact(function, PT_REGS_PARM1(ctx), library, name, 0);
+}
+
+/* Whether anything is agreed upon by now: before, the library names the version that it would like best. */
+static __always_inline bool is_agreed(__u64 pid_tgid, __u64 ssl)
+{
+	struct connection_key key = { .ssl = ssl, .tgid = pid_tgid >> 32 };
+	struct connection *connection = known_connection(&key);
+
+	return connection && has_begun(connection);
 }
 
 /* The functions that return text, or a number, or leave where text is and how long. */
@@ -399,7 +425,7 @@ static __always_inline int leave_fact(struct pt_regs *ctx, __u32 function)
 	    (bpf_probe_read_user(&text, sizeof(text), (void *)call->buffer) ||
 	     bpf_probe_read_user(&length, sizeof(length), (void *)call->length) || !length))
 		return 0;
-	if (!text)
+	if (!text || (function == SSL_FN_GET_VERSION && !is_agreed(pid_tgid, call->ssl)))
 		return 0;
 	return send_fact(function, call->ssl, call->library, text, length);
 }

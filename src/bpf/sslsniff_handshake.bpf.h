@@ -46,23 +46,38 @@ static __always_inline struct thread *current_thread(void)
  */
 static __always_inline struct call *call_around(struct thread *thread, __u64 stack)
 {
-	struct call *found = NULL;
+	__u64 innermost = ~0ULL;
 
+	for (int i = 0; i < MAX_NESTED; i++) {
+		const struct call *call = &thread->calls[i];
+
+		if (call->course == COURSE_UNDER_WAY && call->stack < innermost)
+			innermost = call->stack;
+	}
+	if (stack && innermost - stack > DEEPEST_CALL)
+		return NULL;
+	/* By its place and not by a pointer of before: clang would make one of it that the verifier cannot follow. */
 	for (int i = 0; i < MAX_NESTED; i++) {
 		struct call *call = &thread->calls[i];
 
-		if (call->under_way && (!found || call->stack < found->stack))
-			found = call;
+		if (call->course == COURSE_UNDER_WAY && call->stack == innermost)
+			return call;
 	}
-	if (found && stack && found->stack - stack > DEEPEST_CALL)
-		return NULL;
-	return found;
+	return NULL;
+}
+
+/* The probes of both libraries have told of one call: they are one file under several numbers, as overlayfs has them. */
+static __always_inline void tell_twins(__u32 library, __u32 other)
+{
+	if (!bpf_map_lookup_elem(&twins, &library))
+		bpf_map_update_elem(&twins, &library, &other, BPF_NOEXIST);
 }
 
 /* RAND_bytes(bytes, count), RAND_bytes_ex(context, bytes, count, strength). */
-static __always_inline int note_random(struct pt_regs *ctx, __u32 function)
+static __always_inline int note_random(struct pt_regs *ctx, __u32 function, __u32 library)
 {
 	__u64 second = PT_REGS_PARM2(ctx), third = PT_REGS_PARM3(ctx), first = PT_REGS_PARM1(ctx);
+	__u64 place = PT_REGS_IP(ctx);
 	bool ex = function == CRYPTO_FN_RANDOM_EX;
 	struct thread *thread = current_thread();
 	struct noted *noted;
@@ -79,9 +94,19 @@ static __always_inline int note_random(struct pt_regs *ctx, __u32 function)
 	call = call_around(thread, PT_REGS_SP(ctx));
 	if (!call)
 		return 0;
+	for (int i = 0; i < MAX_NOTED; i++) {
+		noted = &thread->noted[i];
+		if (noted->address != address || noted->ssl != call->ssl)
+			continue;
+		if (noted->place == place && noted->library != library)
+			tell_twins(library, noted->library);
+		return 0;
+	}
 	noted = &thread->noted[thread->noted_count++ % MAX_NOTED];
 	noted->ssl = call->ssl;
 	noted->address = address;
+	noted->place = place;
+	noted->library = library;
 	return 0;
 }
 
@@ -118,6 +143,12 @@ __noinline int remember_randoms(__u64 pid_tgid)
 	return 0;
 }
 
+/* Whether its handshake was done, as far as was seen. */
+static __always_inline bool has_begun(const struct connection *connection)
+{
+	return connection->done || connection->offset[SSL_READ] || connection->offset[SSL_WRITE];
+}
+
 /* ERR_put_error(library, function, reason, file, line), ERR_vset_error(library, reason, format, args). */
 static __always_inline int error_raised(struct pt_regs *ctx, __u32 function)
 {
@@ -145,8 +176,15 @@ static __always_inline int error_raised(struct pt_regs *ctx, __u32 function)
 	key.ssl = call->ssl;
 	connection = known_connection(&key);
 	/* That a handshake is not done is not why, whoever complains when it is given up. */
-	if (!connection || (call->function == SSL_FN_SHUTDOWN && connection->handshake_ns))
+	if (call->function == SSL_FN_SHUTDOWN && (!connection || !has_begun(connection)))
 		return 0;
+	/* A call that reads or writes makes none before it has moved something: this may be its first. */
+	if (!connection)
+		connection = connection_of(key.tgid, key.ssl, call->start_ns);
+	if (!connection)
+		return 0;
+	if (!has_begun(connection))
+		connection->failed = 1;
 	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
 	if (!record)
 		return 0;

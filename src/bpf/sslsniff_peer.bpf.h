@@ -77,6 +77,7 @@ static __always_inline void tell_peer(struct sock *sk, __u64 socket, struct conn
 	}
 	record->head.no_peer = 0;
 	bpf_ringbuf_submit(record, 0);
+	connection->settled = 0;
 	connection->socket = socket;
 	connection->via = via;
 	connection->no_peer = 0;

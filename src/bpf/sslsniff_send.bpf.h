@@ -14,6 +14,9 @@
 
 #define INT_MAX 0x7fffffff
 
+/* Parts of a call that are tried in vain. */
+#define MOST_UNREADABLE 4
+
 /* Records of a call at most: BATCH * BATCHES * HUGE is more than INT_MAX. */
 #define BATCH 32
 #define BATCHES 1024
@@ -33,6 +36,14 @@ static __always_inline void count(__u32 counter, __u64 number)
 		__sync_fetch_and_add(value, number);
 }
 
+/* Which of the processes with this number it is; zero if it is not known, as none was seen, or there was no room. */
+static __always_inline __u64 incarnation_of(__u32 tgid)
+{
+	__u64 *since = bpf_map_lookup_elem(&processes, &tgid);
+
+	return since ? *since : 0;
+}
+
 /* Counts what the current process lost. Global, as the functions below. */
 __noinline int count_lost(__u32 cause, __u64 calls, __u64 bytes)
 {
@@ -41,6 +52,7 @@ __noinline int count_lost(__u32 cause, __u64 calls, __u64 bytes)
 
 	if (cause >= SSL_LOST_CAUSES)
 		return 0;
+	key.incarnation = incarnation_of(key.tgid);
 	count(SSL_LOST_CALLS + cause, calls);
 	count(SSL_LOST_BYTES + cause, bytes);
 	loss = bpf_map_lookup_elem(&losses, &key);
@@ -56,14 +68,6 @@ __noinline int count_lost(__u32 cause, __u64 calls, __u64 bytes)
 	__sync_fetch_and_add(&loss->calls, calls);
 	__sync_fetch_and_add(&loss->bytes, bytes);
 	return 0;
-}
-
-/* Which of the processes with this number it is; zero if it is not known, as none was seen, or there was no room. */
-static __always_inline __u64 incarnation_of(__u32 tgid)
-{
-	__u64 *since = bpf_map_lookup_elem(&processes, &tgid);
-
-	return since ? *since : 0;
 }
 
 /* Whether what has this incarnation is the process's that has the number now. What was met when there was no room for
@@ -241,6 +245,11 @@ __noinline int send_next(__u64 pid_tgid)
 		error = send_MEDIUM(transfer, length);
 	else
 		error = send_SMALL(transfer, length);
+	/* Each part takes room until it is known to be unreadable: of a length that is wrong there is no end. */
+	if (error == SSL_LOST_UNREADABLE && ++transfer->unreadable >= MOST_UNREADABLE) {
+		length = left;
+		last = true;
+	}
 	transfer->done += length;
 	if (error) {
 		count_lost(error, 0, length);

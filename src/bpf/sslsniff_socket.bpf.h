@@ -332,14 +332,19 @@ static __always_inline int traced_socket(struct bpf_raw_tracepoint_args *ctx, bo
 	regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
 	call = call_around(thread, PT_REGS_SP_CORE(regs));
 	if (call) {
-		socket = socket_of(sk);
 		connection =
 			connection_of(bpf_get_current_pid_tgid() >> 32, call->ssl, call->start_ns);
-		if (!socket || !connection)
+		/* Most calls leave here. */
+		if (!connection || connection->settled >= SETTLED)
+			return 0;
+		socket = socket_of(sk);
+		if (!socket)
 			return 0;
 		use = use_of(socket, connection);
-		if (is_settled(use, connection))
+		if (is_settled(use, connection)) {
+			connection->settled++;
 			return 0;
+		}
 	}
 	if (passed <= 0 || !piece_of_call(regs, passed, &piece))
 		return 0;

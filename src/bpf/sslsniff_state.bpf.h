@@ -18,6 +18,9 @@
 /* Processes and causes that losses are told of. */
 #define MAX_LOSSES 4096
 
+/* Libraries that were seen to be another's file, until user space has heard of it. */
+#define MAX_TWINS 1024
+
 /* Calls that one thread can have under way: TLS inside TLS, as to an HTTPS proxy, nests two, and each
  * may be of two functions that call each other. A power of two.
  */
@@ -51,13 +54,29 @@ const volatile __u8 targ_stacks;
 /* Keys are told. */
 const volatile __u8 targ_secrets;
 
+/* A socket that was used so often is a connection's for good, unless it is given another: a callback uses one less often
+ * than the connection its own.
+ */
+#define SETTLED 8
+
 /* What a function's entry comes to if its return is of no interest: the kernel is told so where it asks. */
 #define NO_RETURN 1
+
+/* Where a call is. */
+enum course {
+	/* It has returned, or there was none. */
+	COURSE_OVER,
+	COURSE_UNDER_WAY,
+	/* Another call began above it in the stack: it was left by a jump (longjmp), unless it is on another stack. */
+	COURSE_LEFT,
+};
 
 /* A call between its entry and its return. */
 struct call {
 	/* With the function it tells calls of a thread apart. Zero: never used. */
 	__u64 stack;
+	/* Where the function is. */
+	__u64 place;
 	__u64 ssl;
 	__u64 buffer;
 	/* Where the _ex functions leave the length; of SSL_get0_alpn_selected too. */
@@ -66,7 +85,8 @@ struct call {
 	__u32 library;
 	/* enum ssl_function */
 	__u8 function;
-	__u8 under_way;
+	/* enum course */
+	__u8 course;
 	/* Made by another call under way for the same bytes, which tells about them. */
 	__u8 inner;
 	__u8 pad;
@@ -86,6 +106,8 @@ struct transfer {
 	__u64 lost;
 	/* SSL_FLAG_* of each of its records. */
 	__u64 flags;
+	/* How many parts could not be read. */
+	__u64 unreadable;
 	struct ssl_record head;
 };
 
@@ -93,6 +115,10 @@ struct transfer {
 struct noted {
 	__u64 ssl;
 	__u64 address;
+	/* Where it was asked for, and of which library. */
+	__u64 place;
+	__u32 library;
+	__u32 pad;
 };
 
 /* A key that is being derived in a call for a connection. */
@@ -158,11 +184,17 @@ struct connection {
 	__u8 early;
 	/* Its object was another connection's. */
 	__u8 again;
+	/* It was seen from before its handshake: the program said which end it is. */
+	__u8 fresh;
+	/* The library has given a reason for a failure before the handshake was done. */
+	__u8 failed;
 	/* The program has given it something in place of its socket, and no socket since. */
 	__u8 no_peer;
+	/* How often its socket was used since it was told of, with nothing more to be told: SETTLED at most. */
+	__u8 settled;
+	__u8 pad;
 	/* How many besides one have to free its object. Two that do so at once may both count one, or none. */
 	__s32 shared;
-	__u32 pad_shared;
 	/* Which of the processes with this number it is of, as `processes` says. */
 	__u64 incarnation;
 };
@@ -271,7 +303,7 @@ struct {
 } cgroups SEC(".maps");
 
 /* What was lost, by process; of the processes that lost least recently the counters alone know.
- * Key: struct ssl_loss_key, 8 bytes. Value: struct ssl_loss, 32 bytes.
+ * Key: struct ssl_loss_key, 16 bytes. Value: struct ssl_loss, 32 bytes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -279,6 +311,16 @@ struct {
 	__type(key, struct ssl_loss_key);
 	__type(value, struct ssl_loss);
 } losses SEC(".maps");
+
+/* Libraries that are one file under several numbers, as overlayfs has them: a call was told of by the probes of both.
+ * Key: the library whose probe came second, as the cookie has it, 4 bytes. Value: the other, 4 bytes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_TWINS);
+	__type(key, __u32);
+	__type(value, __u32);
+} twins SEC(".maps");
 
 /* How often each thing happened.
  * Key: enum ssl_counter, 4 bytes. Value: a count per CPU, 8 bytes.

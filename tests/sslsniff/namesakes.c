@@ -4,6 +4,7 @@
  *
  *   namesakes            says a line and waits for one, then calls one after the other
  *   namesakes THREADS    the same, but has so many threads within SSL_read when it calls SSL_write
+ *   namesakes 0          the same, but SSL_write is said to have written far more than there is to read
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -11,6 +12,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -97,6 +99,14 @@ int main(int argc, char **argv)
 	fflush(stdout);
 	if (!fgets(line, sizeof(line), stdin))
 		return 1;
+	if (argc > 1 && !atoi(argv[1])) {
+		char *pages = mmap(NULL, 1 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		/* The first of them alone can be read. */
+		if (mprotect(pages, 1, PROT_READ | PROT_WRITE))
+			return 1;
+		return SSL_write(&tls, pages, INT32_MAX) != INT32_MAX;
+	}
 	if (argc > 1)
 		return with_threads(atoi(argv[1]));
 	SSL_write(&tls, "first", 5);

@@ -6,6 +6,7 @@
 //! go, so that the file system that it is on can be too.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use super::holds::{Holds, Pauses, Waiting};
 pub use super::names::Names;
 use super::probes::Attacher;
 use super::scans::Scans;
+use super::watch::Twins;
 use crate::kernel::hold::{self, Held};
 use crate::kernel::maps::{self, Mapping};
 use crate::kernel::mmap_events::{Mapped, MmapEvents};
@@ -32,6 +34,7 @@ use crate::kernel::uprobes::{Probes, Scope};
 
 use watched::Watched;
 
+mod twins;
 mod watched;
 
 /// How often libraries that nobody uses are looked for.
@@ -93,9 +96,12 @@ pub struct Arrivals {
     attacher: Arc<Attacher>,
     found: Found,
     watched: HashMap<FileId, Watched>,
-    /// Mappings that were looked at: which library they are of, if of any.
-    remembered: HashMap<(MappedAs, u64, u64, PathBuf), Option<FileId>>,
+    /// Mappings that were looked at: which library they are of, if of any. Of paths, which anybody can make long, only a
+    /// hash, with a seed that nobody knows.
+    remembered: HashMap<(MappedAs, u64, u64, u64), Option<FileId>>,
+    seed: RandomState,
     names: Names,
+    twins: Twins,
     last: u32,
     /// Numbers that records may still have.
     gone: Vec<u32>,
@@ -107,13 +113,15 @@ pub struct Arrivals {
 
 impl Arrivals {
     /// Nothing yet.
-    pub fn new(attacher: Attacher, found: Found, names: Names) -> Self {
+    pub fn new(attacher: Attacher, found: Found, names: Names, twins: Twins) -> Self {
         Self {
             attacher: Arc::new(attacher),
             found,
             watched: HashMap::new(),
             remembered: HashMap::new(),
+            seed: RandomState::new(),
             names,
+            twins,
             last: 0,
             gone: Vec::new(),
             told_full: false,
@@ -314,7 +322,7 @@ impl Arrivals {
                 scans.done(now, Instant::now());
             }
             if swept.elapsed() >= SWEEP {
-                self.sweep(holds);
+                self.sweep(holds, filter, arrived);
                 swept = Instant::now();
             }
         }
@@ -341,14 +349,15 @@ impl Arrivals {
     fn mapped(&mut self, mapped: Mapped, filter: &Filter, arrived: &Sender<Arrived>) -> bool {
         let (inode, generation) = mapped.inode;
         let id = (mapped.device, inode);
-        let key = (id, generation, mapped.offset, mapped.path);
+        let path = self.seed.hash_one(&mapped.path);
+        let key = (id, generation, mapped.offset, path);
         let mapping = Mapping {
             range: mapped.range,
             // Of no interest here.
             offset: 0,
             device: mapped.device,
             inode,
-            path: &key.3,
+            path: &mapped.path,
         };
         let remembered = self.remembered.get(&key).copied();
         // Not a file, as [vdso] and //anon.
@@ -367,7 +376,7 @@ impl Arrivals {
         }
         self.remembered.insert(key, library);
         if let Some(watched) = library.and_then(|id| self.watched.get_mut(&id)) {
-            watched.users.insert(mapped.pid);
+            watched.is_used_by(mapped.pid);
         }
         true
     }
@@ -453,7 +462,7 @@ impl Arrivals {
     }
 
     /// Lets go of libraries that no process maps any more.
-    fn sweep(&mut self, holds: Option<&Holds>) {
+    fn sweep(&mut self, holds: Option<&Holds>, filter: &Filter, arrived: &Sender<Arrived>) {
         self.found.refresh();
         self.told_full = false;
         // What was no library may have been written to since.
@@ -461,10 +470,26 @@ impl Arrivals {
         for number in self.gone.drain(..) {
             self.names.remove(number);
         }
+        let mut probes = self.join_twins();
         let doubtful = watched::without_users(&mut self.watched);
-        if doubtful.is_empty() {
-            return;
+        if !doubtful.is_empty() {
+            self.let_go(doubtful, &mut probes, holds, filter, arrived);
         }
+        if !probes.is_empty() {
+            // The kernel takes its time, in which others may come.
+            let _ = std::thread::Builder::new().spawn(move || drop(probes));
+        }
+    }
+
+    /// Lets go of those of `doubtful` that no process maps; their probes are to be dropped.
+    fn let_go(
+        &mut self,
+        doubtful: HashMap<MappedAs, FileId>,
+        probes: &mut Probes,
+        holds: Option<&Holds>,
+        filter: &Filter,
+        arrived: &Sender<Arrived>,
+    ) {
         // Whoever comes from here on waits; whoever came before is found.
         if let Some(holds) = holds {
             holds.unsettle();
@@ -473,7 +498,6 @@ impl Arrivals {
         let Some(users) = watched::users(&doubtful) else {
             return;
         };
-        let mut probes = Probes::default();
         for id in doubtful.into_values() {
             if let Some(users) = users.get(&id) {
                 if let Some(watched) = self.watched.get_mut(&id) {
@@ -481,11 +505,8 @@ impl Arrivals {
                 }
             } else if let Some(gone) = self.unwatch(id) {
                 probes.add(gone);
+                self.part_twins(id, filter, arrived);
             }
-        }
-        if !probes.is_empty() {
-            // The kernel takes its time, in which others may come.
-            let _ = std::thread::Builder::new().spawn(move || drop(probes));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 //! What was lost, told as it happens: by process, as far as the kernel's side knows it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 
 use time::OffsetDateTime;
@@ -11,11 +11,14 @@ use super::event::{Amount, Lost};
 use super::watch::{CAUSES, Totals};
 use crate::output::Sink;
 
+/// Whose loss it is: the process, which of those that had its number, and the cause, as the kernel's side has them.
+pub type LossKey = (u32, u64, u32);
+
 /// What was told so far.
 #[derive(Debug, Default)]
 pub struct Losses {
-    /// By process and cause, what the kernel had counted.
-    told: HashMap<(u32, u32), Amount>,
+    /// What the kernel had counted.
+    told: HashMap<LossKey, Amount>,
     /// By cause, what the lines add up to.
     sums: [Amount; 3],
 }
@@ -27,15 +30,19 @@ impl Losses {
     /// Those of the writer.
     pub fn report<W: Write>(
         &mut self,
-        now: Vec<(u32, u32, Amount, String)>,
+        now: Vec<(LossKey, Amount, String)>,
         sink: &mut Sink<W>,
     ) -> io::Result<()> {
-        for (pid, cause, amount, comm) in now {
+        // Who has made room for others is counted anew.
+        let known: HashSet<LossKey> = now.iter().map(|(key, ..)| *key).collect();
+        self.told.retain(|key, _| known.contains(key));
+        for (key, amount, comm) in now {
+            let (pid, _, cause) = key;
             let Some(index) = CAUSES.iter().position(|(known, _)| known.0 == cause) else {
                 continue;
             };
-            let before = self.told.insert((pid, cause), amount).unwrap_or_default();
-            // Counted anew after it had made room for others.
+            let before = self.told.insert(key, amount).unwrap_or_default();
+            // It has made room in between.
             let before = if before.calls > amount.calls || before.bytes > amount.bytes {
                 Amount::default()
             } else {
@@ -136,10 +143,18 @@ mod tests {
         let mut sink = Sink::new("sslsniff", settings, false, &mut out);
         let mut losses = Losses::default();
         for (calls, bytes) in [(1, 10), (1, 10), (3, 30)] {
-            let now = vec![(7, CAUSES[0].0.0, amount(calls, bytes), "curl".to_owned())];
+            let key = (7, 1000, CAUSES[0].0.0);
+            let now = vec![(key, amount(calls, bytes), "curl".to_owned())];
             losses.report(now, &mut sink).unwrap();
         }
-        assert_eq!(losses.sums[0], amount(3, 30));
+        // Another process of this number, then the first again, which had to make room.
+        for (since, calls, comm) in [(2000, 5, "wget"), (1000, 1, "curl")] {
+            let key = (7, since, CAUSES[0].0.0);
+            let now = vec![(key, amount(calls, 0), comm.to_owned())];
+            losses.report(now, &mut sink).unwrap();
+        }
+        assert_eq!(losses.sums[0], amount(9, 30));
+        assert_eq!(losses.told.len(), 1);
         sink.flush().unwrap();
         let text = String::from_utf8(out).unwrap();
         let lines: Vec<_> = text.lines().map(|line| &line[13..]).collect();
@@ -147,7 +162,9 @@ mod tests {
             lines,
             [
                 "curl[7] lost: 1 calls, 10 bytes (ring_full)",
-                "curl[7] lost: 2 calls, 20 bytes (ring_full)"
+                "curl[7] lost: 2 calls, 20 bytes (ring_full)",
+                "wget[7] lost: 5 calls, 0 bytes (ring_full)",
+                "curl[7] lost: 1 calls, 0 bytes (ring_full)"
             ]
         );
     }

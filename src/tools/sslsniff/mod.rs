@@ -124,7 +124,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
     /// Write requests of HTTP and their answers to this new file, as an HTTP Archive
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_payload")]
     har: Option<PathBuf>,
     /// Write the keys of connections to this new file, for Wireshark and others (NSS key log format)
     #[arg(long, value_name = "FILE")]
@@ -208,7 +208,7 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
         sink.note(&format!("the peers of connections stay unknown: {why}"));
     }
     let names = Names::default();
-    let mut arrivals = Arrivals::new(watch.attacher()?, found, names.clone());
+    let mut arrivals = Arrivals::new(watch.attacher()?, found, names.clone(), watch.twins()?);
     let (libraries, skipped) = arrivals.start()?;
     report(&skipped, &sink);
     // Those that started while nobody followed their parents yet.
@@ -265,7 +265,8 @@ pub fn run(args: &Args, settings: Settings) -> Result<()> {
             Some(watch.with_children(|| Running::start(program, args, taken, descriptors, &stop))?)
         }
     };
-    let totals = follow(&mut watch, &mut following, &session, &stop)?;
+    let commanded = command.is_some();
+    let totals = follow(&mut watch, &mut following, &session, &stop, commanded)?;
 
     let mut summary = totals.summary(session.borrow().shown());
     if let Some(mut command) = command {
@@ -322,12 +323,14 @@ fn is_stopped(stop: &Stop) -> bool {
         .is_ok_and(|woken| woken.stopped)
 }
 
-/// Shows what comes until the end, then takes the probes off and shows the rest.
+/// Shows what comes until the end, then takes the probes off and shows the rest. With `commanded`, the end of what is
+/// watched is the end.
 fn follow(
     watch: &mut Watch<'_>,
     following: &mut Following,
     session: &RefCell<Session<impl std::io::Write>>,
     stop: &Stop,
+    commanded: bool,
 ) -> Result<Totals> {
     let mut losses = Losses::default();
     let mut not_held = NotHeld::default();
@@ -345,6 +348,7 @@ fn follow(
     };
     let stdin = std::io::stdin();
     let mut looked = Instant::now();
+    let mut over = commanded;
     loop {
         show_arrivals(following, &mut session.borrow_mut())?;
         let drained = drain()?;
@@ -355,6 +359,12 @@ fn follow(
             looked = Instant::now();
             let totals = watch.totals()?;
             let mut session = session.borrow_mut();
+            if !over && watch.is_over() {
+                over = true;
+                session.sink().note(
+                    "all processes that were to be watched have ended, and so have their children: nothing more comes",
+                );
+            }
             not_held.report(following.pauses(), totals.not_held(), session.sink());
             if totals.any_lost() {
                 losses.report(watch.losses()?, session.sink())?;
@@ -368,7 +378,7 @@ fn follow(
         let mut longest = GATHER;
         if drained == 0 {
             sources.push(ring.fd());
-            longest = LOSS_INTERVAL;
+            longest = LOSS_INTERVAL.saturating_sub(looked.elapsed());
         }
         if session.borrow_mut().views().is_live() {
             sources.push(stdin.as_fd());

@@ -17,6 +17,9 @@ use crate::output::{Line, Printable, Style};
 /// was lost, and is forgotten with all others beyond.
 const MOST_THREADS: usize = 10240;
 
+/// Before each function: less than before payload, which no program can make look like one.
+const INDENT: &str = "  ";
+
 /// Where a call was made, if that is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct MadeIn {
@@ -33,12 +36,12 @@ impl MadeIn {
     pub(super) fn text(&self, line: &mut Line<'_>) -> io::Result<()> {
         for frame in self.stack.iter().flatten() {
             let frame = frame.to_string();
-            line.write_all(b"\n    ")?;
+            write!(line, "\n{INDENT}")?;
             line.styled(Style::Dim, format_args!("at {}", Printable(&frame)))?;
         }
         match self.stack_reason {
             Some(reason) => {
-                line.write_all(b"\n    ")?;
+                write!(line, "\n{INDENT}")?;
                 line.styled(Style::Dim, format_args!("({reason})"))
             }
             None => Ok(()),
@@ -50,8 +53,8 @@ impl MadeIn {
 #[derive(Debug, Default)]
 pub(super) struct Places {
     stacks: Stacks,
-    /// By thread: of which SSL object, and the instruction pointers.
-    waiting: HashMap<u32, (u64, Vec<u64>)>,
+    /// By thread: of which SSL object, when the call returned, and the instruction pointers.
+    waiting: HashMap<u32, ((u64, u64), Vec<u64>)>,
 }
 
 impl Places {
@@ -66,7 +69,8 @@ impl Places {
             self.waiting.clear();
         }
         if let Some(addresses) = stacks::parse(stack) {
-            self.waiting.insert(header.tid, (header.ssl, addresses));
+            let call = (header.ssl, header.time_ns);
+            self.waiting.insert(header.tid, (call, addresses));
         }
     }
 
@@ -79,7 +83,9 @@ impl Places {
         library: Option<&Arc<str>>,
     ) -> MadeIn {
         let waiting = self.waiting.remove(&header.tid);
-        let Some((_, addresses)) = waiting.filter(|(ssl, _)| *ssl == header.ssl) else {
+        // Those of a call before it may have been left by one whose own record was lost.
+        let call = (header.ssl, header.time_ns);
+        let Some((_, addresses)) = waiting.filter(|(of, _)| *of == call) else {
             return MadeIn::default();
         };
         let called = Frame {
@@ -115,7 +121,7 @@ mod tests {
         made.text(&mut Line::new(&mut bytes, false)).unwrap();
         assert_eq!(
             String::from_utf8(bytes).unwrap(),
-            "\n    at SSL_write (/tmp/a\\nb)\n    at \\u{1b}[31mevil\\u{202e} (/tmp/a\\nb)\n    (for a reason)"
+            "\n  at SSL_write (/tmp/a\\nb)\n  at \\u{1b}[31mevil\\u{202e} (/tmp/a\\nb)\n  (for a reason)"
         );
         let nothing = serde_json::to_value(MadeIn::default()).unwrap();
         assert_eq!(nothing, serde_json::json!({}));

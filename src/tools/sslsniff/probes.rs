@@ -64,6 +64,7 @@ pub fn has_return(function: Function) -> bool {
             | Function::Clear
             | Function::SetConnectState
             | Function::SetAcceptState
+            | Function::UpRef
     )
 }
 

@@ -15,6 +15,7 @@ use plain::Plain;
 use super::event::{Amount, Summary};
 use super::function::Function;
 use super::holds::{Holds, Maps};
+use super::losses::LossKey;
 use super::plan::Plan;
 use super::probes::{Attacher, Pair, Programs};
 use super::session::{Leftovers, Shown};
@@ -71,6 +72,25 @@ impl fmt::Debug for Watch<'_> {
         f.debug_struct("Watch")
             .field("method", &self.method)
             .finish_non_exhaustive()
+    }
+}
+
+/// Libraries that were seen to be one file.
+#[derive(Debug)]
+pub struct Twins(MapHandle);
+
+impl Twins {
+    /// Pairs of numbers that were not taken yet: the second tells of all calls of the first, too.
+    pub fn take(&self) -> Vec<(u32, u32)> {
+        let number = |bytes: &[u8]| bytes.try_into().map(u32::from_ne_bytes).ok();
+        let all: Vec<_> = self.0.keys().collect();
+        all.iter()
+            .filter_map(|key| {
+                let other = self.0.lookup(key, MapFlags::ANY).ok()??;
+                self.0.delete(key).ok()?;
+                Some((number(key)?, number(&other)?))
+            })
+            .collect()
     }
 }
 
@@ -237,6 +257,11 @@ impl<'obj> Watch<'obj> {
         Ok(())
     }
 
+    /// Whether processes are watched by their numbers, and none of them is there any more.
+    pub fn is_over(&self) -> bool {
+        self.by_pid && self.skel.maps.pids.keys().next().is_none()
+    }
+
     /// Tells whether a process is watched, as far as its number says: from any thread.
     ///
     /// # Errors
@@ -308,6 +333,14 @@ impl<'obj> Watch<'obj> {
             Ok(links)
         };
         Holds::new(maps, attach).map(Some)
+    }
+
+    /// The libraries that are one file, by their numbers, from any thread.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn twins(&self) -> Result<Twins> {
+        Ok(Twins(MapHandle::try_from(&self.skel.maps.twins)?))
     }
 
     /// What attaches the programs, from any thread.
@@ -420,7 +453,7 @@ impl<'obj> Watch<'obj> {
     ///
     /// # Errors
     /// Those of the map.
-    pub fn losses(&self) -> Result<Vec<(u32, u32, Amount, String)>> {
+    pub fn losses(&self) -> Result<Vec<(LossKey, Amount, String)>> {
         let losses = &self.skel.maps.losses;
         let mut all = Vec::new();
         for key in losses.keys() {
@@ -436,7 +469,7 @@ impl<'obj> Watch<'obj> {
                     bytes: loss.bytes,
                 };
                 let comm = process::comm(&loss.comm).unwrap_or_default();
-                all.push((of.tgid, of.cause, amount, comm));
+                all.push(((of.tgid, of.incarnation, of.cause), amount, comm));
             }
         }
         Ok(all)
@@ -520,6 +553,24 @@ impl Totals {
             not_held: self.not_held,
             connections: shown.connections,
             ..Summary::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::probes::has_return;
+    use super::*;
+
+    #[test]
+    fn a_function_is_probed_at_its_return_if_there_is_a_program_for_that() {
+        let mut object = MaybeUninit::uninit();
+        let mut open = SslsniffSkelBuilder::default().open(&mut object).unwrap();
+        let progs = &mut open.progs;
+        let all = classic_programs!(progs, &mut);
+        assert_eq!(all.len(), Function::ALL.len());
+        for (function, _, leave) in all {
+            assert_eq!(leave.is_some(), has_return(function), "{function:?}");
         }
     }
 }

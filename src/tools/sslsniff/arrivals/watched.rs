@@ -24,6 +24,8 @@ pub(super) struct Watched {
     pub users: HashSet<u32>,
     mapped: Option<MappedAs>,
     pub version: Version,
+    /// It is one file with this library, whose probes tell of its calls, too.
+    pub twin: Option<FileId>,
 }
 
 impl Watched {
@@ -36,6 +38,24 @@ impl Watched {
             users: users.iter().copied().collect(),
             mapped: library.mapped,
             version: library.version,
+            twin: None,
+        }
+    }
+
+    /// Another library's probes tell of its calls; its own are to be dropped.
+    pub fn leave_to(&mut self, other: FileId) -> Probes {
+        self.twin = Some(other);
+        let mut probes = std::mem::take(&mut self.probes);
+        if let Some(Ok(later)) = self.later.take().map(JoinHandle::join) {
+            probes.add(later);
+        }
+        probes
+    }
+
+    /// A process maps it. Of what is watched whoever uses it, nobody needs to know.
+    pub fn is_used_by(&mut self, pid: u32) {
+        if self.mapped.is_some() {
+            self.users.insert(pid);
         }
     }
 
