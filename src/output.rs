@@ -223,16 +223,24 @@ pub enum Out {
 impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Stdout(out) => out.write(bytes),
+            Self::Stdout(out) => out.write(bytes).map_err(named),
             Self::Nowhere => Ok(bytes.len()),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Stdout(out) => out.flush(),
+            Self::Stdout(out) => out.flush().map_err(named),
             Self::Nowhere => Ok(()),
         }
+    }
+}
+
+/// The error, with what could not be written to. One that asks for another try stays what it is.
+fn named(err: io::Error) -> io::Error {
+    match err.kind() {
+        io::ErrorKind::Interrupted => err,
+        kind => io::Error::new(kind, format!("standard output: {err}")),
     }
 }
 

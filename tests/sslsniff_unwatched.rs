@@ -16,7 +16,7 @@ mod root {
 
     use serde_json::Value;
 
-    use super::common::{Background, PATIENCE, Tool, ebpfkit_path, python3};
+    use super::common::{Background, PATIENCE, Tool, ebpfkit_path, python3, sh};
     use super::payload::{clients, first_below, unpacked};
     use super::place::{Peer, Place};
 
@@ -91,6 +91,22 @@ mod root {
             "Go's crypto/tls",
             "stacks that move under a return probe",
         );
+    }
+
+    #[test]
+    fn go_that_may_be_anywhere_in_memory_is_named() {
+        let place = Place::new();
+        let caddy = unpacked("programs").join("usr/bin/caddy");
+        for section in [".data.rel.ro.gopclntab", ".data.rel.ro"] {
+            let copy = place.dir.path().join("any");
+            let renamed = format!(".gopclntab={section}");
+            let mut objcopy = Command::new("objcopy");
+            sh(objcopy
+                .args(["--rename-section", &renamed])
+                .args([&caddy, &copy]));
+            a_library_is_named(&place, &copy, "Go's crypto/tls", "stacks that move");
+            std::fs::remove_file(copy).unwrap();
+        }
     }
 
     /// Maps a file to execute from it.

@@ -68,9 +68,10 @@ fn explain_kind(
 ) -> Error {
     let missing = held.missing(needed);
     if kind == REFUSED && !missing.is_empty() {
+        let are = if missing.len() == 1 { "is" } else { "are" };
         let missing = privileges::list(&missing);
         return Failure::blocked(
-            format!("cannot {what}: {missing} is missing"),
+            format!("cannot {what}: {missing} {are} missing"),
             format!(
                 "run as root, or give the process {} (setpriv --ambient-caps, \
                  AmbientCapabilities= in a unit)",

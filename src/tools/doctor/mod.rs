@@ -149,6 +149,9 @@ fn processes(args: &Args, sink: &mut output::Stdout) -> Result<()> {
     }
     let mut none = Vec::new();
     for pid in &args.pid {
+        if !std::fs::exists(format!("/proc/{pid}")).unwrap_or(true) {
+            return Err(Failure::usage(format!("--pid {pid}: no such process")).into());
+        }
         let mut inspector = sslsniff::inspect::Inspector::default();
         let uses = inspector.inspect(*pid)?;
         inspector.tell(sink);

@@ -80,41 +80,48 @@ const BY_FUNCTION: [(&str, &str, &str); 4] = [
 /// What cannot be watched and is known by its text: its name, where that text is, and why.
 struct Unwatched {
     implementation: &'static str,
-    /// The section that its text is in.
-    section: &'static str,
+    /// The sections that its text may be in.
+    sections: &'static [&'static str],
     /// What is in that, any of these, without the `#`: so that they are not in this program's own constants.
     text: &'static [&'static str],
     reason: &'static str,
 }
 
+/// Where Go has the names of its functions: in programs that are to be at one place, and in others, as versions of Go differ.
+const GO: [&str; 3] = [".gopclntab", ".data.rel.ro.gopclntab", ".data.rel.ro"];
+const CONSTANTS: [&str; 1] = [".rodata"];
+
+const STRIPPED: &str = "it is inside, and the symbols are stripped";
+const TOO_LARGE: &str = "it is inside, and the table of its symbols is larger than 32 MiB";
+
 /// The first that fits is it.
 const BY_TEXT: [Unwatched; 4] = [
     Unwatched {
         implementation: "Go's crypto/tls",
-        section: ".gopclntab",
+        sections: &GO,
         text: &["cryp#to/tls."],
         reason: "Go has TLS of its own, and stacks that move under a return probe",
     },
     Unwatched {
         implementation: "BoringSSL",
-        section: ".rodata",
+        sections: &CONSTANTS,
         // As sources are laid out by itself, by Bazel, and in gRPC.
         text: &[
             "boring#ssl/src/ssl/",
             "boring#ssl/ssl/",
             "boring#ssl-with-bazel/ssl/",
         ],
-        reason: "it is inside, and the symbols are stripped",
+        reason: STRIPPED,
     },
     Unwatched {
         implementation: "OpenSSL",
-        section: ".rodata",
+        sections: &CONSTANTS,
         text: &["ssl#/ssl_lib.c"],
-        reason: "it is inside, and the symbols are stripped",
+        reason: STRIPPED,
     },
     Unwatched {
         implementation: "rustls",
-        section: ".rodata",
+        sections: &CONSTANTS,
         text: &["/rus#tls-0.", "/rus#tls/src/"],
         reason: "its functions are generic Rust, which has no stable names",
     },
@@ -195,10 +202,11 @@ fn implementation_of(function: &str) -> &'static str {
 /// What is in a file of which so many bytes are stored.
 fn look(pid: u32, path: &Path, file: impl Read + Seek, stored: u64) -> Option<Use> {
     let file = ReadCache::new(file);
-    let offsets = symbols::find_in(&file, stored).unwrap_or_default();
+    let offsets = symbols::find_in(&file, stored);
     let functions: Vec<_> = offsets
         .iter()
-        .filter(|_| symbols::is_tls(&offsets))
+        .filter(|offsets| symbols::is_tls(offsets))
+        .flatten()
         .map(|(function, _)| function.name())
         .collect();
     let use_of = |implementation, functions, reason| Use {
@@ -220,23 +228,33 @@ fn look(pid: u32, path: &Path, file: impl Read + Seek, stored: u64) -> Option<Us
         let (_, implementation, reason) = BY_FUNCTION[found];
         return Some(use_of(implementation, Vec::new(), Some(reason)));
     }
-    let sections = [".gopclntab", ".rodata"].map(|section| place(&file, section, stored));
+    // Where a program that is no Go program has the last of these, and much in it.
+    let is_go = place(&file, ".go.buildinfo", stored).is_some();
+    let sections: Vec<_> = GO[..if is_go { GO.len() } else { 1 }]
+        .iter()
+        .chain(&CONSTANTS)
+        .filter_map(|section| Some((*section, place(&file, section, stored)?)))
+        .collect();
     let mut file = file.into_inner();
-    let texts_in = |section: &str| -> Vec<(usize, String)> {
-        let one = BY_TEXT.iter().enumerate();
-        one.filter(|(_, one)| one.section == section)
+    let found = sections.into_iter().find_map(|(section, at)| {
+        let texts: Vec<_> = BY_TEXT
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| one.sections.contains(&section))
             .flat_map(|(index, one)| {
                 let texts = one.text.iter();
                 texts.map(move |text| (index, text.replace('#', "")))
             })
-            .collect()
-    };
-    let [go, constants] = sections;
-    let found = go
-        .and_then(|at| first_within(&mut file, at, &texts_in(".gopclntab")))
-        .or_else(|| constants.and_then(|at| first_within(&mut file, at, &texts_in(".rodata"))))?;
+            .collect();
+        first_within(&mut file, at, &texts)
+    })?;
     let found = &BY_TEXT[found];
-    Some(use_of(found.implementation, Vec::new(), Some(found.reason)))
+    let is_stripped = found.reason == STRIPPED;
+    let reason = match offsets {
+        Err(err) if is_stripped && err.is::<symbols::TooLarge>() => TOO_LARGE,
+        _ => found.reason,
+    };
+    Some(use_of(found.implementation, Vec::new(), Some(reason)))
 }
 
 /// Where the section of this name is: its offset and size, in bytes, unless it is larger than what is stored.

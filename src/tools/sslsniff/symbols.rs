@@ -65,8 +65,11 @@ pub fn find_in<'data>(file: impl ReadRef<'data>, stored: u64) -> Result<Offsets>
             below = found;
         }
         None
-    })?;
-    Ok(tls.unwrap_or(below))
+    });
+    match tls {
+        Err(err) if below.is_empty() || !err.is::<TooLarge>() => Err(err),
+        tls => Ok(tls.ok().flatten().unwrap_or(below)),
+    }
 }
 
 /// The place in `names` of the first function that `file`, of which so many bytes are stored, defines of these.
@@ -84,6 +87,18 @@ pub fn defined<'data>(
             .find_map(|(_, name)| names.iter().position(|one| one.as_bytes() == name))
     })
 }
+
+/// A table of symbols in which something may be was not read.
+#[derive(Debug)]
+pub struct TooLarge;
+
+impl std::fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("its table of symbols is too large")
+    }
+}
+
+impl std::error::Error for TooLarge {}
 
 /// One table of a file's symbols.
 struct Table<'data> {
@@ -118,7 +133,7 @@ fn tables<'data, T>(
     plain_counts(header)?;
     let sections = header.section_headers(endian, file)?;
     let segments = header.program_headers(endian, file)?;
-    let mut all = 0u64;
+    let (mut all, mut too_large) = (0u64, false);
     for kind in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
         let Some(table) = sections
             .iter()
@@ -131,6 +146,7 @@ fn tables<'data, T>(
             continue;
         };
         if table.sh_size(endian) > LARGEST_TABLE || strings.sh_size(endian) > LARGEST_TABLE {
+            too_large = true;
             continue;
         }
         all += table.sh_size(endian) + strings.sh_size(endian);
@@ -145,6 +161,9 @@ fn tables<'data, T>(
         if found.is_some() {
             return Ok(found);
         }
+    }
+    if too_large {
+        return Err(TooLarge.into());
     }
     Ok(None)
 }
@@ -358,6 +377,20 @@ pub(super) mod tests {
             assert_eq!(in_32_bits(&file[..cut], u64::MAX), None, "{cut}");
         }
         assert_eq!(in_32_bits(real().as_slice(), u64::MAX), None);
+    }
+
+    #[test]
+    fn a_table_that_is_too_large_is_an_error_unless_the_other_one_tells() {
+        let large = |symbols| {
+            let mut file = crafted(11, symbols);
+            let sections = u64::from_le_bytes(file[40..48].try_into().unwrap());
+            let size = usize::try_from(sections).unwrap() + 64 + 32;
+            file[size..size + 8].copy_from_slice(&(LARGEST_TABLE + 24).to_le_bytes());
+            file
+        };
+        let err = find(large(&[("SSL_read", 0x11010, true)]).as_slice()).unwrap_err();
+        assert!(err.is::<TooLarge>(), "{err}");
+        assert!(defined(large(&[]).as_slice(), u64::MAX, &["SSL_read"]).is_err());
     }
 
     const SYMBOLS: &[(&str, u64, bool)] = &[
