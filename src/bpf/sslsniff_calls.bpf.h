@@ -107,40 +107,28 @@ static __always_inline struct thread *thread_of(__u64 pid_tgid)
 	return bpf_map_lookup_elem(&threads, &pid_tgid);
 }
 
-/* The call of this function that has its return address at `stack`. */
-static __always_inline struct call *find_call(struct thread *thread, __u32 function, __u64 stack)
+/* The place in `calls` of the call of this function that has its return address at `stack`; MAX_NESTED: there is none. */
+static __always_inline __u32 index_of_call(const struct thread *thread, __u32 function, __u64 stack)
 {
-	for (int i = 0; i < MAX_NESTED; i++) {
-		struct call *call = &thread->calls[i];
-
-		if (call->stack == stack && call->function == function)
-			return call;
-	}
-	return NULL;
+	for (__u32 i = 0; i < MAX_NESTED; i++)
+		if (thread->calls[i].stack == stack && thread->calls[i].function == function)
+			return i;
+	return MAX_NESTED;
 }
 
-/* Room for a call at a stack pointer that no other has had. One that was left by a jump keeps its place until another has the same stack pointer, or until
- * there is no other place.
+/* Room for a call at a stack pointer that no other has had. One that was left by a jump keeps its place until another
+ * has the same stack pointer, or until there is no other place: its return is counted, should it come.
  */
-static __always_inline struct call *new_call(struct thread *thread)
+static __always_inline __u32 index_of_room(struct thread *thread)
 {
-	struct call *call;
-
-	for (int i = 0; i < MAX_NESTED; i++) {
-		call = &thread->calls[i];
-		if (call->course == COURSE_OVER)
-			return call;
-	}
-	/* Its return is counted, should it come. */
-	for (int i = 0; i < MAX_NESTED; i++) {
-		call = &thread->calls[i];
-		if (call->course == COURSE_LEFT) {
-			__sync_fetch_and_add(&calls_without_room, 1);
-			return call;
-		}
-	}
+	for (__u32 i = 0; i < MAX_NESTED; i++)
+		if (thread->calls[i].course == COURSE_OVER)
+			return i;
 	__sync_fetch_and_add(&calls_without_room, 1);
-	return &thread->calls[thread->oldest++ % MAX_NESTED];
+	for (__u32 i = 0; i < MAX_NESTED; i++)
+		if (thread->calls[i].course == COURSE_LEFT)
+			return i;
+	return thread->oldest++;
 }
 
 /* A call begins at `stack`. Those that lie below it have been left by a jump, and what is done from now on is not done
@@ -150,9 +138,12 @@ static __always_inline void leave_those_below(struct thread *thread, __u64 stack
 {
 	for (int i = 0; i < MAX_NESTED; i++) {
 		struct call *call = &thread->calls[i];
+		__u64 above = stack - call->stack;
 
-		if (call->course == COURSE_UNDER_WAY && call->stack < stack &&
-		    stack - call->stack < DEEPEST_CALL)
+		/* What is learned of one must not tell what follows apart. */
+		forget_bounds(above, call->ssl);
+		/* Zero and less, as a large number, are the call itself and those around it. */
+		if (call->course == COURSE_UNDER_WAY && above - 1 < DEEPEST_CALL - 1)
 			call->course = COURSE_LEFT;
 	}
 }
@@ -166,12 +157,18 @@ static __always_inline bool is_inner(struct thread *thread, const struct call *c
 {
 	for (int i = 0; i < MAX_NESTED; i++) {
 		const struct call *outer = &thread->calls[i];
+		__u64 above = outer->stack - call->stack, ssl = outer->ssl ^ call->ssl;
+		__u64 buffer = outer->buffer ^ call->buffer;
 
-		if (outer->course != COURSE_UNDER_WAY || outer->ssl != call->ssl ||
-		    outer->function == call->function || outer->stack < call->stack)
+		/* As above. */
+		forget_bounds(above, outer->start_ns);
+		forget_bounds(ssl, outer->start_ns);
+		forget_bounds(buffer, outer->start_ns);
+		if (outer->course != COURSE_UNDER_WAY || ssl || outer->function == call->function ||
+		    (__s64)above < 0)
 			continue;
 		if (outer->function == GNUTLS_FN_UNCORK ||
-		    (outer->buffer == call->buffer && HAS(MOVES_DATA, outer->function & 63)))
+		    (!buffer && HAS(MOVES_DATA, outer->function & 63)))
 			return true;
 	}
 	return false;
@@ -213,9 +210,10 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 libr
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	__u64 first = PT_REGS_PARM1(ctx), second = PT_REGS_PARM2(ctx), place = PT_REGS_IP(ctx);
 	__u64 third = PT_REGS_PARM3(ctx), fifth = PT_REGS_PARM5(ctx), stack = PT_REGS_SP(ctx);
-	__u32 begins_handshake = HAS(HANDSHAKES, function);
+	__u32 begins_handshake = HAS(HANDSHAKES, function), index;
 	struct thread *thread;
 	struct call *call;
+	bool is_new;
 
 	/* A choice among arguments must not become one among places of the context. */
 	barrier_var(third);
@@ -233,12 +231,14 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 libr
 	if (begins_handshake && sends_early(PT_REGS_PARM1(ctx), stack))
 		begins_handshake = 0;
 	forget_bounds(begins_handshake, stack);
-	call = find_call(thread, function, stack);
-	if (call && is_told_twice(call, library, place))
-		return 0;
 	leave_those_below(thread, stack);
-	if (!call)
-		call = new_call(thread);
+	index = index_of_call(thread, function, stack);
+	is_new = index == MAX_NESTED;
+	if (is_new)
+		index = index_of_room(thread);
+	call = call_at(thread, index, stack);
+	if (!is_new && is_told_twice(call, library, place))
+		return 0;
 	call->stack = stack;
 	call->place = place;
 	call->ssl = first;
@@ -279,11 +279,11 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 libr
 static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *thread,
 					  __u32 function, __u64 lost_bytes, bool lost)
 {
-	struct call *call = NULL;
+	__u64 stack = PT_REGS_SP(ctx) - RETURN_ADDRESS_SIZE;
+	__u32 index = thread ? index_of_call(thread, function, stack) : MAX_NESTED;
+	struct call *call;
 
-	if (thread)
-		call = find_call(thread, function, PT_REGS_SP(ctx) - RETURN_ADDRESS_SIZE);
-	if (!call) {
+	if (!thread || index == MAX_NESTED) {
 		if (returns_without_room >= calls_without_room ||
 		    !watched(bpf_get_current_pid_tgid() >> 32))
 			return NULL;
@@ -297,6 +297,7 @@ static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *th
 		}
 		return NULL;
 	}
+	call = call_at(thread, index, stack);
 	if (call->course == COURSE_OVER)
 		return NULL;
 	call->course = COURSE_OVER;

@@ -41,6 +41,15 @@ static __always_inline struct thread *current_thread(void)
 	return bpf_map_lookup_elem(&threads, &pid_tgid);
 }
 
+/* The call at this place. The verifier forgets which it is: what follows is verified once, and not for each of them.
+ * `unknown` is any number that it knows nothing of.
+ */
+static __always_inline struct call *call_at(struct thread *thread, __u64 index, __u64 unknown)
+{
+	forget_bounds(index, unknown);
+	return &thread->calls[index & (MAX_NESTED - 1)];
+}
+
 /* The innermost call under way, if the thread is in it; of TLS inside TLS that is the connection on the
  * socket. `stack` is where the thread's stack is now, or zero if that cannot be known.
  */
@@ -53,16 +62,14 @@ static __always_inline struct call *call_around(struct thread *thread, __u64 sta
 
 		if (call->course == COURSE_UNDER_WAY && call->stack < innermost)
 			innermost = call->stack;
+		forget_bounds(innermost, call->ssl);
 	}
 	if (stack && innermost - stack > DEEPEST_CALL)
 		return NULL;
-	/* By its place and not by a pointer of before: clang would make one of it that the verifier cannot follow. */
-	for (int i = 0; i < MAX_NESTED; i++) {
-		struct call *call = &thread->calls[i];
-
-		if (call->course == COURSE_UNDER_WAY && call->stack == innermost)
-			return call;
-	}
+	for (__u32 i = 0; i < MAX_NESTED; i++)
+		if (thread->calls[i].course == COURSE_UNDER_WAY &&
+		    thread->calls[i].stack == innermost)
+			return call_at(thread, i, innermost);
 	return NULL;
 }
 
