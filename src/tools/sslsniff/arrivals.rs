@@ -369,6 +369,10 @@ impl Arrivals {
             && self.is_rewritten(id, mapped.pid, &mapping)
         {
             library = self.look(mapped.pid, &mapping, filter, arrived);
+            // Nobody tells of the calls of those that were left to it.
+            if !self.watched.contains_key(&id) {
+                self.part_twins(id, filter, arrived);
+            }
         }
         let Some(library) = library else { return false };
         if self.remembered.len() >= MOST_REMEMBERED {

@@ -12,8 +12,8 @@ use super::{Arrivals, Filter};
 use crate::kernel::uprobes::Probes;
 
 impl Arrivals {
-    /// One file that was probed under several numbers, as each overlayfs has its own, is probed under one from now on: each
-    /// call costs its program as many traps as there are probes.
+    /// One file that was probed under several numbers, as each overlayfs has its own, is probed under one from now on: at
+    /// each call the kernel runs what is at each of the probes.
     pub(super) fn join_twins(&mut self) -> Probes {
         let mut probes = Probes::default();
         for (number, other) in self.twins.take() {
@@ -28,8 +28,9 @@ impl Arrivals {
             while let Some(next) = self.watched.get(&other).and_then(|other| other.twin) {
                 other = next;
             }
-            if let Some(watched) = self.watched.get_mut(&id)
-                && id != other
+            if id != other
+                && self.watched.contains_key(&other)
+                && let Some(watched) = self.watched.get_mut(&id)
             {
                 probes.add(watched.leave_to(other));
             }
