@@ -9,13 +9,15 @@ mod place;
 mod root {
     use std::collections::BTreeMap;
     use std::fs;
-    use std::io::ErrorKind;
+    use std::io::{ErrorKind, Write};
+    use std::os::fd::AsFd;
     use std::path::{Path, PathBuf};
-    use std::process::Command;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::process::{Command, Stdio};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
     use ebpfkit::tools::sslsniff::symbols;
+    use nix::poll::{PollFd, PollFlags, poll};
     use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
     use nix::unistd::Pid;
     use serde_json::Value;
@@ -220,54 +222,77 @@ mod root {
         is_whole(&tool.stop(), client.pid(), "hello");
     }
 
-    /// Runs fresh copies of `true`, one after the other, until there have been so many and `done` says so; says how many of
-    /// them were seen to go on after a stop.
-    fn run_fresh(folder: &Path, name: &str, done: &AtomicBool) -> usize {
+    /// Runs fresh copies of `cat`, one after the other, until `done` says so, and counts those that went on after a stop.
+    fn run_fresh(folder: &Path, name: &str, done: &AtomicBool, held: &AtomicUsize) {
         let program = folder.join(name);
-        let (mut runs, mut held) = (0, 0);
-        while runs < 20 || !done.load(Ordering::Relaxed) {
-            fs::copy("/bin/true", &program).unwrap();
+        for run in 0.. {
+            fs::copy("/bin/cat", &program).unwrap();
             let mut child = loop {
-                match Command::new(&program).spawn() {
+                match Command::new(&program)
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .spawn()
+                {
                     // Another test starts something in this moment, which has the copy's descriptor still.
                     Err(err) if err.kind() == ErrorKind::ExecutableFileBusy => {}
                     child => break child.unwrap(),
                 }
             };
-            let start = Instant::now();
+            // That it went on is there for its parent to see until it ends: it does not before it is asked to, which is
+            // once it has answered.
+            let mut asks = child.stdin.take().unwrap();
+            asks.write_all(b"?").unwrap();
+            let answers = child.stdout.take().unwrap();
+            let mut answered = [PollFd::new(answers.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut answered, u16::try_from(PATIENCE.as_millis()).unwrap()) != Ok(1) {
+                child.kill().unwrap();
+                panic!("run {run} is left waiting");
+            }
             let pid = Pid::from_raw(child.id().cast_signed());
             let news = WaitPidFlag::WNOHANG | WaitPidFlag::WCONTINUED;
-            loop {
-                match waitpid(pid, Some(news)).unwrap() {
-                    WaitStatus::Continued(_) => held += 1,
-                    WaitStatus::StillAlive => std::thread::sleep(Duration::from_micros(100)),
-                    _ => break,
-                }
-                if start.elapsed() > PATIENCE {
-                    child.kill().unwrap();
-                    panic!("run {runs} is left waiting");
-                }
+            match waitpid(pid, Some(news)).unwrap() {
+                WaitStatus::Continued(_) => _ = held.fetch_add(1, Ordering::Relaxed),
+                WaitStatus::StillAlive => {}
+                other => panic!("run {run}: {other:?}"),
             }
+            drop(asks);
+            assert!(child.wait().unwrap().success(), "run {run}");
             fs::remove_file(&program).unwrap();
-            runs += 1;
+            if done.load(Ordering::Relaxed) {
+                return;
+            }
         }
-        held
     }
 
     #[test]
     fn whoever_is_held_goes_on_also_when_it_ends() {
         let place = Place::new();
         let name = format!("held{}", std::process::id());
-        let done = AtomicBool::new(false);
+        let (done, held) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
-            let runs = scope.spawn(|| run_fresh(place.dir.path(), &name, &done));
-            for _ in 0..3 {
+            let runs = scope.spawn(|| run_fresh(place.dir.path(), &name, &done, &held));
+            // However this thread leaves, the other one is not left running.
+            let _done = Done(&done);
+            for round in 0..3 {
                 let tool = Tool::start(&place.netns, &["sslsniff", "--hold", "-c", &name]);
+                let (before, start) = (held.load(Ordering::Relaxed), Instant::now());
+                while held.load(Ordering::Relaxed) == before && !runs.is_finished() {
+                    assert!(start.elapsed() < PATIENCE, "round {round}: nobody was held");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                // The next one is somewhere on its way.
                 tool.stop();
             }
-            done.store(true, Ordering::Relaxed);
-            assert!(runs.join().unwrap() > 0, "nobody was held");
         });
+    }
+
+    /// Says that it is done when it goes.
+    struct Done<'a>(&'a AtomicBool);
+
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
 
     /// How many containers start: an emulated machine takes seconds for each.
