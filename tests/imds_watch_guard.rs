@@ -11,7 +11,8 @@ mod root {
     use serde_json::{Value, json};
 
     use crate::common::{
-        ALICE, BOB, Bpffs, IMDS4, MetadataService, Network, TOKEN, Tool, ebpfkit_path, sh,
+        ALICE, BOB, Bpffs, IMDS4, MetadataService, Network, TOKEN, Tool, copy_program,
+        ebpfkit_path, sh,
     };
 
     fn watch(network: &Network, args: &[&str]) -> Tool {
@@ -112,7 +113,7 @@ mod root {
             .parent()
             .unwrap()
             .join(format!("ebpfkit-unprivileged-{}", std::process::id()));
-        fs::copy(ebpfkit_path(), &binary).unwrap();
+        copy_program(ebpfkit_path(), &binary);
         let caps = "+net_raw,+bpf,+perfmon,+net_admin";
         let mut command = network.machine.command("setpriv");
         command.args(["--reuid", &ALICE.to_string(), "--clear-groups"]);

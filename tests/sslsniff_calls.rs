@@ -7,14 +7,21 @@ mod common;
 mod place;
 
 mod root {
+    use std::collections::HashSet;
+    use std::os::fd::{FromRawFd as _, OwnedFd};
     use std::path::{Path, PathBuf};
+    use std::process::Command;
 
+    use ebpfkit::kernel::features::Features;
+    use ebpfkit::kernel::uprobes::Method;
     use ebpfkit::tools::sslsniff::function::Function;
     use ebpfkit::tools::sslsniff::symbols;
+    use libbpf_rs::libbpf_sys;
+    use libbpf_rs::query::ProgInfoIter;
     use nix::sys::signal::Signal;
     use serde_json::{Value, json};
 
-    use super::common::{ALICE, Tool, ebpfkit_path, python3};
+    use super::common::{ALICE, Tool, copy_program, ebpfkit_path, python3, sh};
     use super::place::{CURL, PORT, Peer, Place, URL, bytes_of, nothing_is_lost};
 
     /// The client of calls.py, watched from before its first call until it has ended well.
@@ -25,6 +32,76 @@ mod root {
     #[test]
     fn a_seccomp_filter_that_refuses_return_probes_ends_no_program() {
         assert_eq!(watched_calls(&["filter"]).kind("data").len(), 4);
+    }
+
+    /// How often the probes' programs that a process has loaded have run, while somebody asks the kernel to count.
+    fn runs(pid: u32) -> u64 {
+        let folder = format!("/proc/{pid}/fdinfo");
+        let own: HashSet<u32> = std::fs::read_dir(folder)
+            .unwrap()
+            .filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok())
+            .flat_map(|text| {
+                let ids = text
+                    .lines()
+                    .filter_map(|line| line.strip_prefix("prog_id:"));
+                ids.map(|id| id.trim().parse().unwrap()).collect::<Vec<_>>()
+            })
+            .collect();
+        // One for all functions, or, where probes have no cookies, one for each.
+        let is_probe = |name: &str| {
+            ["any_", "enter_", "leave_"]
+                .iter()
+                .any(|at| name.starts_with(at))
+        };
+        ProgInfoIter::default()
+            .filter(|program| own.contains(&program.id))
+            .filter(|program| program.name.to_str().is_some_and(is_probe))
+            .map(|program| program.run_cnt)
+            .sum()
+    }
+
+    #[test]
+    fn the_returns_of_calls_that_nobody_watches_are_no_traps_where_the_kernel_can_do_that() {
+        #[allow(unsafe_code)]
+        // SAFETY: a number; the descriptor that it returns is ours.
+        let _counting = unsafe {
+            let fd = libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME);
+            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+            OwnedFd::from_raw_fd(fd)
+        };
+        let place = Place::new();
+        // A library that no other test calls.
+        let script = "import _ssl\nprint(next(line.split()[-1] for line in open('/proc/self/maps') \
+                      if 'libssl' in line))";
+        let library = sh(Command::new(python3()).args(["-c", script]));
+        let library = Path::new(library.trim());
+        let copy = place.dir.path().join(library.file_name().unwrap());
+        std::fs::copy(library, &copy).unwrap();
+        let runs_with = |filter: &dyn Fn(u32) -> [String; 2]| {
+            let mut server = place.server(&["echo", &place.pem(), PORT]);
+            let mut command = place.netns.command(python3());
+            command.env("LD_LIBRARY_PATH", place.dir.path());
+            let mut client =
+                Peer::start(command.args(["-c", include_str!("sslsniff/calls.py"), PORT]));
+            let [option, value] = filter(client.pid());
+            let copy = copy.to_str().unwrap();
+            let tool = Tool::start(&place.netns, &["sslsniff", "--lib", copy, &option, &value]);
+            client.go();
+            client.rest();
+            server.rest();
+            let runs = runs(tool.pid());
+            tool.stop();
+            runs
+        };
+        let unwatched = runs_with(&|_| ["-c".to_owned(), "nobody.at.all".to_owned()]);
+        let watched = runs_with(&|pid| ["-p".to_owned(), pid.to_string()]);
+        if Method::of(&Features::probe()).is_session() {
+            // The client's calls that are probed at both ends, from SSL_set_fd() to SSL_shutdown().
+            assert!(unwatched + 9 <= watched, "{unwatched} of {watched}");
+        } else {
+            assert_eq!(unwatched, watched);
+        }
+        assert!(unwatched > 10, "{unwatched}");
     }
 
     #[test]
@@ -418,7 +495,7 @@ mod root {
         let curl = place.curl_named("capcurl");
         // Where an ordinary user may run it.
         let copy = place.dir.path().join("ebpfkit");
-        std::fs::copy(ebpfkit_path(), &copy).unwrap();
+        copy_program(ebpfkit_path(), &copy);
         let mut command = place.netns.command_with(ALICE, capabilities, &copy);
         command.args(["-o", "json", "sslsniff", "-c", "capcurl", "-c", "nginx"]);
         let tool = Tool::run(command);

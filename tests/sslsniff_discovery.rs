@@ -9,7 +9,7 @@ mod place;
 mod root {
     use std::collections::BTreeMap;
     use std::fs;
-    use std::io::{ErrorKind, Write};
+    use std::io::Write;
     use std::os::fd::AsFd;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
@@ -22,7 +22,7 @@ mod root {
     use procfs::process::Process;
     use serde_json::Value;
 
-    use super::common::{Ended, PATIENCE, Tool, python3, sh};
+    use super::common::{Ended, PATIENCE, Tool, copy_program, python3, sh};
     use super::place::{CURL, PORT, Peer, Place, URL, nothing_is_lost, text};
 
     /// The library that python3 uses.
@@ -230,16 +230,10 @@ mod root {
         SigSet::from(Signal::SIGCONT).thread_block().unwrap();
         let program = folder.join(name);
         for run in 0.. {
-            fs::copy("/bin/cat", &program).unwrap();
+            copy_program("/bin/cat", &program);
             let mut command = Command::new(&program);
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut child = loop {
-                match command.spawn() {
-                    // Another test starts something in this moment, which has the copy's descriptor still.
-                    Err(err) if err.kind() == ErrorKind::ExecutableFileBusy => {}
-                    child => break child.unwrap(),
-                }
-            };
+            let mut child = command.spawn().unwrap();
             let mut asks = child.stdin.take().unwrap();
             asks.write_all(b"?").unwrap();
             let answers = child.stdout.take().unwrap();

@@ -16,8 +16,8 @@ mod root {
 
     use super::common::tc_guard::{V4, allowed, check, status, stderr, tc_guard};
     use super::common::{
-        ALICE, BOB, Background, Bpffs, MetadataService, Network, PATIENCE, Tool, ebpfkit_path,
-        python3, swept,
+        ALICE, BOB, Background, Bpffs, MetadataService, Network, PATIENCE, Tool, copy_program,
+        ebpfkit_path, python3, swept,
     };
 
     /// Nobody else's here, so that its quotas are these tests' own.
@@ -272,7 +272,7 @@ mod root {
                 .map(|output| String::from_utf8(output.stdout).unwrap())
                 .unwrap(),
         );
-        std::fs::copy(interpreter.unwrap(), &program).unwrap();
+        copy_program(interpreter.unwrap(), &program);
         let mut forger = network.machine.command("setpriv");
         forger.args(["--bounding-set=-all", "--inh-caps=-all", "--"]);
         forger.arg(&program).args([

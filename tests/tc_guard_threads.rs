@@ -10,7 +10,7 @@ mod root {
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::common::{ALICE, Network, Tool, python3};
+    use super::common::{ALICE, Network, Tool, copy_program, python3};
 
     /// Every endpoint has an event of its own.
     const ENDPOINTS: usize = 4000;
@@ -37,7 +37,7 @@ mod root {
             fs::set_permissions(at, fs::Permissions::from_mode(0o755)).unwrap();
         }
         let program = deep.join("sender");
-        fs::copy(fs::canonicalize(python3()).unwrap(), &program).unwrap();
+        copy_program(python3(), &program);
         // Packets are judged without the socket's lock, under which the calls are.
         let policy = policy.to_str().unwrap();
         let args = ["tc-guard", "run", "--audit", "--config", policy];

@@ -68,6 +68,12 @@ pub fn sh(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Copies a program that is run then. By a process of its own: a program cannot be run while anybody can write to it,
+/// and what is open in this process another test's child has, too, if it starts in this moment.
+pub fn copy_program(from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) {
+    sh(Command::new("cp").arg("--").arg(from).arg(to));
+}
+
 /// The system's python3: one in root's home is no good to another user.
 pub fn python3() -> &'static str {
     let system = "/usr/bin/python3";
