@@ -76,7 +76,7 @@ static __always_inline int leave_data(struct pt_regs *ctx, __u32 function)
 	}
 	count(SSL_SEEN_BYTES, length);
 	now = bpf_ktime_get_boot_ns();
-	connection = connection_of(pid_tgid >> 32, call->ssl, now);
+	connection = connection_used(thread, call->ssl, now);
 	if (!connection) {
 		count_lost(SSL_LOST_STATE_FULL, 1, length);
 		return 0;

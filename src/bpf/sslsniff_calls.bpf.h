@@ -136,6 +136,8 @@ static __always_inline __u32 index_of_room(struct thread *thread)
  */
 static __always_inline void leave_those_below(struct thread *thread, __u64 stack)
 {
+	if (!thread->under_way)
+		return;
 	for (int i = 0; i < MAX_NESTED; i++) {
 		struct call *call = &thread->calls[i];
 		__u64 above = stack - call->stack;
@@ -143,8 +145,10 @@ static __always_inline void leave_those_below(struct thread *thread, __u64 stack
 		/* What is learned of one must not tell what follows apart. */
 		forget_bounds(above, call->ssl);
 		/* Zero and less, as a large number, are the call itself and those around it. */
-		if (call->course == COURSE_UNDER_WAY && above - 1 < DEEPEST_CALL - 1)
+		if (call->course == COURSE_UNDER_WAY && above - 1 < DEEPEST_CALL - 1) {
 			call->course = COURSE_LEFT;
+			thread->under_way--;
+		}
 	}
 }
 
@@ -252,20 +256,24 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 function, __u32 libr
 	call->start_ns = bpf_ktime_get_boot_ns();
 	call->library = library;
 	call->function = function;
+	/* It may have the place of one that was left by a jump to where it began. */
+	if (call->course == COURSE_UNDER_WAY)
+		thread->under_way--;
 	call->course = COURSE_OVER;
-	call->inner = HAS(MOVES_DATA, function) && is_inner(thread, call);
+	call->inner = HAS(MOVES_DATA, function) && thread->under_way && is_inner(thread, call);
 	call->course = COURSE_UNDER_WAY;
+	thread->under_way++;
 	if (begins_handshake) {
 		struct connection *connection;
 
-		connection = connection_of(pid_tgid >> 32, call->ssl, call->start_ns);
+		connection = connection_used(thread, call->ssl, call->start_ns);
 		if (connection && !connection->handshake_ns)
 			connection->handshake_ns = call->start_ns;
 	}
 	if (HAS(EARLY, function)) {
 		struct connection *connection;
 
-		connection = connection_of(pid_tgid >> 32, call->ssl, call->start_ns);
+		connection = connection_used(thread, call->ssl, call->start_ns);
 		if (connection)
 			connection->early = 1;
 	}
@@ -300,6 +308,8 @@ static __always_inline struct call *leave(struct pt_regs *ctx, struct thread *th
 	call = call_at(thread, index, stack);
 	if (call->course == COURSE_OVER)
 		return NULL;
+	if (call->course == COURSE_UNDER_WAY)
+		thread->under_way--;
 	call->course = COURSE_OVER;
 	if (thread->noted_count)
 		remember_randoms(bpf_get_current_pid_tgid());

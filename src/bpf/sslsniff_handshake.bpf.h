@@ -57,6 +57,8 @@ static __always_inline struct call *call_around(struct thread *thread, __u64 sta
 {
 	__u64 innermost = ~0ULL;
 
+	if (!thread->under_way)
+		return NULL;
 	for (int i = 0; i < MAX_NESTED; i++) {
 		const struct call *call = &thread->calls[i];
 

@@ -115,6 +115,21 @@ static __always_inline struct connection *connection_of(__u32 tgid, __u64 ssl, _
 	return bpf_map_lookup_elem(&connections, &key);
 }
 
+/* The same for the current thread, which knows its process's incarnation from the last time. */
+static __always_inline struct connection *connection_used(struct thread *thread, __u64 ssl,
+							  __u64 now)
+{
+	struct connection_key key = { .ssl = ssl, .tgid = bpf_get_current_pid_tgid() >> 32 };
+	struct connection *connection = bpf_map_lookup_elem(&connections, &key);
+
+	if (connection && connection->incarnation == thread->incarnation && thread->incarnation)
+		return connection;
+	connection = connection_of(key.tgid, ssl, now);
+	if (connection)
+		thread->incarnation = connection->incarnation;
+	return connection;
+}
+
 /* Fills all of a record but what its kind adds. */
 static __always_inline void describe(struct ssl_record *head, __u8 kind, __u8 function, __u64 ssl,
 				     const struct connection *connection, __u64 now, __u32 library)

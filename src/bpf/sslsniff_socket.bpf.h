@@ -317,23 +317,26 @@ static __always_inline int outside_calls(struct sock *sk, bool sends, const stru
 static __always_inline int traced_socket(struct bpf_raw_tracepoint_args *ctx, bool sends)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
-	struct thread *thread = current_thread();
 	int passed = (int)ctx->args[1];
 	struct connection *connection = NULL;
 	enum use use = USE_ASIDE;
+	struct thread *thread;
 	struct piece piece;
 	struct pt_regs *regs;
 	struct call *call;
 	__u64 socket = 0;
 
+	/* Nothing did pass: often there is nothing to be received. */
+	if (passed <= 0)
+		return 0;
+	thread = current_thread();
 	/* Whoever uses no TLS leaves here. */
 	if (!thread)
 		return 0;
 	regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	call = call_around(thread, PT_REGS_SP_CORE(regs));
+	call = call_around(thread, PT_REGS_SP(regs));
 	if (call) {
-		connection =
-			connection_of(bpf_get_current_pid_tgid() >> 32, call->ssl, call->start_ns);
+		connection = connection_used(thread, call->ssl, call->start_ns);
 		/* Most calls leave here. */
 		if (!connection || connection->settled >= SETTLED)
 			return 0;
@@ -346,7 +349,7 @@ static __always_inline int traced_socket(struct bpf_raw_tracepoint_args *ctx, bo
 			return 0;
 		}
 	}
-	if (passed <= 0 || !piece_of_call(regs, passed, &piece))
+	if (!piece_of_call(regs, passed, &piece))
 		return 0;
 	if (use == USE_ASIDE)
 		return outside_calls(sk, sends, &piece);

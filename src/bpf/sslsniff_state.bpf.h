@@ -148,6 +148,13 @@ struct thread {
 	__u32 oldest;
 	/* How many were noted since they were last read. */
 	__u32 noted_count;
+	/* How many of `calls` are under way. */
+	__u32 under_way;
+	__u32 pad;
+	/* Of the connection that the thread used last: its process's, which is another one's only once this thread is
+	 * gone. Zero: not known.
+	 */
+	__u64 incarnation;
 };
 
 struct connection_key {
