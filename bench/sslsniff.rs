@@ -7,8 +7,8 @@
 //!
 //! What is written goes to memory (/dev/shm), so that no disk is measured.
 //!
-//! The rows of a size are taken in turn, and each figure is the best of several rounds: the machine's
-//! speed drifts, the ratio less so. All runs in a network namespace of its own.
+//! The rows of a size are taken in turn, and each figure is the median of several rounds, ratios of those
+//! within a round: the machine's speed drifts, the ratio less so. All runs in a network namespace of its own.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -31,7 +31,7 @@ use serde_json::Value;
 
 /// Of each measurement.
 const SECONDS: u32 = 2;
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 9;
 const PORT: u16 = 4433;
 
 /// As bcc's sslsniff and its like: the arguments at the entry, the start of the data at the return.
@@ -83,37 +83,56 @@ fn all(dir: &Path) -> Result<()> {
         ("answers of 16 KiB", "medium", 8),
         ("answers of 1 MiB", "large", 4),
     ] {
-        let mut best = [0.0_f64; ROWS.len()];
-        let mut notes: [String; ROWS.len()] = Default::default();
+        let mut rounds = Vec::new();
         for _ in 0..ROUNDS {
-            for (index, (_, row)) in ROWS.iter().enumerate() {
-                if *row == Row::Bpftrace && !bpftrace {
-                    continue;
-                }
-                let (rate, note) = measure(dir, &library, nginx.0.id(), *row, file, connections)?;
-                if rate > best[index] {
-                    best[index] = rate;
-                    notes[index] = note;
-                }
+            let mut round = Vec::new();
+            for (_, row) in ROWS {
+                round.push(if row == Row::Bpftrace && !bpftrace {
+                    None
+                } else {
+                    Some(measure(
+                        dir,
+                        &library,
+                        nginx.0.id(),
+                        row,
+                        file,
+                        connections,
+                    )?)
+                });
             }
+            rounds.push(round);
         }
         println!(
-            "{name:<34} {:>9} {:>9} {:>9}",
-            "req/s", "of none", "of floor"
+            "{name:<34} {:>9} {:>9} {:>9} {:>11}",
+            "req/s", "of none", "of floor", "of bpftrace"
         );
         for (index, (name, _)) in ROWS.iter().enumerate() {
-            let rate = best[index];
-            if rate > 0.0 {
-                let (none, floor) = (rate / best[0], rate / best[1]);
-                println!(
-                    "  {name:<32} {rate:>9.0} {none:>9.2} {floor:>9.2}  {}",
-                    notes[index]
-                );
-            }
+            let mut all: Vec<_> = rounds
+                .iter()
+                .filter_map(|round| round[index].as_ref())
+                .collect();
+            all.sort_by(|one, other| one.0.total_cmp(&other.0));
+            let Some((rate, note)) = all.get(all.len() / 2) else {
+                continue;
+            };
+            let of = |row: usize| {
+                let ratios = rounds.iter().filter_map(|round| {
+                    let (rate, _) = round[index].as_ref()?;
+                    Some(rate / round[row].as_ref()?.0)
+                });
+                median(ratios.collect()).map_or_else(String::new, |ratio| format!("{ratio:.2}"))
+            };
+            let (none, floor, bpftrace) = (of(0), of(1), of(ROWS.len() - 1));
+            println!("  {name:<32} {rate:>9.0} {none:>9} {floor:>9} {bpftrace:>11}  {note}");
         }
     }
     nginx.end();
     Ok(())
+}
+
+fn median(mut figures: Vec<f64>) -> Option<f64> {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied()
 }
 
 /// Requests a second while `row` watches, and what it says of itself.
