@@ -47,7 +47,16 @@ mod root {
         part
     }
 
-    /// Twenty starts, each killed at another moment, from right away to when it was ready.
+    /// How often: an emulated machine takes seconds for each.
+    fn rounds(many: u32) -> u32 {
+        if std::env::var_os("EBPFKIT_VM").is_some() {
+            many / 2
+        } else {
+            many
+        }
+    }
+
+    /// So many starts, each killed at another moment, from right away to when it was ready.
     #[test]
     fn a_guard_that_is_killed_as_it_starts_is_whole_or_judges_nothing() {
         let network = Network::new();
@@ -63,13 +72,14 @@ mod root {
             took
         };
         let (mut whole, mut nothing) = (0, 0);
-        for round in 0..20_u32 {
+        let rounds = rounds(20);
+        for round in 0..rounds {
             let mut command = network.machine.command(ebpfkit_path());
             command.args(["tc-guard", "run", "--pin", "--bpffs", bpffs.text()]);
             command.args(["--cloud", "aws", "--allow-user", &bob]);
             let tool = Tool::spawn(command);
-            if round < 19 {
-                thread::sleep(took * round / 18);
+            if round < rounds - 1 {
+                thread::sleep(took * round / (rounds - 2));
             } else {
                 tool.wait("ready", |tool| tool.stderr().contains("ready"));
             }
@@ -175,10 +185,11 @@ mod root {
         let took = start.elapsed();
         let mut in_force = 1;
         let (mut old, mut new) = (0, 0);
-        for round in 0..12_u32 {
+        let rounds = rounds(12);
+        for round in 0..rounds {
             let tool = reload(&policies[1 - in_force]);
-            if round < 11 {
-                thread::sleep(took * round / 10);
+            if round < rounds - 1 {
+                thread::sleep(took * round / (rounds - 2));
                 tool.signal(Signal::SIGKILL);
                 tool.ended();
             } else {
@@ -240,9 +251,10 @@ mod root {
         second.stop();
         let mut now = 1;
         let (mut old, mut new) = (0, 0);
-        for round in 0..12 {
+        let rounds = rounds(12);
+        for round in 0..rounds {
             let tool = take_over(&policies[1 - now]);
-            if round < 11 {
+            if round < rounds - 1 {
                 thread::sleep(part_of(took));
             } else {
                 ready(&tool);
