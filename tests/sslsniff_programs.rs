@@ -276,25 +276,48 @@ mod root {
         assert_eq!(ended.kind("data").len(), 0);
     }
 
+    /// Starts a program in C between two ports that somebody listens at, and says what is told of it.
+    fn between_ports(name: &str, text: &str, more: &[&str]) -> Ended {
+        let place = Place::new();
+        let program = built(&place, name, text, &["-rdynamic"]);
+        let listener = place.netns.enter(|| {
+            [PORT, OTHER_PORT]
+                .map(|port| std::net::TcpListener::bind(format!("127.0.0.1:{port}")).unwrap())
+        });
+        let _listeners = listener.join().unwrap();
+        let mut command = place.netns.command(&program);
+        let mut client = Peer::start(command.args([PORT, OTHER_PORT]).args(more));
+        assert_eq!(client.line(), "here");
+        let pid = client.pid().to_string();
+        let tool = Tool::start(&place.netns, &["sslsniff", "-p", &pid]);
+        client.go();
+        client.rest();
+        tool.stop()
+    }
+
+    #[test]
+    fn more_calls_within_each_other_than_are_kept_are_counted_and_confuse_nothing_after_them() {
+        let ended = between_ports("nests", include_str!("sslsniff/nests.c"), &[]);
+        let causes = &ended.summary()["lost_by_cause"];
+        // Of twelve the innermost eight are kept.
+        assert_eq!(
+            causes["state_full"],
+            json!({"calls": 4, "bytes": 40}),
+            "{causes}"
+        );
+        let data = ended.kind("data");
+        assert_eq!(data.len(), 8 + 1, "{data:?}");
+        assert_eq!(data[0]["peer"], format!("127.0.0.1:{PORT}"), "{data:?}");
+        // Once, though it is two calls of the library.
+        assert_eq!(data[8]["function"], "SSL_write_ex", "{data:?}");
+        let peer = format!("127.0.0.1:{OTHER_PORT}");
+        assert_eq!(data[8]["peer"], peer, "{data:?}");
+    }
+
     #[test]
     fn a_call_that_was_left_by_a_jump_is_not_taken_for_what_comes_after() {
         for depth in ["0", "4000", "60000"] {
-            let place = Place::new();
-            let text = include_str!("sslsniff/jumps.c");
-            let program = built(&place, "jumps", text, &["-rdynamic"]);
-            let listener = place.netns.enter(|| {
-                [PORT, OTHER_PORT]
-                    .map(|port| std::net::TcpListener::bind(format!("127.0.0.1:{port}")).unwrap())
-            });
-            let _listeners = listener.join().unwrap();
-            let mut command = place.netns.command(&program);
-            let mut client = Peer::start(command.args([PORT, OTHER_PORT, depth]));
-            assert_eq!(client.line(), "here");
-            let pid = client.pid().to_string();
-            let tool = Tool::start(&place.netns, &["sslsniff", "-p", &pid]);
-            client.go();
-            client.rest();
-            let ended = tool.stop();
+            let ended = between_ports("jumps", include_str!("sslsniff/jumps.c"), &[depth]);
             nothing_is_lost(&ended);
             let handshakes = ended.kind("handshake");
             assert_eq!(handshakes.len(), 1, "{depth}: {handshakes:?}");

@@ -125,8 +125,10 @@ static __always_inline struct connection *connection_used(struct thread *thread,
 	if (connection && connection->incarnation == thread->incarnation && thread->incarnation)
 		return connection;
 	connection = connection_of(key.tgid, ssl, now);
+	/* An earlier one's is there still if it could not be deleted: that is not to be kept. */
 	if (connection)
-		thread->incarnation = connection->incarnation;
+		thread->incarnation =
+			is_current(key.tgid, connection->incarnation) ? connection->incarnation : 0;
 	return connection;
 }
 

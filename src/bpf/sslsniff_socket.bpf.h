@@ -320,16 +320,12 @@ static __always_inline int traced_socket(struct bpf_raw_tracepoint_args *ctx, bo
 	int passed = (int)ctx->args[1];
 	struct connection *connection = NULL;
 	enum use use = USE_ASIDE;
-	struct thread *thread;
+	struct thread *thread = current_thread();
 	struct piece piece;
 	struct pt_regs *regs;
 	struct call *call;
 	__u64 socket = 0;
 
-	/* Nothing did pass: often there is nothing to be received. */
-	if (passed <= 0)
-		return 0;
-	thread = current_thread();
 	/* Whoever uses no TLS leaves here. */
 	if (!thread)
 		return 0;
@@ -349,7 +345,7 @@ static __always_inline int traced_socket(struct bpf_raw_tracepoint_args *ctx, bo
 			return 0;
 		}
 	}
-	if (!piece_of_call(regs, passed, &piece))
+	if (passed <= 0 || !piece_of_call(regs, passed, &piece))
 		return 0;
 	if (use == USE_ASIDE)
 		return outside_calls(sk, sends, &piece);
