@@ -79,7 +79,7 @@ vm-shell: ## a shell on one of these kernels, with the tests in it: make vm-shel
 	@test -n '$(KERNEL)' || { echo 'vm-shell: which kernel? Such as: make vm-shell KERNEL=6.1' >&2; exit 1; }
 	tests/vm/run --shell $(KERNEL)
 
-bench: bench-tc-guard bench-imds-watch bench-sslsniff ## all that is measured, as ratios: some ten minutes (root)
+bench: bench-tc-guard bench-imds-watch bench-sslsniff ## all that is measured, as ratios: a quarter of an hour (root)
 
 bench-sslsniff: ## what watching TLS costs a web server, as ratios: nginx under wrk, and bpftrace for comparison (root)
 	packaging/install-deps build bench

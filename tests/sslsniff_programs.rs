@@ -279,7 +279,8 @@ mod root {
     /// Starts a program in C between two ports that somebody listens at, and says what is told of it.
     fn between_ports(name: &str, text: &str, more: &[&str]) -> Ended {
         let place = Place::new();
-        let program = built(&place, name, text, &["-rdynamic"]);
+        let text = [include_str!("sslsniff/dials.h"), text].concat();
+        let program = built(&place, name, &text, &["-rdynamic"]);
         let listener = place.netns.enter(|| {
             [PORT, OTHER_PORT]
                 .map(|port| std::net::TcpListener::bind(format!("127.0.0.1:{port}")).unwrap())

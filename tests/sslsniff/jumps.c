@@ -1,17 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* A program that leaves a call for a connection by a jump (longjmp), as some do when time is up, and goes on with another
- * one. It has functions of OpenSSL's names itself.
+ * one. It has functions of OpenSSL's names itself. Behind dials.h.
  *
  *   jumps PORT OTHER_PORT DEPTH    says a line, waits for one, and has the call that it leaves so many bytes further down
  *                                  its stack than the one that follows
  */
 #include <alloca.h>
-#include <arpa/inet.h>
 #include <setjmp.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 static jmp_buf out;
 /* Sockets of the two connections, which stand for them. */
@@ -46,27 +41,11 @@ __attribute__((noinline)) static int deep(int *ssl, int depth)
 	return SSL_do_handshake(ssl) + below[0];
 }
 
-static int dialled(const char *port)
-{
-	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(atoi(port)) };
-	int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-	at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	if (connect(fd, (struct sockaddr *)&at, sizeof(at)))
-		exit(2);
-	return fd;
-}
-
 int main(int argc, char **argv)
 {
-	char line[8];
-
 	if (argc != 4)
 		return 3;
-	puts("here");
-	fflush(stdout);
-	if (!fgets(line, sizeof(line), stdin))
-		return 4;
+	wait_for_line();
 	one = dialled(argv[1]);
 	other = dialled(argv[2]);
 	if (!setjmp(out))

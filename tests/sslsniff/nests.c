@@ -1,15 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* A program that has more calls under way within each other than are kept, and goes on with another connection. It has
- * functions of OpenSSL's names itself.
+ * functions of OpenSSL's names itself. Behind dials.h.
  *
  *   nests PORT OTHER_PORT    says a line, waits for one, and writes through all its layers, then to the other port
  */
-#include <arpa/inet.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #define LAYERS 12
 
 /* Connections, each but the last within the next one, and the other one: sockets, of which the last ones are used. */
@@ -32,28 +26,13 @@ __attribute__((noinline)) int SSL_write_ex(int *ssl, const void *bytes, size_t l
 	return *written == length;
 }
 
-static int dialled(const char *port)
-{
-	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(atoi(port)) };
-	int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-	at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	if (connect(fd, (struct sockaddr *)&at, sizeof(at)))
-		exit(2);
-	return fd;
-}
-
 int main(int argc, char **argv)
 {
 	size_t written;
-	char line[8];
 
 	if (argc != 3)
 		return 3;
-	puts("here");
-	fflush(stdout);
-	if (!fgets(line, sizeof(line), stdin))
-		return 4;
+	wait_for_line();
 	layers[LAYERS - 1] = dialled(argv[1]);
 	other = dialled(argv[2]);
 	/* As records of data begin. */
