@@ -28,4 +28,3 @@ static void wait_for_line(void)
 	if (!fgets(line, sizeof(line), stdin))
 		exit(4);
 }
-
